@@ -1,0 +1,317 @@
+"""The one configuration: every setting with its unit, default and meaning, and no default anywhere else.
+
+`RunConfig` describes one run of training (distillation or alignment). It is read from YAML and changed by
+`section.key=value` on the command line. Unknown keys are refused with the nearest right one.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dipp_ray.errors import UserError
+
+Positive = Annotated[float, Field(gt=0)]
+Timesteps = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]]
+Weight = Literal["unit", "x0_difference", "score_difference"]
+Space = Literal["latents", "images"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RunSection(Section):
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run's folder.")
+    folder: str = Field("runs", description="Where run folders lie.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Keys every draw of noise, time and prompt.")
+    steps: int = Field(ge=1, description="Generator updates of the whole run.")
+    deterministic: bool = Field(True, description="Bit-equal on one kind of device; costs speed on a GPU.")
+
+
+class ModelSection(Section):
+    teacher: str = Field(description="Diffusers pipeline folder of the frozen teacher.")
+    generator: str | None = Field(None, description="Pipeline folder of the starting generator; null: the teacher.")
+    input: Literal["unit", "sigma"] = Field("sigma", description="Generator's input: z, or sigma_{t*} z.")
+    t_star: int = Field(ge=0, description="The fixed time at which the generator's network is read.")
+
+
+class InitSection(Section):
+    score: Literal["teacher", "checkpoint"] = Field(
+        "teacher", description="Start the score model from the teacher, or from the one that distillation left."
+    )
+    score_checkpoint: str | None = Field(None, description="Run folder or checkpoint whose score model is taken.")
+    score_warmup_steps: int = Field(0, ge=0, description="Score-only updates before the first generator update.")
+
+    @model_validator(mode="after")
+    def _checkpoint_named(self):
+        if (self.score == "checkpoint") != (self.score_checkpoint is not None):
+            raise ValueError("init.score=checkpoint and init.score_checkpoint go together: give both or neither")
+        return self
+
+
+class DataSection(Section):
+    prompts: str = Field(description="Parquet file of prompts; a local path or s3://.")
+    column: str = Field("prompt", description="Its text column.")
+    batch_size: int = Field(64, ge=1, description="Samples of one generator update, over all ranks.")
+    micro_batches: int = Field(2, ge=1, description="M: the step's fixed list; group sizes must divide it.")
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.batch_size % self.micro_batches:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} does not split into data.micro_batches={self.micro_batches} "
+                "equal parts: choose a divisor"
+            )
+        return self
+
+
+class ObjectiveSection(Section):
+    reward_scale: float = Field(0.0, ge=0, description="alpha_rew; 0 is plain Diff-Instruct distillation.")
+    guidance_scale: float = Field(1.5, ge=0, description="alpha_cfg of the teacher; 1 is no guidance.")
+    weight: Weight = Field("x0_difference", description="w(t) of the integral KL.")
+    divisor: Literal["none", "abs_mean"] = Field("abs_mean", description="Per-sample divisor of the divergence.")
+    divisor_floor: Positive = Field(1e-3, description="Smallest divisor, in units of x0.")
+    reduction: Literal["sum", "mean"] = Field("mean", description="Over the elements of one sample.")
+    divergence_scale: Positive = Field(1.0, description="Factor on the divergence term.")
+    score_updates: int = Field(1, ge=1, description="K_TA: score updates for each generator update.")
+    score_weight: Literal["epsilon", "x0"] = Field("epsilon", description="lambda(t) of score matching.")
+    score_timesteps: Timesteps = Field((0, 1000), description="Uniform range [low, high) of t, score matching.")
+    divergence_timesteps: Timesteps = Field((20, 980), description="Uniform range [low, high) of t, divergence.")
+    order: Literal["strict", "overlapped"] = Field("strict", description="psi before theta, or DMD2's order.")
+
+
+class OptimSection(Section):
+    lr: Positive = Field(description="Learning rate of AdamW.")
+    betas: tuple[float, float] = Field((0.0, 0.999), description="AdamW's decay rates.")
+    eps: Positive = Field(1e-8, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(10.0, ge=0, description="Largest norm of the gradient; 0 is no clipping.")
+    warmup_steps: int = Field(0, ge=0, description="Updates of linear learning-rate warm-up.")
+
+
+class EmaSection(Section):
+    decay: float = Field(0.98, ge=0, lt=1, description="Decay per update of the generator's moving average.")
+
+
+class RewardTerm(Section):
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="Name in metrics and replies.")
+    model: str = Field(description="`clip` or `package.module:Class`.")
+    folder: str | None = Field(None, description="Folder of its weights.")
+    weight: float = Field(1.0, description="Weight in the sum; 0 with `held_out`.")
+    held_out: bool = Field(False, description="Scored and reported, never trained on.")
+
+
+class RewardSection(Section):
+    terms: list[RewardTerm] = Field(default_factory=list)
+    app: str | None = Field(None, description="Serve application to use; null: a private one for this run.")
+    standardise: bool = Field(False, description="Divide by the deviation of the starting generator's reward.")
+    standardise_samples: int = Field(256, ge=2, description="Samples that measure mean and deviation.")
+    on_nonfinite: Literal["raise", "drop"] = Field("raise", description="drop: keep the divergence, count it.")
+    deadline_s: Positive = Field(120.0, description="Longest wait for one answer, seconds, retries included.")
+    replicas: int = Field(1, ge=1, description="Replicas of a private application.")
+
+    @model_validator(mode="after")
+    def _unique(self):
+        names = [term.name for term in self.terms]
+        if len(set(names)) != len(names):
+            raise ValueError("reward.terms has two terms of one name: rename one")
+        return self
+
+
+class RoleSection(Section):
+    workers: int = Field(1, ge=1, description="Ranks of a group, or actors of a pool.")
+    cpus: float = Field(0.25, ge=0, description="Ray CPUs of one worker.")
+    gpus: float = Field(0.0, ge=0, description="GPUs of one worker; a fraction shares a GPU with another role.")
+    accelerator: str | None = Field(None, description="GPU kind as Ray names it, such as H100.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Node labels, such as role: teacher.")
+    resources: dict[str, float] = Field(default_factory=dict, description="Custom Ray resources of one worker.")
+    threads: int = Field(1, ge=1, description="CPU threads of torch in one worker.")
+    dtype: Literal["fp32", "bf16"] = Field("fp32", description="Precision of the network's forward and backward.")
+
+    @model_validator(mode="after")
+    def _whole_or_fraction(self):
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus={self.gpus}: more than one GPU must be a whole number")
+        return self
+
+
+class TrainedRoleSection(RoleSection):
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
+    persistence_threshold: int = Field(
+        100_000, ge=0, description="Parameters smaller than this stay whole at ZeRO 3, in elements."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+
+
+class RolesSection(Section):
+    generator: TrainedRoleSection = TrainedRoleSection()
+    score: TrainedRoleSection = TrainedRoleSection()
+    teacher: RoleSection = RoleSection()
+    reward: RoleSection = RoleSection()
+    text: RoleSection = RoleSection(cpus=0.1)
+    ports: tuple[int, int] = Field((20000, 30000), description="Range of rendezvous ports, below the ephemeral one.")
+    wait_s: Positive = Field(600.0, description="Longest wait for the cluster to give what the roles ask, seconds.")
+    step_timeout_s: Positive = Field(1800.0, description="Longest wait for one result inside a step, seconds.")
+
+    @model_validator(mode="after")
+    def _one_rank_a_gpu(self):
+        for name in ("generator", "score"):
+            role = getattr(self, name)
+            if role.workers > 1 and 0 < role.gpus < 1:
+                raise ValueError(
+                    f"roles.{name}: {role.workers} ranks at {role.gpus} GPU each could share one GPU, which NCCL "
+                    f"refuses: give roles.{name}.gpus=1, or workers=1 (fractions are for different roles)"
+                )
+        return self
+
+
+class CheckpointSection(Section):
+    every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept; the best by the held-out reward stays too.")
+    url: str | None = Field(None, description="Where checkpoints lie; null: in the run's folder.")
+
+
+class LogSection(Section):
+    samples_every: int = Field(50, ge=1, description="Steps between sample grids and held-out scores.")
+    samples: int = Field(36, ge=1, description="Images of a grid, from fixed noises and prompts.")
+    held_out_samples: int = Field(128, ge=1, description="Samples scored by the held-out reward.")
+    tensorboard: bool = True
+    stop_patience: int = Field(0, ge=0, description="Stop after so many held-out falls in a row; 0: never.")
+
+
+class RunConfig(Section):
+    run: RunSection
+    model: ModelSection
+    init: InitSection = InitSection()
+    data: DataSection
+    objective: ObjectiveSection = ObjectiveSection()
+    generator_optim: OptimSection
+    score_optim: OptimSection
+    ema: EmaSection = EmaSection()
+    reward: RewardSection = RewardSection()
+    roles: RolesSection = RolesSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        micro_batches = self.data.micro_batches
+        for name in ("generator", "score"):
+            workers = getattr(self.roles, name).workers
+            if micro_batches % workers:
+                sizes = ", ".join(map(str, allowed_group_sizes(micro_batches)))
+                raise ValueError(
+                    f"roles.{name}.workers={workers} does not divide data.micro_batches={micro_batches}: "
+                    f"allowed sizes are {sizes}"
+                )
+        if self.objective.reward_scale > 0 and not self.trained_terms and not self.reward.app:
+            raise ValueError(
+                "objective.reward_scale is above 0 but reward.terms has no trained term: add one, or set the scale to 0"
+            )
+        for key in ("score_timesteps", "divergence_timesteps"):
+            low, high = getattr(self.objective, key)
+            if low >= high:
+                raise ValueError(f"objective.{key}=[{low}, {high}] is empty: low must be below high")
+        if self.objective.divergence_timesteps[0] == 0:
+            raise ValueError("objective.divergence_timesteps starts at 0, where the score is not defined: start at 1+")
+        return self
+
+    @property
+    def trained_terms(self) -> list[RewardTerm]:
+        return [term for term in self.reward.terms if not term.held_out]
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.data.batch_size // self.data.micro_batches
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.folder) / self.run.name
+
+    def trajectory_hash(self) -> str:
+        """SHA-256 of all that defines the trajectory; sizes, placement, ZeRO stage, logging and storage may change.
+
+        The number of steps is left out as well, so that a finished run can be made longer.
+        """
+        data = self.model_dump(mode="json", exclude={"roles", "checkpoint", "log"})
+        for key in ("name", "folder", "steps"):
+            data["run"].pop(key)
+        for key in ("deadline_s", "replicas", "app"):
+            data["reward"].pop(key)
+        data["dtype"] = {name: getattr(self.roles, name).dtype for name in ("generator", "score", "teacher", "reward")}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def allowed_group_sizes(micro_batches: int) -> list[int]:
+    """The divisors of M, ascending: the sizes that a group of ranks may have."""
+    return [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None, model: type[Section] = RunConfig):
+    """Read `path` (YAML), apply `section.key=value` overrides, validate. Raises UserError with one sentence."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"configuration {path}: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"configuration {path} holds no sections: expected lines such as 'run:'")
+    for override in overrides or []:
+        apply_override(data, override)
+    return validate(data, model, str(path))
+
+
+def apply_override(data: dict, override: str) -> None:
+    """Set one `section.key=value` in the nested mapping `data`; the value is read as YAML."""
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"'{override}' is no setting: write section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise UserError(f"'{override}': '{section}' is a value, not a section")
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"'{override}': the value is not YAML; quote it") from None
+
+
+def validate(data: dict[str, Any], model: type[Section], source: str):
+    """The typed configuration of `data`. Raises UserError that names the first fault and the nearest right key."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{source}: {_unknown_key(where, model)}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if first["type"] in ("missing", "value_error") else f" (given: {first['input']!r})"
+        raise UserError(f"{source}: {f'{where}: ' if where else ''}{message}{given}") from None
+
+
+def _unknown_key(where: str, model: type[Section]) -> str:
+    keys = list(_keys(model))
+    leaf = where.rsplit(".", 1)[-1]
+    elsewhere = [key for key in keys if key.rsplit(".", 1)[-1] == leaf]
+    near = elsewhere or difflib.get_close_matches(where, keys, n=1, cutoff=0.5)
+    near = near or [key for key in keys if difflib.get_close_matches(leaf, [key.rsplit(".", 1)[-1]], n=1)]
+    section = where.rsplit(".", 1)[0] if "." in where else "the top level"
+    return f"unknown key '{leaf}' in {section}" + (f": did you mean {near[0]}?" if near else ": remove it")
+
+
+def _keys(model: type[Section], prefix: str = ""):
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _keys(kind, f"{prefix}{name}.")
