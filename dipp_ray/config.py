@@ -17,8 +17,7 @@ from dipp_ray.errors import UserError
 
 Positive = Annotated[float, Field(gt=0)]
 Timesteps = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]]
-Weight = Literal["unit", "x0_difference", "score_difference"]
-Space = Literal["latents", "images"]
+Weight = Literal["unit", "sigma_squared", "x0_difference"]
 
 
 class Section(BaseModel):
@@ -76,8 +75,7 @@ class ObjectiveSection(Section):
     weight: Weight = Field("x0_difference", description="w(t) of the integral KL.")
     divisor: Literal["none", "abs_mean"] = Field("abs_mean", description="Per-sample divisor of the divergence.")
     divisor_floor: Positive = Field(1e-3, description="Smallest divisor, in units of x0.")
-    reduction: Literal["sum", "mean"] = Field("mean", description="Over the elements of one sample.")
-    divergence_scale: Positive = Field(1.0, description="Factor on the divergence term.")
+    reduction: Literal["sum", "mean"] = Field("sum", description="Over the elements of one sample.")
     score_updates: int = Field(1, ge=1, description="K_TA: score updates for each generator update.")
     score_weight: Literal["epsilon", "x0"] = Field("epsilon", description="lambda(t) of score matching.")
     score_timesteps: Timesteps = Field((0, 1000), description="Uniform range [low, high) of t, score matching.")

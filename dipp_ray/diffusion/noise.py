@@ -1,0 +1,47 @@
+"""Keyed randomness: every draw is a function of (seed, step, repeat, sample index, purpose), wherever it is made.
+
+The key is BLAKE2b-128 over the five, as documented at `key_of`, and feeds NumPy's counter-based Philox generator on
+the CPU. So a run follows one trajectory at any number of ranks, before and after a restart. (torch's own CPU
+generator keeps 32 bits of a seed and draws differently below 16 elements.)
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Purpose = Literal["prompt", "z", "score_t", "score_eps", "divergence_t", "divergence_eps"]
+
+
+def key_of(seed: int, step: int, repeat: int, index: int, purpose: str) -> int:
+    """128 bits: BLAKE2b of four little-endian signed 64-bit integers followed by the purpose in UTF-8."""
+    record = struct.pack("<4q", seed, step, repeat, index) + purpose.encode()
+    return int.from_bytes(hashlib.blake2b(record, digest_size=16).digest(), "little")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of one micro-batch: of repeat k of a step, for the samples with these global indices."""
+
+    seed: int
+    step: int
+    repeat: int
+    indices: Sequence[int]
+
+    def _generators(self, purpose: Purpose):
+        for index in self.indices:
+            yield np.random.Generator(np.random.Philox(key=key_of(self.seed, self.step, self.repeat, index, purpose)))
+
+    def normal(self, purpose: Purpose, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise [b, *shape] in fp32 on the CPU."""
+        rows = [generator.standard_normal(shape, dtype=np.float32) for generator in self._generators(purpose)]
+        return torch.from_numpy(np.stack(rows))
+
+    def integers(self, purpose: Purpose, low: int, high: int) -> Tensor:
+        """Integers [b] uniform on low .. high - 1."""
+        return torch.tensor([int(generator.integers(low, high)) for generator in self._generators(purpose)])
