@@ -3,11 +3,23 @@
 g_i = divergence_i / divisor_i - alpha_rew dr/dx_0,i          L = sum_i <x_0,i , stop_grad(g_i)> / b
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from dipp_ray.alignment.divergence import divisor_of, ikl_gradient
+from dipp_ray.alignment.divergence import divisor_of, ikl_gradient, score_gap
 from dipp_ray.config import ObjectiveSection
 from dipp_ray.diffusion.schedule import per_sample
+
+
+@dataclass(frozen=True)
+class RewardReply:
+    """What a reward model answers about b samples: the weighted reward, each raw score, and the exact gradient."""
+
+    reward: Tensor  # [b]
+    scores: dict[str, Tensor]  # [b] each
+    gradient: Tensor | None  # dr/dx_0, of x_0's shape
+    finite: Tensor  # [b] bool: reward and gradient are finite
 
 
 def divergence_gradient(
@@ -27,3 +39,39 @@ def generator_gradient(divergence: Tensor, reward: Tensor, reward_scale: float) 
 def surrogate(x0: Tensor, gradient: Tensor) -> Tensor:
     """The scalar whose gradient with respect to x0 [B, ...] is gradient / B. Its value means nothing."""
     return (x0 * gradient.to(x0.dtype).detach()).sum() / len(x0)
+
+
+def feedback(
+    objective: ObjectiveSection,
+    x0: Tensor,
+    x0_psi: Tensor,
+    x0_ref: Tensor,
+    reward: RewardReply | None,
+    reward_deviation: float,
+    alpha: Tensor,
+    sigma: Tensor,
+) -> tuple[Tensor, dict[str, float]]:
+    """(g [B, ...] in fp64, measurements as means over the batch) from all that the roles answered about x0 [B, ...].
+
+    `reward_deviation` standardises the reward: 1 without. A sample whose reward is not finite keeps its divergence
+    and loses its reward term; it is counted, and stays in the divisor B.
+    """
+    x0 = x0.detach()
+    gradient = divergence_gradient(objective, x0, x0_psi, x0_ref, alpha, sigma)
+    measured = {
+        "score_gap": score_gap(x0_psi, x0_ref).mean().item(),
+        "divergence_norm": gradient.flatten(1).norm(dim=1).mean().item(),
+    }
+    if reward is None:
+        return gradient, measured
+    kept = reward.finite
+    measured["reward_dropped"] = float((~kept).sum())
+    if kept.any():
+        measured["reward"] = reward.reward[kept].double().mean().item()
+        measured |= {f"reward/{name}": score[kept].double().mean().item() for name, score in reward.scores.items()}
+    if reward.gradient is not None:
+        scale = objective.reward_scale / reward_deviation
+        reward_gradient = reward.gradient.double().where(per_sample(kept, reward.gradient), 0.0)
+        gradient = generator_gradient(gradient, reward_gradient, scale)
+        measured["reward_gradient_norm"] = scale * reward_gradient.flatten(1).norm(dim=1).mean().item()
+    return gradient, measured

@@ -18,6 +18,10 @@ from torch import Tensor
 Purpose = Literal["prompt", "z", "score_t", "score_eps", "divergence_t", "divergence_eps"]
 
 
+# Steps below zero belong to draws outside training's own steps.
+EVALUATION, STANDARDISATION, SCORE_WARMUP = -1, -2, -3
+
+
 def key_of(seed: int, step: int, repeat: int, index: int, purpose: str) -> int:
     """128 bits: BLAKE2b of four little-endian signed 64-bit integers followed by the purpose in UTF-8."""
     record = struct.pack("<4q", seed, step, repeat, index) + purpose.encode()
@@ -26,7 +30,10 @@ def key_of(seed: int, step: int, repeat: int, index: int, purpose: str) -> int:
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of one micro-batch: of repeat k of a step, for the samples with these global indices."""
+    """The randomness of one micro-batch: of repeat k of a step, for the samples with these global indices.
+
+    Any process that is handed these four values draws the same numbers, so noise never travels.
+    """
 
     seed: int
     step: int

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """Text embeddings [B, L, D], their mask [B, L] (1 = read) or None, and pooled ones [B, P] or None (SDXL, SD3)."""
+    """Text embeddings [B, L, D], their mask [B, L] (1 = read) or None, and pooled ones [B, P] or None (SDXL)."""
 
     tokens: Tensor
     mask: Tensor | None = None

@@ -1,0 +1,135 @@
+"""The plain loop: Diff-Instruct++ in one process, with torch alone. Every Ray run is measured against it.
+
+It reads as Algorithm 1 and calls the same functions as the roles do, with the same keyed noise.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dipp_ray.alignment.objective import RewardReply, feedback, surrogate
+from dipp_ray.alignment.questions import generate, predict, predict_guided, score_loss
+from dipp_ray.alignment.updates import ema_update, learning_rate
+from dipp_ray.config import OptimSection, RunConfig
+from dipp_ray.data.prompts import Prompts
+from dipp_ray.diffusion.noise import SCORE_WARMUP, Draws
+from dipp_ray.diffusion.one_step import OneStep
+from dipp_ray.errors import NonFiniteError
+from dipp_ray.models.denoiser import Denoiser
+from dipp_ray.models.text import TextEncoder
+
+Reward = Callable[[Tensor, list[str]], RewardReply]
+
+
+class Trained:
+    """A network with its optimiser: accumulate, clip, step."""
+
+    def __init__(self, network: Denoiser, optim: OptimSection):
+        self.network, self.optim, self.updates = network, optim, 0
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+        )
+
+    def step(self) -> float:
+        """One update from the accumulated gradient; answers its norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.optim, self.updates)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.grad_clip or float("inf"))
+        if not norm.isfinite():
+            raise NonFiniteError(f"the gradient of update {self.updates} is not finite")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        return norm.item()
+
+
+class PlainLoop:
+    def __init__(
+        self,
+        config: RunConfig,
+        one_step: OneStep,
+        generator: Denoiser,
+        score: Denoiser,
+        teacher: Denoiser,
+        text: TextEncoder,
+        prompts: Prompts,
+        reward: Reward | None,
+        latent_shape: tuple[int, int, int],
+    ):
+        self.config, self.objective, self.one_step = config, config.objective, one_step
+        self.diffusion = one_step.diffusion
+        self.generator = Trained(generator, config.generator_optim)
+        self.score = Trained(score, config.score_optim)
+        self.teacher, self.text, self.prompts, self.reward = teacher, text, prompts, reward
+        self.latent_shape = latent_shape
+        self.null = text([""])
+        self.average = copy.deepcopy(generator.state_dict())
+        for i in range(config.init.score_warmup_steps):
+            self.train_score([self.sample(draws, False) for draws in self.micro_batches(SCORE_WARMUP, i)])
+
+    def step(self, step: int) -> dict[str, float]:
+        """One generator update with its K_TA score updates, in the configured order; answers what it measured."""
+        last = self.objective.score_updates - 1
+        repeats = [
+            [self.sample(draws, graph=k == last) for draws in self.micro_batches(step, k)] for k in range(last + 1)
+        ]
+        if self.objective.order == "strict":
+            score_metrics = [self.train_score(batch) for batch in repeats]
+            answers = [self.ask_score(*sample) for sample in repeats[last]]
+        else:
+            answers = [self.ask_score(*sample) for sample in repeats[last]]
+            score_metrics = [self.train_score(batch) for batch in repeats]
+        return score_metrics[-1] | self.train_generator(repeats[last], answers)
+
+    def micro_batches(self, step: int, repeat: int) -> list[Draws]:
+        size = self.config.micro_batch_size
+        starts = range(0, self.config.data.batch_size, size)
+        return [Draws(self.config.run.seed, step, repeat, range(start, start + size)) for start in starts]
+
+    def sample(self, draws: Draws, graph: bool):
+        prompts = self.prompts.of(draws)
+        embeds = self.text(prompts)
+        with torch.set_grad_enabled(graph):
+            z = draws.normal("z", self.latent_shape)
+            x0 = generate(self.generator.network, self.one_step, z, embeds)
+        return draws, prompts, embeds, x0
+
+    def train_score(self, batch) -> dict[str, float]:
+        losses = []
+        for draws, _, embeds, x0 in batch:
+            t = draws.integers("score_t", *self.objective.score_timesteps)
+            eps = draws.normal("score_eps", self.latent_shape)
+            loss = score_loss(
+                self.score.network, self.diffusion, x0.detach(), embeds, t, eps, self.objective.score_weight
+            )
+            (loss / len(batch)).backward()
+            losses.append(loss.item())
+        return {"score_loss": sum(losses) / len(losses), "grad_norm/score": self.score.step()}
+
+    def ask_score(self, draws: Draws, prompts, embeds, x0) -> Tensor:
+        return predict(self.score.network, self.diffusion, x0.detach(), embeds, *self.divergence_draws(draws))
+
+    def divergence_draws(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        t = draws.integers("divergence_t", *self.objective.divergence_timesteps)
+        return t, draws.normal("divergence_eps", self.latent_shape)
+
+    def train_generator(self, batch, answers: list[Tensor]) -> dict[str, float]:
+        measured = []
+        for (draws, prompts, embeds, x0), x0_psi in zip(batch, answers, strict=True):
+            t, eps = self.divergence_draws(draws)
+            x0_ref = predict_guided(
+                self.teacher, self.diffusion, x0.detach(), embeds, self.null, t, eps, self.objective.guidance_scale
+            )
+            reply = self.reward(x0.detach(), prompts) if self.reward else None
+            alpha, sigma = self.diffusion.schedule.alpha_sigma(t)
+            gradient, values = feedback(self.objective, x0, x0_psi, x0_ref, reply, 1.0, alpha, sigma)
+            (surrogate(x0, gradient) / len(batch)).backward()
+            measured.append(values)
+        norm = self.generator.step()
+        for name, value in self.generator.network.state_dict().items():
+            ema_update(self.average[name], value, self.config.ema.decay)
+        return {key: sum(v[key] for v in measured) / len(measured) for key in measured[0]} | {
+            "grad_norm/generator": norm
+        }
