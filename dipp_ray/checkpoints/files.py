@@ -91,6 +91,7 @@ def _abandon(fs, file, path: str) -> None:
     try:
         if hasattr(file, "discard") and not isinstance(fs, LocalFileSystem):
             file.discard()
+            file.closed = True  # or fsspec tries to finish the upload when the object is collected
         else:
             file.close()
     except OSError:

@@ -1,0 +1,181 @@
+"""Which worker of which role runs on which node: a pure function of what is asked for and what the nodes have."""
+
+import re
+from dataclasses import dataclass, field
+
+from rich.table import Table
+
+from dipp_ray.config import RunConfig
+from dipp_ray.errors import UserError
+from dipp_ray.training.placement_table import as_text, plan_table
+
+GROUPS = ("generator", "score")  # ranks of one torch.distributed world: never two on one GPU
+SERVED = ("reward",)  # placed by Ray Serve
+ACCELERATOR = "accelerator_type:"  # prefix of the resource by which Ray marks a node's kind of GPU
+ACCELERATOR_SHARE = 0.001  # as Ray itself asks of that resource for one actor
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one worker of a role asks for. A label's value may be a Ray selector: `a`, `!a`, `in(a, b)`, `!in(a, b)`."""
+
+    role: str
+    index: int
+    cpus: float = 0.0
+    gpus: float = 0.0
+    accelerator: str | None = None
+    labels: dict[str, str] = field(default_factory=dict, hash=False)
+    resources: dict[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """Everything asked for, by Ray's resource names; nothing that is 0."""
+        kind = {ACCELERATOR + self.accelerator: ACCELERATOR_SHARE} if self.accelerator else {}
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.resources, **kind}
+        return {name: amount for name, amount in amounts.items() if amount > 0}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node: its total resources by Ray's names, how much of them is taken, its labels."""
+
+    id: str
+    name: str
+    total: dict[str, float] = field(hash=False)
+    used: dict[str, float] = field(default_factory=dict, hash=False)
+    labels: dict[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def free(self) -> dict[str, float]:
+        return {name: amount - self.used.get(name, 0.0) for name, amount in self.total.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`where` maps (role, index) to a node; `unmet` maps the others to the reason, one line each.
+
+    `possible`: the cluster can hold all of it. `waits`: only once what is taken now is given back.
+    """
+
+    requests: tuple[Request, ...]
+    nodes: tuple[Node, ...]
+    where: dict[tuple[str, int], Node] = field(hash=False)
+    unmet: dict[tuple[str, int], str] = field(hash=False)
+    waits: bool = False
+
+    @property
+    def possible(self) -> bool:
+        return not self.unmet
+
+    def table(self) -> Table:
+        """What each role asks for, where it goes, and what the cluster has."""
+        return plan_table(self)
+
+    def require(self) -> "Plan":
+        """Itself. Raises UserError with the table when the plan is impossible."""
+        if not self.possible:
+            raise UserError(f"the cluster cannot hold this run: ask for less, or add nodes\n{as_text(self.table())}")
+        return self
+
+
+def requests(config: RunConfig) -> list[Request]:
+    """One request for each worker of each role, in a fixed order.
+
+    The reward has `reward.replicas` workers, and none where it has no terms or another application is used.
+    """
+    private_reward = bool(config.reward.terms) and not config.reward.app
+    found = []
+    for role in ("generator", "score", "teacher", "reward", "text"):
+        asked = getattr(config.roles, role)
+        workers = asked.workers if role not in SERVED else config.reward.replicas * private_reward
+        one = (asked.cpus, asked.gpus, asked.accelerator, asked.labels, asked.resources)
+        found += [Request(role, index, *one) for index in range(workers)]
+    return found
+
+
+def plan(requests: list[Request], nodes: list[Node]) -> Plan:
+    """Assign each request to a node: the hardest to place first, each on the first node that fits.
+
+    Deterministic, and a heuristic: of several roles that could swap nodes, labels say which goes where. It fits into
+    what is free now where that can be; otherwise into the totals, and `waits` is true.
+    """
+    nodes = sorted(nodes, key=lambda node: (node.name, node.id))
+    where, unmet = _assign(requests, nodes, {node.id: node.free for node in nodes})
+    if not unmet:
+        return Plan(tuple(requests), tuple(nodes), where, {})
+    where, unmet = _assign(requests, nodes, {node.id: node.total for node in nodes})
+    return Plan(tuple(requests), tuple(nodes), where, unmet, waits=not unmet)
+
+
+def matches(labels: dict[str, str], selectors: dict[str, str]) -> bool:
+    """Whether a node's labels satisfy all selectors, as Ray reads them."""
+    for key, selector in selectors.items():
+        negated, value = selector.startswith("!"), selector.removeprefix("!")
+        listed = re.fullmatch(r"in\((.*)\)", value)
+        values = [part.strip() for part in listed[1].split(",")] if listed else [value]
+        if (labels.get(key) in values) == negated:
+            return False
+    return True
+
+
+class _Room:
+    """What is left of one node while a plan is made; its GPUs one by one."""
+
+    def __init__(self, amounts: dict[str, float]):
+        self.left = dict(amounts)
+        gpus = amounts.get("GPU", 0.0)
+        # Ray does not say which GPU a used fraction lies on: the fullest packing is assumed.
+        self.gpus = [1.0] * int(gpus) + ([gpus % 1] if gpus % 1 > 1e-6 else [])
+        self.groups: list[set[str]] = [set() for _ in self.gpus]
+
+    def place(self, request: Request) -> bool:
+        """Take the room for `request`, or leave all as it is and answer False."""
+        if any(self.left.get(name, 0.0) < amount - 1e-6 for name, amount in request.amounts.items()):
+            return False
+        exclusive = {request.role} & set(GROUPS)
+        count, share = (int(request.gpus), 1.0) if request.gpus >= 1 else (int(request.gpus > 0), request.gpus)
+        usable = [i for i, left in enumerate(self.gpus) if left >= share - 1e-6 and not exclusive & self.groups[i]]
+        if len(usable) < count:
+            return False
+        for i in usable[:count]:
+            self.gpus[i] -= share
+            self.groups[i] |= exclusive
+        for name, amount in request.amounts.items():
+            self.left[name] -= amount
+        return True
+
+
+def _assign(requests: list[Request], nodes: list[Node], capacity: dict[str, dict[str, float]]):
+    fits = {
+        request: [n for n in nodes if matches(n.labels, request.labels) and _Room(n.total).place(request)]
+        for request in requests
+    }
+    rooms = {node.id: _Room(capacity[node.id]) for node in nodes}
+    where, unmet = {}, {}
+    for request in sorted(requests, key=lambda r: (len(fits[r]), -r.gpus, -r.cpus)):
+        key = (request.role, request.index)
+        # As Ray does, keep what needs no GPU off the nodes that have some.
+        candidates = sorted(fits[request], key=lambda n: request.gpus == 0 and n.total.get("GPU", 0) > 0)
+        node = next((n for n in candidates if rooms[n.id].place(request)), None)
+        if node is not None:
+            where[key] = node
+        else:
+            unmet[key] = _reason(request, nodes, fits[request])
+    order = [(request.role, request.index) for request in requests]
+    return {k: where[k] for k in order if k in where}, {k: unmet[k] for k in order if k in unmet}
+
+
+def _reason(request: Request, nodes: list[Node], fits: list[Node]) -> str:
+    who = f"{request.role} {request.index}"
+    if fits:
+        names = ", ".join(node.name for node in fits)
+        return f"{who}: {names} could hold it, but the other workers leave too little there"
+    labelled = [node for node in nodes if matches(node.labels, request.labels)]
+    if not labelled:
+        return f"{who}: no node has the labels {', '.join(f'{k}={v}' for k, v in request.labels.items())}"
+    for name, amount in request.amounts.items():
+        most = max(node.total.get(name, 0.0) for node in labelled)
+        if most < amount:
+            having = f"the largest fitting node has {most:g}" if most else "no fitting node has any"
+            return f"{who}: asks for {name} {amount:g}, and {having}"
+    return f"{who}: no single node has all that it asks for together"

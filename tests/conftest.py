@@ -1,0 +1,28 @@
+"""One Ray session for all tests that need one."""
+
+import os
+import shutil
+
+import pytest
+
+# Ray reads these when it is first imported. Sockets lie under RAY_TMPDIR, and their paths must be short.
+RAY_TMPDIR = f"/tmp/dr-{os.getpid()}"
+os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1", RAY_TMPDIR=RAY_TMPDIR)
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A connected Ray of its own: 8 CPUs, never a cluster that happens to run on this machine."""
+    os.makedirs(RAY_TMPDIR, exist_ok=True)
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        object_store_memory=150 * 1024 * 1024,
+        log_to_driver=False,
+    )
+    yield ray
+    ray.shutdown()
+    shutil.rmtree(RAY_TMPDIR, ignore_errors=True)
