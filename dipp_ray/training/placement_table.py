@@ -11,7 +11,7 @@ TEXT_WIDTH = 118  # columns
 
 
 def plan_table(plan) -> Table:
-    """Roles (what one worker asks for, where the workers go), then nodes (labels, total, free), then what is unmet."""
+    """Roles (what one worker asks for, where the workers go), then nodes (total, labels, free), then what is unmet."""
     title = "Placement" + ("" if plan.possible else ": impossible") + (": waits for room" if plan.waits else "")
     table = Table(title=title, title_justify="left")
     for column in ("who", "asks for, has", "goes to, free"):
@@ -31,10 +31,8 @@ def plan_table(plan) -> Table:
     if not plan.nodes:
         table.add_row("no nodes", "", "")
     if plan.unmet:
-        table.add_section()
-        for reason in plan.unmet.values():
-            who, why = reason.split(": ", 1)
-            table.add_row(f"unmet: {who}", why, "")
+        table.caption = "\n".join(f"unmet: {reason}" for reason in plan.unmet.values())
+        table.caption_justify = "left"
     return table
 
 

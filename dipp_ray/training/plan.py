@@ -98,6 +98,9 @@ def plan(requests: list[Request], nodes: list[Node]) -> Plan:
 
     Deterministic, and a heuristic: of several roles that could swap nodes, labels say which goes where. It fits into
     what is free now where that can be; otherwise into the totals, and `waits` is true.
+
+    Two ranks of a group are kept on different GPUs here, but within a node Ray itself picks the GPU: fractions up to a
+    half could still meet, which is why the configuration refuses them for groups of more than one.
     """
     nodes = sorted(nodes, key=lambda node: (node.name, node.id))
     where, unmet = _assign(requests, nodes, {node.id: node.free for node in nodes})
@@ -167,6 +170,8 @@ def _assign(requests: list[Request], nodes: list[Node], capacity: dict[str, dict
 
 def _reason(request: Request, nodes: list[Node], fits: list[Node]) -> str:
     who = f"{request.role} {request.index}"
+    if not nodes:
+        return f"{who}: the cluster has no nodes"
     if fits:
         names = ", ".join(node.name for node in fits)
         return f"{who}: {names} could hold it, but the other workers leave too little there"
@@ -177,5 +182,6 @@ def _reason(request: Request, nodes: list[Node], fits: list[Node]) -> str:
         most = max(node.total.get(name, 0.0) for node in labelled)
         if most < amount:
             having = f"the largest fitting node has {most:g}" if most else "no fitting node has any"
-            return f"{who}: asks for {name} {amount:g}, and {having}"
+            asks = f"GPU kind {request.accelerator}" if name.startswith(ACCELERATOR) else f"{name} {amount:g}"
+            return f"{who}: asks for {asks}, and {having}"
     return f"{who}: no single node has all that it asks for together"

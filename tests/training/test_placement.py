@@ -129,7 +129,7 @@ def test_possible(name):
 
 
 IMPOSSIBLE = {
-    "no nodes": ([Request("generator", 0, 1)], [], {"generator0": "no node has"}),
+    "no nodes": ([Request("generator", 0, 1)], [], {"generator0": "the cluster has no nodes"}),
     "no such label": (
         [Request("teacher", 0, 1, labels={"role": "teacher"})],
         [node("a", 8)],
@@ -138,7 +138,7 @@ IMPOSSIBLE = {
     "no such kind": (
         [Request("score", 0, gpus=1, accelerator="H100")],
         [node("a", 8, 8, "A100")],
-        {"score0": "accelerator_type:H100 0.001, and no fitting node has any"},
+        {"score0": "asks for GPU kind H100, and no fitting node has any"},
     ),
     "too large": (
         [Request("score", 0, 9)],
@@ -181,8 +181,8 @@ def test_impossible(name):
     text = str(error.value)
     flat = " ".join(text.replace("│", " ").split())
     assert "Placement: impossible" in flat
-    for role, index in found.unmet:
-        assert f"unmet: {role} {index}" in flat
+    for reason in found.unmet.values():
+        assert f"unmet: {reason}" in flat
     assert all(f"node {n.name}" in flat for n in nodes)
 
 
