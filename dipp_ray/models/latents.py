@@ -1,0 +1,65 @@
+"""From latents to the pixels that a person sees: the one place of decode, scaling, shift and clamp."""
+
+import json
+from pathlib import Path
+
+import diffusers
+import torch
+from torch import nn
+
+from dipp_ray.errors import UserError
+
+
+class LatentDecoder(nn.Module):
+    """A diffusers VAE, frozen, between latents in the diffusion model's scale and images in [0, 1].
+
+    The clamp is hard. Outside the range its gradient is zero, which is the exact gradient of what a person sees:
+    a pixel that is already white does not get whiter. Inside the range, and on its border, it is the identity's.
+    """
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae.eval().requires_grad_(False)
+        config = vae.config
+        self.latent_channels = config.latent_channels
+        self.factor = 2 ** (len(config.get("block_out_channels", (0,))) - 1)  # pixels of an image's side per latent
+        self.scaling = config.get("scaling_factor") or 1.0
+        self.shift = config.get("shift_factor") or 0.0
+        if config.get("latents_mean") is not None:
+            raise UserError(
+                "this VAE normalises latents channel by channel (latents_mean), which is not supported: "
+                "take one with scaling_factor and shift_factor"
+            )
+
+    @classmethod
+    def from_pipeline(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "LatentDecoder":
+        """Load the `vae` of a diffusers pipeline folder (safetensors only). Raises UserError if there is none."""
+        folder = Path(folder)
+        try:
+            library, name = json.loads((folder / "model_index.json").read_text())["vae"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{folder} is no diffusers pipeline folder with a VAE: give a folder whose model_index.json names one"
+            ) from None
+        # Only diffusers' own classes: code of a model folder is never executed.
+        if library != "diffusers" or not str(name).startswith("Autoencoder") or not hasattr(diffusers, name):
+            raise UserError(f"{folder}: its VAE is {library}.{name}: use one of the Autoencoder classes of diffusers")
+        try:
+            vae = getattr(diffusers, name).from_pretrained(
+                folder / "vae", torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"the VAE in {folder / 'vae'} does not load: {' '.join(str(error).split())}") from error
+        return cls(vae)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [B, C, h, w] in the model's scale -> images [B, 3, H, W] in [0, 1], in the latents' dtype."""
+        z = latents.to(self.vae.dtype) / self.scaling + self.shift
+        return ((self.vae.decode(z).sample + 1) / 2).clamp(0, 1).to(latents.dtype)
+
+    forward = decode
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] in [0, 1] -> the mode of their latents [B, C, h, w] in the model's scale."""
+        posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
+        return ((posterior.mode() - self.shift) * self.scaling).to(images.dtype)

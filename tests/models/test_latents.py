@@ -1,0 +1,59 @@
+import json
+
+import pytest
+import torch
+from tiny_models import save_pipeline
+
+from dipp_ray.errors import UserError
+from dipp_ray.models.latents import LatentDecoder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_pipeline(tmp_path)
+
+
+def test_decode_is_scaled_shifted_and_clamped(folder):
+    decoder = LatentDecoder.from_pipeline(folder)
+    z = torch.randn(2, 1, 8, 8) * 20  # far out, so that some pixels leave the range
+    with torch.no_grad():
+        raw = (decoder.vae.decode(z / 0.5 + 0.1).sample + 1) / 2
+        images = decoder.decode(z)
+    assert raw.min() < 0 or raw.max() > 1
+    assert torch.equal(images, raw.clamp(0, 1))
+    assert images.shape == (2, 3, 16, 16) and decoder.factor == 2
+
+
+def test_clamp_has_no_gradient_outside_and_the_identitys_inside():
+    class Identity(torch.nn.Module):
+        config = type("Config", (dict,), {"__getattr__": dict.get})(latent_channels=3, scaling_factor=1.0)
+        dtype = torch.float32
+
+        def decode(self, z):
+            return type("Output", (), {"sample": z})
+
+    z = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0]).view(1, 1, 1, 5).expand(1, 3, 1, 5).clone().requires_grad_()
+    LatentDecoder(Identity()).decode(z).sum().backward()
+    assert z.grad[0, 0, 0].tolist() == [0.0, 0.5, 0.5, 0.5, 0.0]
+
+
+def test_encode_is_in_the_scale_that_decode_takes(folder):
+    decoder = LatentDecoder.from_pipeline(folder)
+    images = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        z = decoder.vae.encode(images * 2 - 1).latent_dist.mode()
+        torch.testing.assert_close(decoder.encode(images) / 0.5 + 0.1, z)
+
+
+@pytest.mark.parametrize("entry", [None, ["diffusers", "no_such_class"], ["os", "system"]])
+def test_a_folder_without_a_known_vae_is_refused(folder, entry):
+    index = {} if entry is None else {"vae": entry}
+    with open(f"{folder}/model_index.json", "w") as file:
+        json.dump(index, file)
+    with pytest.raises(UserError, match="VAE"):
+        LatentDecoder.from_pipeline(folder)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no diffusers pipeline"):
+        LatentDecoder.from_pipeline(tmp_path / "nowhere")
