@@ -1,6 +1,6 @@
 """Forward diffusions x_t = alpha_t x_0 + sigma_t eps, in fp64, with time in the steps of the teacher's training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 class VPSchedule:
     """Variance preserving: alpha_t^2 + sigma_t^2 = 1, from a table of alpha_t^2 (diffusers' `alphas_cumprod`)."""
 
-    alphas_cumprod: Tensor  # [T], fp64
+    alphas_cumprod: Tensor = field(repr=False)  # [T], fp64
 
     @property
     def num_timesteps(self) -> int:
