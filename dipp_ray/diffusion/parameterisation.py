@@ -2,6 +2,8 @@
 
 All functions take the output and x_t [B, ...] and alpha, sigma [B] in fp64, and answer in fp64: eps -> x_0 divides
 by alpha, which is 6e-3 at the end of a VP schedule, so fp32 would lose the digits that the divergence needs.
+With v = alpha eps - sigma x_0 and flow = eps - x_0 they hold on every schedule: alpha^2 + sigma^2 is 1 only on a VP
+schedule, alpha + sigma only on a flow.
 """
 
 from typing import Literal, get_args
@@ -24,9 +26,9 @@ def to_x0(kind: Parameterisation, output: Tensor, x_t: Tensor, alpha: Tensor, si
         case "sample":
             return output
         case "v_prediction":
-            return a * x_t - s * output
+            return (a * x_t - s * output) / (a**2 + s**2)
         case "flow_prediction":
-            return x_t - s * output
+            return (x_t - s * output) / (a + s)
     raise ValueError(f"unknown parameterisation {kind}")
 
 
@@ -39,9 +41,9 @@ def to_epsilon(kind: Parameterisation, output: Tensor, x_t: Tensor, alpha: Tenso
         case "sample":
             return (x_t - a * output) / s
         case "v_prediction":
-            return s * x_t + a * output
+            return (s * x_t + a * output) / (a**2 + s**2)
         case "flow_prediction":
-            return x_t + a * output
+            return (x_t + a * output) / (a + s)
     raise ValueError(f"unknown parameterisation {kind}")
 
 
