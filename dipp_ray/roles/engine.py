@@ -1,0 +1,186 @@
+"""A trained network in a DeepSpeed engine: forward, accumulate, step, and its state by parameter name.
+
+Weights, gradients and moments are fp32 at every ZeRO stage (bf16 is the arithmetic's, under autocast), so one
+format describes the state whatever the stage and the number of ranks.
+"""
+
+from contextlib import contextmanager
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from dipp_ray.alignment.updates import ema_update, learning_rate
+from dipp_ray.config import OptimSection, TrainedRoleSection
+from dipp_ray.errors import NonFiniteError
+from dipp_ray.models.denoiser import Denoiser
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def engine_settings(role: TrainedRoleSection, optim: OptimSection, accumulation: int, world: int) -> dict:
+    """The DeepSpeed configuration of one group."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": accumulation * world,
+        "gradient_clipping": optim.grad_clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": role.zero_stage,
+            "stage3_param_persistence_threshold": role.persistence_threshold,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+        },
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Engine:
+    """One rank's part of a trained network."""
+
+    def __init__(self, network: Denoiser, role: TrainedRoleSection, optim: OptimSection, accumulation: int):
+        import deepspeed
+
+        self.role, self.optim, self.updates = role, optim, 0
+        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if role.gradient_checkpointing:
+            network.network.enable_gradient_checkpointing()
+        network.train()
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=network,
+            optimizer=optimizer,
+            config=engine_settings(role, optim, accumulation, self.world),
+            dist_init_required=False,
+        )
+        self.named = [(name.removeprefix("network."), p) for name, p in self.engine.module.named_parameters()]
+        self.average: dict[str, Tensor] = {}
+
+    def __call__(self, x_t: Tensor, t: Tensor, embeds) -> Tensor:
+        return self.engine(x_t, t, embeds)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of this micro-batch's loss, a scalar; DeepSpeed divides by the accumulation."""
+        self.engine.backward(loss)
+
+    def step(self, who: str, step: int) -> float | None:
+        """After the last micro-batch of an update: clip and step. Answers the gradient's norm before clipping."""
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()
+            return None
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate(self.optim, self.updates)
+        norm = self._norm_at_stage_0() if self.role.zero_stage == 0 else None
+        if norm is None:
+            self.engine.step()
+            norm = float(self.engine.get_global_grad_norm())
+        elif torch.isfinite(torch.tensor(norm)):
+            self.engine.step()
+        if not torch.isfinite(torch.tensor(norm)):
+            raise NonFiniteError(f"{who}: the gradient of step {step} is not finite: lower the learning rate or scales")
+        self.updates += 1
+        return norm
+
+    def _norm_at_stage_0(self) -> float:
+        """Stage 0 in fp32 has no optimiser wrapper that would keep the norm; gradients are whole on every rank."""
+        return torch.nn.utils.get_total_norm([p.grad for _, p in self.named if p.grad is not None]).item()
+
+    # -- state by parameter name -------------------------------------------------------------------------------------
+
+    def _get(self, parameter: Tensor, key: str | None = None) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self.role.zero_stage == 0:
+            state = self.engine.optimizer.state.get(parameter, {})
+            return parameter.detach() if key is None else state.get(key, torch.zeros_like(parameter))
+        return safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+
+    def _set(self, parameter: Tensor, value: Tensor, key: str | None = None) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        value = value.to(parameter.device, torch.float32)
+        if self.role.zero_stage == 0 and key is None:
+            parameter.data.copy_(value)
+        elif self.role.zero_stage == 0:
+            self.engine.optimizer.state[parameter][key] = value.clone()
+        elif key is None:
+            safe_set_full_fp32_param(parameter, value)  # writes the optimiser's copy alone
+            self._set_weights(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+    def _set_weights(self, parameter: Tensor, value: Tensor) -> None:
+        """The copy that the forward reads, whole or sharded."""
+        import deepspeed
+
+        if self.role.zero_stage < 3:
+            parameter.data.copy_(value)
+            return
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if self.rank == 0:
+                parameter.data.copy_(value)
+
+    def owned(self, index: int) -> bool:
+        """Parameter number `index` is in this rank's share of the moving average and of checkpoints."""
+        return index % self.world == self.rank
+
+    def start_average(self) -> None:
+        for i, (name, parameter) in enumerate(self.named):
+            value = self._get(parameter)
+            if self.owned(i):
+                self.average[name] = value.clone()
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Every rank keeps the moving average of its share of the parameters, at every stage."""
+        for i, (name, parameter) in enumerate(self.named):
+            value = self._get(parameter)  # a collective above stage 0: all ranks take part
+            if self.owned(i):
+                ema_update(self.average[name], value, decay)
+
+    @contextmanager
+    def average_in_place(self):
+        """Run with the moving average as weights, then put the trained weights back, bit for bit."""
+        kept = [self._get(parameter).clone() for _, parameter in self.named]
+        try:
+            for i, (name, parameter) in enumerate(self.named):
+                value = self.average[name].clone() if self.owned(i) else torch.empty_like(kept[i])
+                torch.distributed.broadcast(value, src=i % self.world)
+                self._set(parameter, value)
+            yield
+        finally:
+            for (_, parameter), value in zip(self.named, kept, strict=True):
+                self._set(parameter, value)
+
+    def state(self) -> tuple[dict[str, Tensor], dict]:
+        """This rank's share of the state, on the CPU, and the counters. All ranks call it together."""
+        tensors: dict[str, Tensor] = {}
+        for i, (name, parameter) in enumerate(self.named):
+            values = {"master": self._get(parameter)} | {key: self._get(parameter, key) for key in MOMENTS}
+            if self.owned(i):
+                tensors |= {f"{key}/{name}": value.detach().cpu().clone() for key, value in values.items()}
+                if self.average:
+                    tensors[f"ema/{name}"] = self.average[name].cpu().clone()
+        return tensors, {"updates": self.updates}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], counters: dict) -> None:
+        """Restore the state of all parameters, from any number of shares. All ranks call it together."""
+        self.updates = counters["updates"]
+        for i, (name, parameter) in enumerate(self.named):
+            self._set(parameter, tensors[f"master/{name}"])
+            for key in MOMENTS:
+                self._set(parameter, tensors[f"{key}/{name}"], key)
+            if f"ema/{name}" in tensors and self.owned(i):
+                self.average[name] = tensors[f"ema/{name}"].to(parameter.device)
+        self._set_adam_steps(self.updates)
+
+    def _set_adam_steps(self, updates: int) -> None:
+        """AdamW's bias correction counts updates in each state entry, whole parameters or flat partitions alike."""
+        optimizer = self.engine.optimizer if self.role.zero_stage == 0 else self.engine.optimizer.optimizer
+        for entry in optimizer.state.values():
+            entry["step"] = torch.tensor(float(updates))

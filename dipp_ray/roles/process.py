@@ -1,0 +1,51 @@
+"""What one process of a role sets before anything else: threads, devices, ranks, determinism. The only place."""
+
+import os
+import random
+import socket
+
+import torch
+import torch.distributed
+
+from dipp_ray.config import RoleSection
+from dipp_ray.models.pipeline import device_of_this_process
+
+
+def prepare(role: RoleSection, deterministic: bool) -> torch.device:
+    """Set threads and determinism of this process; answer its device (the one GPU that Ray shows it, or the CPU)."""
+    torch.set_num_threads(role.threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    return device_of_this_process() if role.gpus else torch.device("cpu")
+
+
+def free_port(low: int, high: int) -> int:
+    """A port of [low, high) that nothing listens on now. Another process may take it first: the caller tries again."""
+    for port in random.SystemRandom().sample(range(low, high), 50):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise RuntimeError(f"no free port among 50 tried in {low}..{high}: widen roles.ports")
+
+
+def join(rank: int, world: int, host: str, port: int, device: torch.device) -> None:
+    """Join the group's own torch.distributed world, through DeepSpeed."""
+    on_gpu = device.type == "cuda"
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK="0",
+        MASTER_ADDR=host,
+        MASTER_PORT=str(port),
+        DEEPSPEED_TIMEOUT="3",  # minutes
+        DS_ACCELERATOR="cuda" if on_gpu else "cpu",
+    )
+    import deepspeed
+    import deepspeed.ops
+
+    # On the CPU DeepSpeed would build this operator for 38 s, under a file lock that can hang later runs for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)

@@ -1,0 +1,142 @@
+"""The DeepSpeed engine against plain AdamW, at every stage and at one and two ranks; its state by name."""
+
+import socket
+
+import pytest
+import ray
+import torch
+
+from dipp_ray.config import OptimSection, RoleSection, TrainedRoleSection
+from dipp_ray.models.pipeline import load_denoiser
+from dipp_ray.training.plain import Trained
+from tiny import pixart_pipeline
+
+OPTIM = OptimSection(lr=1e-3, betas=(0.0, 0.999), grad_clip=0.05, weight_decay=0.01, warmup_steps=3)
+SAMPLES = 4
+
+
+def batch(update: int):
+    generator = torch.Generator().manual_seed(update)
+    x = torch.randn(SAMPLES, 1, 8, 8, generator=generator)
+    t = torch.randint(0, 1000, (SAMPLES,), generator=generator)
+    return x, t, torch.randn(SAMPLES, 3, 16, generator=generator)
+
+
+def loss_of(network, x, t, tokens):
+    from dipp_ray.models.embeds import PromptEmbeds
+
+    embeds = PromptEmbeds(tokens, torch.ones(tokens.shape[:2], dtype=torch.int64))
+    return (network(x, t, embeds) - x).square().mean()
+
+
+@ray.remote(num_cpus=0.5)
+class Rank:
+    """One rank of an engine over the tiny pipeline."""
+
+    def __init__(self, folder, stage, rank, world, port):
+        from dipp_ray.roles.engine import Engine
+        from dipp_ray.roles.process import join, prepare
+
+        device = prepare(RoleSection(), deterministic=True)
+        join(rank, world, "127.0.0.1", port, device)
+        role = TrainedRoleSection(workers=world, zero_stage=stage, persistence_threshold=0)
+        self.rank, self.world = rank, world
+        self.engine = Engine(load_denoiser(folder, "fp32"), role, OPTIM, SAMPLES // world)
+        self.engine.start_average()
+
+    def update(self, update):
+        x, t, tokens = batch(update)
+        norm = None
+        for i in range(self.rank, SAMPLES, self.world):
+            rows = slice(i, i + 1)
+            self.engine.backward(loss_of(self.engine, x[rows], t[rows], tokens[rows]))
+            norm = self.engine.step("engine under test", update)
+        self.engine.update_average(0.9)
+        return norm
+
+    def output(self, average=False):
+        from contextlib import nullcontext
+
+        x, t, tokens = batch(1000)
+        with self.engine.average_in_place() if average else nullcontext(), torch.no_grad():
+            return loss_of(self.engine, x, t, tokens).item()
+
+    def state(self):
+        return self.engine.state()
+
+    def load(self, tensors, counters):
+        self.engine.load(tensors, counters)
+
+    def shard_elements(self):
+        return sum(getattr(p, "ds_tensor", p).numel() for _, p in self.engine.named)
+
+
+def start(folder, stage, world):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [Rank.remote(folder, stage, rank, world, port) for rank in range(world)]
+
+
+def together(ranks, method, *arguments):
+    return ray.get([getattr(rank, method).remote(*arguments) for rank in ranks])
+
+
+def end(ranks):
+    for rank in ranks:
+        ray.kill(rank)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return pixart_pipeline(tmp_path_factory.mktemp("engine") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    """Norms, weights and moving average of five updates with torch alone."""
+    trained = Trained(load_denoiser(folder, "fp32"), OPTIM)
+    network = trained.network
+    average = {name: p.detach().clone() for name, p in network.network.named_parameters()}
+    norms = []
+    for update in range(5):
+        x, t, tokens = batch(update)
+        for i in range(SAMPLES):
+            rows = slice(i, i + 1)
+            (loss_of(network, x[rows], t[rows], tokens[rows]) / SAMPLES).backward()
+        norms.append(trained.step())
+        for name, p in network.network.named_parameters():
+            average[name].lerp_(p.detach(), 0.1)
+    with torch.no_grad():
+        return norms, loss_of(network, *batch(1000)).item(), average
+
+
+@pytest.mark.parametrize(("stage", "world"), [(0, 1), (1, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
+def test_engine_follows_plain_adamw_and_resumes_to_the_bit(ray_session, folder, reference, stage, world):
+    norms, loss, average = reference
+    ranks = start(folder, stage, world)
+    try:
+        seen = [together(ranks, "update", update)[0] for update in range(3)]
+        shares = together(ranks, "state")
+        middle = {name: value for share, _ in shares for name, value in share.items()}
+        seen += [together(ranks, "update", update)[0] for update in (3, 4)]
+        assert seen == pytest.approx(norms, rel=1e-4)
+        final = together(ranks, "output")[0]
+        assert final == pytest.approx(loss, rel=1e-5)
+        averaged = together(ranks, "output", True)[0]
+        assert averaged != pytest.approx(final, rel=1e-5)
+        assert together(ranks, "output")[0] == final  # the trained weights came back to the bit
+        state = {name: value for share, _ in together(ranks, "state") for name, value in share.items()}
+        assert len(state) == 4 * len(average)
+        for name in average:
+            torch.testing.assert_close(state[f"ema/{name}"], average[name], rtol=1e-3, atol=2e-4)
+        if stage == 3 and world == 2:
+            whole = sum(value.numel() for value in average.values())
+            assert together(ranks, "shard_elements")[0] < 0.6 * whole
+
+        together(ranks, "load", middle, shares[0][1])
+        assert [together(ranks, "update", update)[0] for update in (3, 4)] == seen[3:]
+        again = {name: value for share, _ in together(ranks, "state") for name, value in share.items()}
+        assert all(torch.equal(again[name], state[name]) for name in state)
+    finally:
+        end(ranks)
