@@ -9,8 +9,6 @@ import pytest
 # Ray reads these when it is first imported. Sockets lie under RAY_TMPDIR, and their paths must be short.
 RAY_TMPDIR = f"/tmp/dr-{os.getpid()}"
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1", RAY_TMPDIR=RAY_TMPDIR)
-# Ray's workers import what the tests define, such as reward classes named in a configuration.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
 # Actors that a test module defines are imported by Ray's workers from where pytest found them.
 TESTS = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [TESTS, *(path for path in TESTS.iterdir() if path.is_dir())]))
