@@ -1,6 +1,8 @@
 """Tiny real models on random weights, built offline, and reward classes for the configuration to name."""
 
 import json
+import os
+import threading
 
 import torch
 from diffusers import AutoencoderKL
@@ -62,7 +64,7 @@ def save_pipeline(folder, seed=0):
 
 
 class Brightness(nn.Module):
-    """Mean of the image. NaN where the prompt says so; ends its process, once, where the prompt names a file."""
+    """Mean of the image. NaN where the prompt says so."""
 
     def reward(self, images, prompts):
         factor = [float("nan") if prompt == "nan" else 1.0 for prompt in prompts]
@@ -91,3 +93,17 @@ class WrongShape:
 
 class Nothing:
     pass
+
+
+class ProcessId:
+    """Says which process answered."""
+
+    def reward(self, images, prompts):
+        return torch.full((len(images),), float(os.getpid()), device=images.device)
+
+
+class Never:
+    """Does not answer."""
+
+    def reward(self, images, prompts):
+        threading.Event().wait()

@@ -171,6 +171,7 @@ def reward_application(
         max_ongoing_requests=ONGOING_REQUESTS,
         ray_actor_options=actor,
         logging_config=QUIET,
+        max_constructor_retry_count=1,  # what fails to load once fails again: say so at once
         health_check_period_s=5,
         health_check_timeout_s=60,
         graceful_shutdown_wait_loop_s=0.1,

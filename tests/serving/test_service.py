@@ -1,0 +1,216 @@
+"""The service through its handle and client: equal to local, and faults that end in right values or a clear error."""
+
+import asyncio
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import PROMPTS, save_clip, save_pipeline
+
+from dipp_ray.config import RewardTerm, RoleSection
+from dipp_ray.errors import NonFiniteError, UserError
+from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.serving.scoring import Scorer
+
+ROLE = RoleSection(cpus=0.1)
+CHUNK = 8
+
+
+@pytest.fixture(scope="module")
+def serving(ray_session):
+    from dipp_ray.serving import service
+
+    return service
+
+
+@pytest.fixture(scope="module")
+def terms(tmp_path_factory):
+    return [
+        RewardTerm(name="clip", model="clip", folder=save_clip(tmp_path_factory.mktemp("clip")), weight=0.7),
+        RewardTerm(name="bright", model="tiny_models:Brightness", weight=5.0),
+        RewardTerm(name="watch", model="tiny_models:NoGradient", held_out=True),
+    ]
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def local(terms, vae):
+    return Scorer(terms, LatentDecoder.from_pipeline(vae), chunk_size=CHUNK)
+
+
+@pytest.fixture(scope="module")
+def strict(serving, terms, vae):
+    """The application in deterministic mode, two replicas."""
+    name = serving.private_name("strict")
+    serving.start_rewards(name, terms, vae, ROLE, replicas=2, deterministic=True, max_batch_images=CHUNK)
+    yield name
+    serving.stop_rewards(name)
+
+
+@pytest.fixture(scope="module")
+def merging(serving, terms, vae):
+    name = serving.private_name("merging")
+    serving.start_rewards(name, terms, vae, ROLE, deterministic=False, max_batch_images=CHUNK)
+    yield name
+    serving.stop_rewards(name)
+
+
+def call(seed, count=3):
+    x = np.random.default_rng(seed).standard_normal((count, 1, 8, 8), dtype=np.float32)
+    return x, [PROMPTS[(seed + i) % len(PROMPTS)] for i in range(count)]
+
+
+def client(name, deadline_s=60.0, on_nonfinite="raise", space="latents"):
+    from dipp_ray.serving.client import RewardClientActor
+
+    return RewardClientActor.remote(name, deadline_s, on_nonfinite, space)
+
+
+def same(reply, expected, **tolerance):
+    """Assert equality, to the bit without a tolerance."""
+    pairs = [(reply["reward"], expected.reward)]
+    pairs += [(reply["scores"][name], score) for name, score in expected.scores.items()]
+    pairs += [(reply["gradient"], expected.gradient)] if expected.gradient is not None else []
+    for got, want in pairs:
+        torch.testing.assert_close(torch.tensor(got), want, **(tolerance or {"rtol": 0, "atol": 0}))
+    assert reply["scores"].keys() == expected.scores.keys()
+
+
+def test_deterministic_equals_local_to_the_bit_whoever_else_calls(ray_session, strict, local):
+    actor = client(strict)
+    calls = [call(seed, count) for seed, count in enumerate([3, 8, 11, 1, 3, 20])]
+    replies = ray_session.get([actor.score.remote(ray_session.put(x), prompts) for x, prompts in calls])
+    for (x, prompts), reply in zip(calls, replies, strict=True):
+        same(reply, local.score(torch.from_numpy(x), prompts))
+        assert reply["finite"].all() and reply["gradient"].shape == x.shape
+
+
+def test_merged_calls_equal_local_and_share_batches(ray_session, merging, local, tmp_path):
+    actor = client(merging)
+    calls = [(*call(seed, count), seed % 2 == 0) for seed, count in enumerate([3, 2, 3, 8, 1, 11, 2, 3])]
+    replies = ray_session.get([actor.score.remote(x, prompts, gradient) for x, prompts, gradient in calls])
+    for (x, prompts, gradient), reply in zip(calls, replies, strict=True):
+        assert (reply["gradient"] is not None) == gradient
+        same(reply, local.score(torch.from_numpy(x), prompts, gradient=gradient), rtol=1e-6, atol=1e-6)
+
+
+def test_images_may_be_sent(ray_session, strict, local):
+    images = np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32)
+    reply = ray_session.get(client(strict, space="images").score.remote(images, PROMPTS[:3]))
+    same(reply, local.score(torch.from_numpy(images), PROMPTS[:3], "images"))
+
+
+def test_a_bad_call_fails_alone(ray_session, merging, local):
+    actor = client(merging)
+    x, prompts = call(1)
+    good = [actor.score.remote(x, prompts) for _ in range(4)]
+    with pytest.raises(ValueError, match="3 latents but 1 prompts"):
+        ray_session.get(actor.score.remote(x, prompts[:1]))
+    for reply in ray_session.get(good):
+        same(reply, local.score(torch.from_numpy(x), prompts), rtol=1e-6, atol=1e-6)
+
+
+def test_a_nan_is_refused_or_masked_by_policy(ray_session, strict):
+    x, prompts = call(2)
+    prompts[1] = "nan"
+    with pytest.raises(NonFiniteError, match="reward 'bright' is not finite for 1 of 3 samples"):
+        ray_session.get(client(strict).score.remote(x, prompts))
+    reply = ray_session.get(client(strict, on_nonfinite="drop").score.remote(x, prompts))
+    assert reply["finite"].tolist() == [True, False, True]
+    assert np.isnan(reply["reward"][1]) and np.isfinite(reply["gradient"][[0, 2]]).all()
+
+
+def test_a_killed_replica_costs_no_call(ray_session, serving, terms, vae, local):
+    name = serving.private_name("killed")
+    doomed = [RewardTerm(name="pid", model="tiny_models:ProcessId", held_out=True)]
+    serving.start_rewards(name, [*terms, *doomed], vae, ROLE, replicas=2, max_batch_images=CHUNK)
+    actor = client(name)
+    x, prompts = call(3)
+    victim = int(ray_session.get(actor.score.remote(x, prompts))["scores"]["pid"][0])
+    calls = [call(seed, 20) for seed in range(24)]
+    references = [actor.score.remote(x, prompts) for x, prompts in calls]
+    ray_session.wait(references, num_returns=1)  # in the middle: some answered, most not
+    os.kill(victim, signal.SIGKILL)
+    for (x, prompts), reply in zip(calls, ray_session.get(references), strict=True):
+        reply["scores"].pop("pid")
+        same(reply, local.score(torch.from_numpy(x), prompts))
+    serving.stop_rewards(name)
+
+
+def test_no_answer_is_an_error_within_the_deadline(ray_session, serving):
+    from dipp_ray.serving.client import RewardClientActor, RewardUnavailableError
+
+    name = serving.private_name("slow")
+    serving.start_rewards(name, [RewardTerm(name="never", model="tiny_models:Never")], None, ROLE)
+    actor = RewardClientActor.remote(name, 0.5, "raise", "images")
+    with pytest.raises(RewardUnavailableError, match=r"no answer for 3 samples within 0\.5 s"):
+        ray_session.get(actor.score.remote(np.zeros((3, 3, 8, 8), np.float32), PROMPTS[:3]))
+    for replica in _replicas(ray_session, name):
+        ray_session.kill(replica)  # it would never end by itself
+    serving.stop_rewards(name)
+
+
+def test_an_orphan_is_replaced_and_others_are_left_alone(ray_session, serving, strict, vae):
+    from ray import serve
+
+    name = serving.private_name("orphan")
+    bright, clipless = [RewardTerm(name="bright", model="tiny_models:Brightness")], call(4)
+    serving.start_rewards(name, bright, vae, ROLE)
+    serving.start_rewards(name, [bright[0].model_copy(update={"name": "renamed"})], vae, ROLE)
+    assert ray_session.get(client(name).score.remote(*clipless))["scores"].keys() == {"renamed"}
+    serving.stop_rewards(name)
+    serving.stop_rewards(name)  # nothing left to remove
+    assert name not in serve.status().applications and strict in serve.status().applications
+    assert ray_session.get(client(strict).score.remote(*call(5)))["finite"].all()
+    assert not serve.status().proxies  # no port was opened
+
+
+def test_a_model_that_does_not_load_is_one_sentence(serving, tmp_path):
+    name = serving.private_name("broken")
+    broken = RewardTerm(name="broken", model="clip", folder=str(tmp_path))
+    with pytest.raises(UserError, match=rf"{name} did not start: .*there is no CLIP model in {tmp_path}"):
+        serving.start_rewards(name, [broken], None, ROLE)
+
+
+class Flaky:
+    """A transport that fails `faults` times and then answers."""
+
+    def __init__(self, faults, error):
+        self.faults, self.error, self.attempts = faults, error, 0
+
+    async def __call__(self, x, prompts, space, gradient):
+        self.attempts += 1
+        if self.attempts <= self.faults:
+            raise self.error
+        return {"reward": np.ones(len(x), np.float32), "scores": {}, "gradient": None}
+
+
+def test_only_transport_faults_are_retried(monkeypatch):
+    from dipp_ray.serving import client as module
+
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 1e-3)
+    flaky = Flaky(3, module.TransportError("replica died"))
+    reply = asyncio.run(module.RewardClient(flaky, 30.0).score(*call(0), gradient=False))
+    assert flaky.attempts == 4 and reply["reward"].tolist() == [1, 1, 1]
+
+    wrong = Flaky(1, ValueError("bad call"))
+    with pytest.raises(ValueError, match="bad call"):
+        asyncio.run(module.RewardClient(wrong, 30.0).score(*call(0), gradient=False))
+    assert wrong.attempts == 1
+
+    gone = Flaky(10**9, module.TransportError("replica died"))
+    with pytest.raises(module.RewardUnavailableError, match=r"within 0\.05 s .*replica died"):
+        asyncio.run(module.RewardClient(gone, 0.05).score(*call(0), gradient=False))
+
+
+def _replicas(ray, name):
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return [
+        ray.get_actor(a["name"], namespace=a["namespace"]) for a in actors if f"SERVE_REPLICA::{name}#" in a["name"]
+    ]
