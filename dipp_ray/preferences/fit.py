@@ -83,8 +83,8 @@ def fit_reward(
     pairs_*: parquet files with columns prompt, image_a, image_b (PNG bytes) and label (probability that a is
     preferred). progress(step, metrics) is called at step 0 and every `report_every` updates, in another thread.
     Returns what fit.json holds: accuracy and log_loss on `pairs_test`, those of the base, counts, seconds, settings.
-    Needs Ray, and folders that its workers see. Raises UserError for bad input (files and columns before any worker starts),
-    NonFiniteError where the fit diverges; an `out_folder` that was there is then as it was.
+    Needs Ray, and folders that its workers see. Raises UserError for bad input (files and columns before any worker
+    starts), NonFiniteError where the fit diverges; an `out_folder` that was there is then as it was.
     """
     settings = settings or FitSettings()
     if settings.batch_size % settings.workers:
