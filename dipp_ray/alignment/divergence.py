@@ -21,7 +21,7 @@ def weight_of_time(weight: Weight, alpha: Tensor, sigma: Tensor) -> Tensor:
     """w(t) [B]: 1; sigma^2; or sigma^2 / alpha^2, with which the term is x0_psi - x0_ref (Diff-Instruct's)."""
     match weight:
         case "unit":
-            return alpha / alpha
+            return alpha.new_ones(alpha.shape)
         case "sigma_squared":
             return sigma**2
         case "x0_difference":
