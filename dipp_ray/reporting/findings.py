@@ -1,0 +1,90 @@
+"""What a careful reader of the metrics would point at, as plain sentences computed from the records alone."""
+
+from dipp_ray.reporting.chart import series
+from dipp_ray.reporting.progress import number
+
+FALL = 0.15  # a held-out reward has fallen when it lost this part of its range since its best
+CLIPPED = 0.5  # gradients are clipped often when this part of the updates is
+
+
+def findings(records: list[dict], config: dict) -> list[str]:
+    """Sentences about `records` (metrics.jsonl) under `config` (the run's, nested mappings); [] if all is well."""
+    return (
+        over_optimisation(records)
+        + not_finite(records)
+        + dropped(records)
+        + clipped(records, config)
+        + unfinished(records, config)
+    )
+
+
+def over_optimisation(records: list[dict]) -> list[str]:
+    """The held-out reward falls while the trained one rises: the generator learns the reward model's faults."""
+    reward = series(records, "reward", "reward").finite
+    found = []
+    for key in held_out_keys(records):
+        points = series(records, key, key).finite
+        if len(points) < 3 or not reward:
+            continue
+        best_step, best = max(points, key=lambda point: point[1])
+        last_step, last = points[-1]
+        span = best - min(value for _, value in points)
+        before, after = _level(reward, best_step), _level(reward, last_step)
+        if last_step > best_step and best - last > FALL * span and after > before:
+            found.append(
+                f"Over-optimisation: the held-out reward {key.partition('/')[2]} was best at step {best_step} "
+                f"({number(best)}) and has fallen to {number(last)} at step {last_step}, while the trained reward "
+                f"rose from {number(before)} to {number(after)}. Take the generator of step {best_step}, or train with a smaller "
+                "objective.reward_scale."
+            )
+    return found
+
+
+def not_finite(records: list[dict]) -> list[str]:
+    """Values that were written as null."""
+    found = []
+    for key in sorted({key for record in records for key, value in record.items() if value is None}):
+        steps = [record["step"] for record in records if key in record and record[key] is None]
+        times = "once" if len(steps) == 1 else f"{len(steps)} times"
+        found.append(f"{key} was not finite {times}, first at step {steps[0]}.")
+    return found
+
+
+def dropped(records: list[dict]) -> list[str]:
+    """Samples whose reward was not finite and left out (reward.on_nonfinite: drop)."""
+    steps = [record["step"] for record in records if record.get("reward_dropped")]
+    count = sum(record.get("reward_dropped") or 0 for record in records)
+    return (
+        [f"{count:.0f} samples lost their reward term, which was not finite, in {len(steps)} steps."] if steps else []
+    )
+
+
+def clipped(records: list[dict], config: dict) -> list[str]:
+    """Gradient norms above the clip in most updates: the clip, not the learning rate, sets the step."""
+    found = []
+    for role in ("generator", "score"):
+        limit = (config.get(f"{role}_optim") or {}).get("grad_clip") or 0
+        norms = [norm for _, norm in series(records, f"grad_norm/{role}", role).finite]
+        share = sum(norm > limit for norm in norms) / len(norms) if norms else 0
+        if limit and share > CLIPPED:
+            found.append(f"The {role}'s gradient was clipped (norm above {limit:g}) in {share:.0%} of the updates.")
+    return found
+
+
+def unfinished(records: list[dict], config: dict) -> list[str]:
+    """The run has not reached its last step."""
+    steps = (config.get("run") or {}).get("steps")
+    if not records or not steps or records[-1]["step"] >= steps:
+        return []
+    return [f"The run stands at step {records[-1]['step']} of {steps}."]
+
+
+def held_out_keys(records: list[dict]) -> list[str]:
+    """The held-out terms' keys, in order of first appearance."""
+    return list(dict.fromkeys(key for record in records for key in record if key.startswith("held_out/")))
+
+
+def _level(points: list[tuple[int, float]], step: int) -> float:
+    """Mean of up to ten values nearest in step to `step`: a batch's reward alone is noisy."""
+    near = sorted(points, key=lambda point: abs(point[0] - step))[:10]
+    return sum(value for _, value in near) / len(near)

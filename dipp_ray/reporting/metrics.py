@@ -1,0 +1,154 @@
+"""The run's numbers: metrics.jsonl, one JSON object a step, and the same values as TensorBoard scalars.
+
+metrics.jsonl is the record; the TensorBoard folder is made from it and may be deleted at any time.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+from dipp_ray.errors import UserError
+
+FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends to `folder`/metrics.jsonl and, if `tensorboard`, to `folder`/tensorboard.
+
+    A last line that a killed run left half-written is removed. Raises UserError if the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool):
+        self.folder = Path(folder)
+        self._scalars = None
+        self._tensorboard = tensorboard
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not _ends_clean(self.folder / FILE):
+                _rewrite(self.folder, read_metrics(self.folder))
+            self._open()
+        except OSError as error:
+            raise _cannot_write(self.folder / FILE, error) from None
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one record. A value that is not finite is null in the JSON and NaN or infinity in TensorBoard."""
+        record = {"step": int(step), "time": round(time.time(), 3)}
+        record |= {key: _json_number(value) for key, value in values.items()}
+        try:
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+            if self._scalars:
+                self._scalars.add(record["step"], record["time"], values)
+                self._scalars.flush()
+        except OSError as error:
+            raise _cannot_write(self.folder / FILE, error) from None
+
+    def resume(self, step: int) -> None:
+        """Drop all records beyond `step`, so that a killed and resumed run has each step once."""
+        self.close()
+        try:
+            _rewrite(self.folder, [record for record in read_metrics(self.folder) if record["step"] <= step])
+            for stale in (self.folder / "tensorboard").glob("events.out.tfevents.*"):
+                stale.unlink()
+            self._open()
+        except OSError as error:
+            raise _cannot_write(self.folder / FILE, error) from None
+
+    def close(self) -> None:
+        self._file.close()
+        if self._scalars:
+            self._scalars.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        self._file = (self.folder / FILE).open("a", encoding="utf-8")
+        if self._tensorboard:
+            folder = self.folder / "tensorboard"
+            fresh = not any(folder.glob("events.out.tfevents.*"))
+            self._scalars = _Scalars(folder)
+            for record in read_metrics(self.folder) if fresh else []:
+                self._scalars.add(record["step"], record["time"], record)
+            self._scalars.flush()
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """All whole records of `folder`/metrics.jsonl in order, null as None; [] without the file.
+
+    A half-written last line is left out. Raises UserError at a line that is no record.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return []
+    records = []
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            record["step"] = int(record["step"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}, line {number}, is no record of a step: mend or remove the line") from None
+        records.append(record)
+    return records
+
+
+class _Scalars:
+    """TensorBoard's own event writer: no torch, no TensorFlow."""
+
+    def __init__(self, folder: Path):
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(folder))
+
+    def add(self, step: int, when: float, values: dict[str, float | None]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [
+            Summary.Value(tag=key, simple_value=math.nan if value is None else float(value))
+            for key, value in values.items()
+            if key not in ("step", "time")
+        ]
+        self._writer.add_event(Event(wall_time=when, step=step, summary=Summary(value=scalars)))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _json_number(value: float) -> int | float | None:
+    if isinstance(value, int):
+        return int(value)
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _ends_clean(path: Path) -> bool:
+    """Whether `path` is missing, empty or ends with a whole line."""
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _rewrite(folder: Path, records: list[dict]) -> None:
+    """Replace metrics.jsonl in one rename: a crash leaves the old file or the new one."""
+    aside = folder / (FILE + ".new")
+    with aside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, folder / FILE)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error}")

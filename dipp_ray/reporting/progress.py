@@ -1,0 +1,178 @@
+"""What a person sees while a run works: one live line on a terminal, plain lines in a pipe, waits with their time."""
+
+import math
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import rich
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dipp_ray.errors import UserError
+
+PLAIN_EVERY = 2.0  # shortest time between two plain lines, seconds
+WAIT_QUIET = 1.0  # a wait shorter than this is not shown, seconds
+WAIT_PLAIN_EVERY = 10.0  # time between two plain lines of one wait, seconds
+SHOWN = (
+    ("reward", "reward"),
+    ("score_gap", "score gap"),
+    ("grad_norm/generator", "grad"),
+    ("grad_norm/score", "score grad"),
+)
+
+
+class ProgressLine:
+    """The run's progress: step, images/s, time left, reward, held-out reward, score gap, gradient norms.
+
+    with ProgressLine(total_steps=400, start_step=0, label="align") as progress:
+        progress.update(1, {"reward": 6.9, "images_per_second": 31.0})
+
+    `start_step` is the number of steps already done (after a resume). On a terminal it is one live line; otherwise
+    plain text, one line at the first step, at most one every two seconds, and one at the end.
+    """
+
+    def __init__(self, total_steps: int, start_step: int = 0, label: str = ""):
+        self.total, self.step, self.label = total_steps, start_step, label
+        self._values: dict[str, float | None] = {}
+        self._times = deque([(time.monotonic(), start_step)], maxlen=50)
+        self._live: Live | None = None
+        self._printed_step: int | None = None
+        self._printed_at = -math.inf
+
+    def __enter__(self) -> "ProgressLine":
+        self._times[0] = (time.monotonic(), self.step)
+        if _on_terminal():
+            self._live = Live(get_renderable=self._render, console=rich.get_console(), refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._live:
+            self._live.stop()
+        elif self._printed_step is not None and self._printed_step != self.step:
+            self._print()
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Show that `step` steps are done. `values`: a metrics record; a key left out keeps its last value."""
+        self.step = step
+        self._values |= values
+        self._times.append((time.monotonic(), step))
+        if not self._live and (step >= self.total or time.monotonic() - self._printed_at >= PLAIN_EVERY):
+            self._print()
+
+    def say(self, text: str) -> None:
+        """Print `text` above the line."""
+        if self._live:
+            self._live.console.print(Text(text))
+        else:
+            print(text, flush=True)
+
+    def _print(self) -> None:
+        print(f"{self.label} {self.step}/{self.total} {self._details()}".strip(), flush=True)
+        self._printed_step, self._printed_at = self.step, time.monotonic()
+
+    def _details(self) -> str:
+        values = self._values
+        parts = []
+        if values.get("images_per_second") is not None:
+            parts.append(f"{number(values['images_per_second'])} images/s")
+        if (left := self._seconds_left()) is not None:
+            parts.append(f"{duration(left)} left")
+        shown = [(key, name) for key, name in SHOWN if key in values]
+        held_out = [(key, f"held-out {key.partition('/')[2]}") for key in values if key.startswith("held_out/")]
+        parts += [f"{name} {number(values[key])}" for key, name in shown[:1] + held_out + shown[1:]]
+        return "· " + " · ".join(parts) if parts else ""
+
+    def _seconds_left(self) -> float | None:
+        (first_time, first_step), (last_time, last_step) = self._times[0], self._times[-1]
+        if last_step <= first_step or self.step >= self.total:
+            return None
+        return (self.total - last_step) * (last_time - first_time) / (last_step - first_step)
+
+    def _render(self) -> Table:
+        line = Table.grid(padding=(0, 1))
+        for _ in range(3):
+            line.add_column(no_wrap=True)
+        line.add_column(no_wrap=True, overflow="ellipsis")
+        bar = ProgressBar(total=max(self.total, 1), completed=self.step, width=20)
+        line.add_row(Text(self.label, "bold"), bar, f"{self.step}/{self.total}", Text(self._details()))
+        return line
+
+
+@contextmanager
+def waiting(what: str, limit_s: float | None = None) -> Iterator[Callable[[str], None]]:
+    """Show 'waiting for `what`, 12 s so far (detail)' while the block runs; yields the function that sets the detail.
+
+    with waiting("4 GPUs", limit_s=600) as detail:
+        while not ready():
+            detail("the cluster has 2")
+            time.sleep(0.5)
+
+    The line keeps counting while the block is blocked. Calling the function past `limit_s` seconds raises UserError.
+    """
+    began = time.monotonic()
+    state = {"detail": ""}
+    finished = threading.Event()
+
+    def line() -> str:
+        text = f"waiting for {what}, {duration(time.monotonic() - began)} so far"
+        return f"{text} ({state['detail']})" if state["detail"] else text
+
+    def set_detail(detail: str = "") -> None:
+        state["detail"] = detail
+        waited = time.monotonic() - began
+        if limit_s is not None and waited > limit_s:
+            raise UserError(
+                f"gave up after {duration(waited)} of waiting for {what}" + (f": {detail}" if detail else "")
+            )
+
+    def show() -> None:
+        if finished.wait(WAIT_QUIET):
+            return
+        if not _on_terminal():
+            print(line(), flush=True)
+            while not finished.wait(WAIT_PLAIN_EVERY):
+                print(line(), flush=True)
+            return
+        console = rich.get_console()
+        with Live(get_renderable=lambda: Text(line(), "dim"), console=console, refresh_per_second=2, transient=True):
+            finished.wait()
+
+    thread = threading.Thread(target=show, daemon=True, name="waiting")
+    thread.start()
+    try:
+        yield set_detail
+    finally:
+        finished.set()
+        thread.join()
+
+
+def duration(seconds: float) -> str:
+    """'12 s', '2:05 min' or '1:02:05 h'."""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}:{seconds:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, '12,300' from a thousand on; 'not finite' for null, NaN and infinity."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e7 or abs(value) < 1e-3:
+        return f"{value:.2e}".replace("-", "\N{MINUS SIGN}", 1) if value < 0 else f"{value:.2e}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty() and not rich.get_console().is_dumb_terminal

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from dipp_ray.errors import UserError
+from dipp_ray.reporting.metrics import MetricsLog, read_metrics
+
+
+def scalars(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("reward")]
+
+
+def test_a_killed_and_resumed_run_has_each_step_once(tmp_path):
+    with MetricsLog(tmp_path, tensorboard=True) as log:
+        for step in range(1, 8):
+            log.write(step, {"reward": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "rew')  # killed while it wrote
+
+    with MetricsLog(tmp_path, tensorboard=True) as log:
+        log.resume(4)
+        for step in range(5, 10):
+            log.write(step, {"reward": step * 10.0})
+
+    expected = [(step, float(step)) for step in range(1, 5)] + [(step, step * 10.0) for step in range(5, 10)]
+    assert [(record["step"], record["reward"]) for record in read_metrics(tmp_path)] == expected
+    assert scalars(tmp_path) == expected
+
+
+def test_a_torn_last_line_does_not_spoil_the_next_record(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 1.0}\n{"step": 2')
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write(2, {"reward": 2.0})
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_each_record_is_on_disk_when_write_returns(tmp_path):
+    log = MetricsLog(tmp_path, tensorboard=False)
+    log.write(1, {"reward": 1.5})
+    assert read_metrics(tmp_path)[0]["reward"] == 1.5
+    log.close()
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_values_that_are_not_finite_are_null(tmp_path):
+    with MetricsLog(tmp_path, tensorboard=True) as log:
+        log.write(1, {"reward": float("nan"), "score_gap": float("inf"), "best_step": 3})
+    line = (tmp_path / "metrics.jsonl").read_text()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    record = json.loads(line, parse_constant=refuse)
+    assert record["reward"] is None and record["score_gap"] is None and record["best_step"] == 3
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nhello\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2"):
+        read_metrics(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        MetricsLog(tmp_path / "file", tensorboard=False)
