@@ -156,16 +156,18 @@ def test_collapse_beyond_the_bound_and_not_before(frame, weight):
         assert slope_over_spread(frame, weight, 1.01 * bound, S) > 0
 
 
-def test_spread_follows_the_scalar_equation_up_to_the_bound():
-    """S* of the quadratic reward at several scales, against a root of the closed form: it falls towards a point."""
+def test_spread_follows_the_scalar_equation_towards_a_point():
+    """S* of the quadratic reward k = 1 at several scales, against a root of the closed form."""
     A = mean_precision(FLOW, "unit", REFERENCES[1].covariance)
     teacher, reward = reference_teacher(FLOW, REFERENCES[1]), quadratic_reward(tensor([1.0]), tensor(2.0))
-    found = []
-    for scale in (0.5, 4.0, 20.0):
+
+    def scale_of(S):
+        return float(mean_precision(FLOW, "unit", tensor([S * S])) - A)
+
+    scales, found = (0.5, 4.0, 20.0), []
+    for scale in scales:
         settings = objective("unit", reward_scale=scale, guidance_scale=1.0)
         found.append(abs(find_optimum(FLOW, settings, teacher, reward, tensor(0.0))[1].item()))
-        root = scipy.optimize.brentq(
-            lambda S: float(A - mean_precision(FLOW, "unit", tensor([S * S]))) + scale, 1e-4, 2.0, xtol=1e-12
-        )
-        assert found[-1] == pytest.approx(root, abs=1e-5)
+    roots = [scipy.optimize.brentq(lambda S, scale=scale: scale_of(S) - scale, 1e-4, 2.0) for scale in scales]
+    assert found == pytest.approx(roots, abs=1e-5)
     assert found[0] > found[1] > found[2]
