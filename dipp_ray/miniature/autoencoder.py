@@ -13,12 +13,12 @@ from dipp_ray.miniature.stages import Progress, Ticker, seeded
 @dataclass(frozen=True)
 class AutoencoderRecipe:
     seed: int = 11
-    steps: int = 700
+    steps: int = 600
     batch: int = 64
     lr: float = 2e-3
     width: int = 32
     kl_weight: float = 1e-4  # against the squared error, both means over elements
-    pixel_noise: float = 0.05  # of the inputs: generated latents lie beside the scans' too
+    pixel_noise: float = 0.03  # of the inputs: generated latents lie beside the scans' too
     sizes: tuple[int, int] = (8, 1)  # edge of an image in pixels, channels of a latent
 
 

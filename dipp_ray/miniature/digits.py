@@ -95,7 +95,7 @@ class Terciles:
 
 @dataclass(frozen=True)
 class Scans:
-    """Images [N, 3, 8, 8] in [0, 1], their digits [N] in 0..9, their N prompts, their rows [N] in scikit-learn's set."""
+    """Images [N, 3, 8, 8] in [0, 1], their digits [N] in 0..9, their N prompts, their rows [N] in the whole set."""
 
     images: Tensor
     digits: Tensor

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 Progress = Callable[[str], None]
 SEAL = "recipe.json"
@@ -62,6 +64,19 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No progress bars of transformers and diffusers for files that take milliseconds."""
+    libraries = [library for library in (transformers_logging, diffusers_logging) if library.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
 
 
 class Ticker:

@@ -96,9 +96,7 @@ def untrained_pipeline(vae: AutoencoderKL, recipe: TeacherRecipe) -> PixArtAlpha
     return pipeline
 
 
-def train_teacher(
-    vae: AutoencoderKL, scans: Scans, recipe: TeacherRecipe, progress: Progress
-) -> PixArtAlphaPipeline:
+def train_teacher(vae: AutoencoderKL, scans: Scans, recipe: TeacherRecipe, progress: Progress) -> PixArtAlphaPipeline:
     """Fit the transformer to predict epsilon on the scans' latents; the average of its weights is what is returned."""
     pipeline = untrained_pipeline(vae, recipe)
     transformer = pipeline.transformer.train()
@@ -112,9 +110,7 @@ def train_teacher(
     place = {text: index for index, text in enumerate(texts)}
     prompt_of = torch.tensor([place[text] for text in scans.prompts])
 
-    optimiser = torch.optim.AdamW(
-        transformer.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
-    )
+    optimiser = torch.optim.AdamW(transformer.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     schedule = warm_cosine(optimiser, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     batch = recipe.batch
