@@ -45,7 +45,9 @@ def test_encode_is_in_the_scale_that_decode_takes(folder):
         torch.testing.assert_close(decoder.encode(images) / 0.5 + 0.1, z)
 
 
-@pytest.mark.parametrize("entry", [None, ["diffusers", "AutoencoderNone"], ["diffusers", "DDIMScheduler"], ["mine", "AutoencoderKL"]])
+@pytest.mark.parametrize(
+    "entry", [None, ["diffusers", "AutoencoderNone"], ["diffusers", "DDIMScheduler"], ["mine", "AutoencoderKL"]]
+)
 def test_a_folder_without_a_known_vae_is_refused(folder, entry):
     index = {} if entry is None else {"vae": entry}
     with open(f"{folder}/model_index.json", "w") as file:
