@@ -38,13 +38,13 @@ def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
         total.append(total[-1] + value)
     smoothed = []
     for index, (step, _) in enumerate(points):
-        half = min(reach, index, len(points) - 1 - index)
-        smoothed.append((step, (total[index + half + 1] - total[index - half]) / (2 * half + 1)))
+        low, high = max(0, index - reach), min(len(points), index + reach + 1)
+        smoothed.append((step, (total[high] - total[low]) / (high - low)))
     return smoothed
 
 
-def chart(title: str, unit: str, lines: list[Series], marks: list[tuple[int, str]] = ()) -> str:
-    """A <figure> with the curves of `lines` over the steps and a line at each (step, label) of `marks`; '' without points.
+def chart(title: str, unit: str, lines: list[Series], marks: list[tuple[int, str]] = (), smoothed: bool = True) -> str:
+    """A <figure> with the curves of `lines` over the steps and `marks` (step, label); '' without points.
 
     `title` and `unit` are plain text. The picture is described in words for those who do not see it.
     """
@@ -59,7 +59,7 @@ def chart(title: str, unit: str, lines: list[Series], marks: list[tuple[int, str
         if axes.first <= step <= axes.last:
             body.append(_mark(axes, step, label))
     for index, line in enumerate(lines):
-        body.append(_line(axes, line, f"s{index % 4}"))
+        body.append(_line(axes, line, f"s{index % 4}", smoothed))
     described = "; ".join(_in_words(line) for line in lines)
     legend = "".join(
         f'<span class="key s{index % 4}"><svg viewBox="0 0 18 6" aria-hidden="true"><path d="M0 3H18"/></svg>'
@@ -90,10 +90,11 @@ class _Axes:
 
     def svg(self) -> str:
         parts = []
-        for tick in ticks(self.low, self.high, 5):
+        values = ticks(self.low, self.high, 5)
+        for tick, label in zip(values, tick_labels(values), strict=True):
             y = self.y(tick)
             parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_tick_label(tick)}</text>')
+            parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
         base = HEIGHT - BOTTOM
         parts.append(f'<path class="axis" d="M{LEFT} {base}H{WIDTH - RIGHT}"/>')
         for tick in ticks(self.first, self.last, 5, whole=True):
@@ -121,10 +122,16 @@ def ticks(low: float, high: float, about: int, whole: bool = False) -> list[floa
     return [index * width for index in range(first, last + 1)]
 
 
-def _tick_label(value: float) -> str:
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        return f"{value:.2g}".replace("-", "\N{MINUS SIGN}", 1) if value < 0 else f"{value:.2g}"
-    return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")
+def tick_labels(values: list[float]) -> list[str]:
+    """`values` with the same decimals, or with one power of ten from 100,000 on and below 0.01."""
+    largest = max(map(abs, values)) or 1.0
+    if not 1e-2 <= largest < 1e5:
+        power = math.floor(math.log10(largest) + 1e-9)
+        labels = [f"{value / 10.0**power:g}e{power}" if value else "0" for value in values]
+    else:
+        decimals = max(len(f"{value:.6g}".partition(".")[2]) for value in values)
+        labels = [f"{value:,.{decimals}f}" for value in values]
+    return [label.replace("-", "\N{MINUS SIGN}") for label in labels]
 
 
 def _padded(values: list[float]) -> tuple[float, float]:
@@ -136,15 +143,15 @@ def _padded(values: list[float]) -> tuple[float, float]:
     return (0.0 if 0 <= low < 0.35 * high else low - air), high + air
 
 
-def _line(axes: _Axes, line: Series, style: str) -> str:
+def _line(axes: _Axes, line: Series, style: str, smoothed: bool) -> str:
     parts = []
     runs = _runs(line.points)
     many = len(line.finite) >= SMOOTH_FROM
     for run in runs:
-        if many:
+        if many and smoothed:
             parts.append(f'<path class="raw {style}" d="{_path(axes, _thinned(run))}"/>')
     for run in runs:
-        drawn = smooth(run) if many else run
+        drawn = smooth(run) if many and smoothed else run
         parts.append(f'<path class="line {style}" d="{_path(axes, _thinned(drawn))}"/>')
         if not many:
             parts += [f'<circle class="{style}" cx="{axes.x(s):.1f}" cy="{axes.y(v):.1f}" r="2.6"/>' for s, v in run]

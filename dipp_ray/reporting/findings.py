@@ -4,6 +4,7 @@ from dipp_ray.reporting.chart import series
 from dipp_ray.reporting.progress import number
 
 FALL = 0.15  # a held-out reward has fallen when it lost this part of its range since its best
+RISE = 0.05  # the trained reward has risen when it gained this part of its range in that time
 CLIPPED = 0.5  # gradients are clipped often when this part of the updates is
 
 
@@ -29,13 +30,14 @@ def over_optimisation(records: list[dict]) -> list[str]:
         best_step, best = max(points, key=lambda point: point[1])
         last_step, last = points[-1]
         span = best - min(value for _, value in points)
+        spread = max(value for _, value in reward) - min(value for _, value in reward)
         before, after = _level(reward, best_step), _level(reward, last_step)
-        if last_step > best_step and best - last > FALL * span and after > before:
+        if last_step > best_step and best - last > FALL * span and after - before > RISE * spread:
             found.append(
-                f"Over-optimisation: the held-out reward {key.partition('/')[2]} was best at step {best_step} "
+                f"Over-optimisation: the held-out reward “{key.partition('/')[2]}” was best at step {best_step} "
                 f"({number(best)}) and has fallen to {number(last)} at step {last_step}, while the trained reward "
-                f"rose from {number(before)} to {number(after)}. Take the generator of step {best_step}, or train with a smaller "
-                "objective.reward_scale."
+                f"rose from {number(before)} to {number(after)}. Take the generator of step {best_step}, or train with "
+                "a smaller objective.reward_scale."
             )
     return found
 

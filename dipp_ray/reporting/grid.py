@@ -20,8 +20,9 @@ def save_grid(images, path: Path, columns: int, captions: list[str] | None = Non
     """Write `images` (tensor or array, [N, 3, H, W], values in [0, 1], clipped to it) as a PNG with `columns` columns.
 
     Each pixel becomes a square of ceil(96 / W) pixels; the gaps are transparent. `captions` (N texts) are
-    wrapped under the cells and cut after three lines. The file is written aside and renamed. Raises ValueError for a wrong shape,
-    NonFiniteError for a value that is not finite, UserError if the file cannot be written.
+    wrapped under the cells and cut after three lines. The file is written aside and renamed.
+    Raises ValueError for a wrong shape, NonFiniteError for a value that is not finite, UserError if the file cannot
+    be written.
     """
     pixels = _pixels(images)
     count, height, width, _ = pixels.shape

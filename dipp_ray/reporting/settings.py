@@ -1,0 +1,61 @@
+"""The settings that a reader of a report asks for first, out of the run's resolved configuration."""
+
+
+def key_settings(config: dict) -> list[tuple[str, str]]:
+    """(name, value) pairs in words; what `config` (nested mappings) lacks is left out."""
+
+    def get(path: str):
+        value = config
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    rows = [
+        ("Reward scale", get("objective.reward_scale")),
+        ("Reward", _terms(get("reward.terms"), held_out=False)),
+        ("Held-out reward", _terms(get("reward.terms"), held_out=True)),
+        ("Guidance scale", get("objective.guidance_scale")),
+        ("Weight w(t)", get("objective.weight")),
+        ("Divisor", get("objective.divisor")),
+        ("Reduction", get("objective.reduction")),
+        ("Order", get("objective.order")),
+        ("Score updates a step", get("objective.score_updates")),
+        ("Times of score matching", _range(get("objective.score_timesteps"))),
+        ("Times of divergence", _range(get("objective.divergence_timesteps"))),
+        ("Time read by the generator", get("model.t_star")),
+        ("Batch", _batch(get("data"))),
+        ("Steps", get("run.steps")),
+        ("Learning rate, generator", get("generator_optim.lr")),
+        ("Learning rate, score", get("score_optim.lr")),
+        ("Decay of the average", get("ema.decay")),
+        ("Seed", get("run.seed")),
+        ("Generator ranks", _group(get("roles.generator"))),
+        ("Score ranks", _group(get("roles.score"))),
+        ("Teacher", get("model.teacher")),
+        ("Starting generator", get("model.generator") or get("model.teacher")),
+    ]
+    return [
+        (name, f"{value:g}" if isinstance(value, float) else str(value)) for name, value in rows if value is not None
+    ]
+
+
+def _terms(terms: list[dict] | None, held_out: bool) -> str | None:
+    chosen = [term for term in terms or [] if bool(term.get("held_out")) == held_out]
+    names = [str(term.get("name")) + ("" if held_out else f" × {term.get('weight', 1):g}") for term in chosen]
+    return ", ".join(names) or None
+
+
+def _range(times: list[int] | None) -> str | None:
+    return f"{times[0]} to {times[1]}" if times else None
+
+
+def _batch(data: dict | None) -> str | None:
+    if not data or "batch_size" not in data:
+        return None
+    return f"{data['batch_size']} in {data.get('micro_batches', 1)} micro-batches"
+
+
+def _group(role: dict | None) -> str | None:
+    if not role:
+        return None
+    return f"{role.get('workers', 1)}, ZeRO {role.get('zero_stage', 0)}, {role.get('dtype', '')}"

@@ -1,0 +1,72 @@
+"""evaluation.json as a table: base and aligned side by side, with the difference and which direction is better."""
+
+import math
+from html import escape
+
+FIRST = ("base", "aligned")
+ARROWS = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better")}
+
+
+def evaluation_table(evaluation: dict) -> str:
+    """A <table> of `evaluation` (the mapping in evaluation.json); a value that is null or missing is said so."""
+    models = evaluation.get("models") or {}
+    metrics = evaluation.get("metrics") or {}
+    order = [name for name in FIRST if name in models]
+    compared = len(order) == len(FIRST)
+    others = [name for name in models if name not in FIRST]
+    heads = [name.capitalize() for name in order] + (["Difference"] if compared else [])
+    heads += [name.capitalize() for name in others]
+    keys = list(metrics) or list(dict.fromkeys(key for values in models.values() for key in values))
+    rows = []
+    for key in keys:
+        about = metrics.get(key) or {}
+        decimals = _decimals([values.get(key) for values in models.values()])
+        cells = [_cell(models[name], key, decimals) for name in order]
+        if compared:
+            difference = _difference(models["base"].get(key), models["aligned"].get(key), about.get("better"), decimals)
+            cells.append(difference)
+        cells += [_cell(models[name], key, decimals) for name in others]
+        rows.append(f'<tr><th scope="row">{_label(key, about)}</th>{"".join(cells)}</tr>')
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ["Measure", *heads])
+    return (
+        f'<p class="soft" id="evaluated">{evaluation.get("samples", 0):,} samples of {evaluation.get("prompts", 0):,} '
+        "prompts, the same for each model. ↑ higher is better, ↓ lower is better.</p>"
+        '<div class="scroll" tabindex="0" role="region" aria-label="Evaluation"><table aria-describedby="evaluated">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _label(key: str, about: dict) -> str:
+    label = escape(str(about.get("label") or key))
+    if about.get("better") in ARROWS:
+        arrow, words = ARROWS[about["better"]]
+        label += f' <span class="unit" title="{words}">{arrow}</span>'
+    return label + (f' <span class="unit">{escape(str(about["unit"]))}</span>' if about.get("unit") else "")
+
+
+def _decimals(values: list[float | None]) -> int:
+    """Decimals of a row: three significant digits of its largest value."""
+    largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0)
+    return max(0, 2 - math.floor(math.log10(largest))) if largest else 0
+
+
+def _cell(values: dict, key: str, decimals: int) -> str:
+    return f"<td>{_fixed(values[key], decimals) if key in values else '–'}</td>"
+
+
+def _fixed(value: float | None, decimals: int) -> str:
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _difference(base: float | None, aligned: float | None, better: str | None, decimals: int) -> str:
+    """Aligned minus base, signed, with a word for those who do not see the colour."""
+    if base is None or aligned is None or not math.isfinite(base) or not math.isfinite(aligned):
+        return "<td>–</td>"
+    change = round(aligned - base, decimals)
+    text = ("+" if change > 0 else "") + _fixed(change, decimals)
+    if better not in ARROWS or change == 0:
+        return f"<td>{text.removeprefix(chr(0x2212)) if change == 0 else text}</td>"
+    gained = (change > 0) == (better == "higher")
+    return f'<td class="{"good" if gained else "worse"}">{text} <span>{"better" if gained else "worse"}</span></td>'

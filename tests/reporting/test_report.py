@@ -1,0 +1,170 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+import yaml
+
+from dipp_ray.errors import UserError
+from dipp_ray.reporting.chart import Series, chart, smooth, tick_labels, ticks
+from dipp_ray.reporting.findings import findings
+from dipp_ray.reporting.grid import save_grid
+from dipp_ray.reporting.metrics import MetricsLog
+from dipp_ray.reporting.report import write_report
+
+CONFIG = {
+    "run": {"name": "digits", "steps": 60, "seed": 0},
+    "model": {"teacher": "models/teacher", "generator": None},
+    "data": {"batch_size": 64, "micro_batches": 2},
+    "objective": {"reward_scale": 10.0, "order": "strict"},
+    "generator_optim": {"lr": 1e-4, "grad_clip": 10.0},
+    "reward": {"terms": [{"name": "preference", "weight": 1.0}, {"name": "gold", "held_out": True}]},
+}
+EVALUATION = {
+    "prompts": 90,
+    "samples": 1440,
+    "models": {
+        "base": {"gold": -1.24, "fid": 1.08},
+        "aligned": {"gold": -0.81, "fid": 5.08},
+        "teacher": {"gold": None},
+    },
+    "metrics": {
+        "gold": {"label": "Gold <reward>", "better": "higher", "unit": ""},
+        "fid": {"label": "Fréchet distance", "better": "lower", "unit": ""},
+    },
+    "grid": None,
+}
+
+
+def run_folder(tmp_path, steps, config=CONFIG):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        for step in range(1, steps + 1):
+            values = {"reward": 6.8 + step / 40, "grad_norm/generator": 1.0, "grad_norm/score": 2.0}
+            if step % 10 == 0:
+                values["held_out/gold"] = -1.0 - abs(step - 30) / 100
+            log.write(step, values | ({"best_step": 30} if step == 30 else {}))
+    for step in (0, steps):
+        save_grid(torch.rand(4, 3, 8, 8), tmp_path / "samples" / f"step_{step:06}.png", 2)
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """Collects tags; fails where the tags do not nest."""
+
+    VOID = ("meta", "img", "path", "circle", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.addresses = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def page_of(folder):
+    text = write_report(folder).read_text()
+    return text, Page(text)
+
+
+def test_the_report_needs_nothing_beside_itself(tmp_path):
+    folder = run_folder(tmp_path, 60)
+    (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
+    text, page = page_of(folder)
+    assert not re.search(r"https?://", text)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object"})
+    addresses = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
+    assert len(addresses) == 2 and all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert "url(" not in text and "@import" not in text
+    assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
+    assert all(a.get("aria-label") or a.get("aria-hidden") for tag, a in page.tags if tag == "svg")
+    assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
+
+
+def test_texts_from_outside_stay_texts(tmp_path):
+    evil = "<script>alert(1)</script>\"'&"
+    config = CONFIG | {"run": {"name": evil, "steps": 60}, "model": {"teacher": evil}}
+    folder = run_folder(tmp_path, 20, config)
+    with MetricsLog(folder, tensorboard=False) as log:
+        log.write(21, {f"reward/{evil}": 1.0, "reward/b": 1.0, f"held_out/{evil}": float("nan")})
+    evaluation = EVALUATION | {"models": {evil: {evil: 1.0}, "base": {}}, "metrics": {}}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "pipeline").mkdir()
+    (folder / "pipeline" / "README.md").write_text(evil + " $title")
+    text, page = page_of(folder)
+    assert "<script" not in text
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "&lt;script&gt;" in text and "$title" in text
+
+
+def test_the_table_says_which_direction_is_better(tmp_path):
+    folder = run_folder(tmp_path, 20)
+    (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
+    text, _ = page_of(folder)
+    rows = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+    assert re.search(r"−1\.24.*−0\.81.*class=\"good\">\+0\.43 <span>better.*not finite", rows[1])
+    assert re.search(r"1\.08.*5\.08.*class=\"worse\">\+4\.00 <span>worse", rows[2])
+    assert "Gold &lt;reward&gt;" in rows[1]
+
+
+def test_little_is_enough(tmp_path):
+    page_of(tmp_path)  # an empty folder
+    folder = run_folder(tmp_path, 1)
+    text, _ = page_of(folder)
+    assert "Evaluation" not in text and "Trained reward from" not in text
+    assert 'aria-label="Trained reward: reward 6.83 at step 1"' in text
+
+
+def test_damaged_input_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="no run folder"):
+        write_report(tmp_path / "none")
+    (tmp_path / "evaluation.json").write_text("{")
+    with pytest.raises(UserError, match=r"evaluation\.json cannot be read"):
+        write_report(tmp_path)
+
+
+def records(held_out, reward):
+    return [
+        {"step": step, "reward": r, "held_out/gold": h}
+        for step, (h, r) in enumerate(zip(held_out, reward, strict=True))
+    ]
+
+
+def test_over_optimisation_is_a_falling_held_out_reward_under_a_rising_reward():
+    rising, falling = [float(i) for i in range(40)], [-float(i) for i in range(40)]
+    peak = [-abs(i - 20) / 10 for i in range(40)]
+    (sentence,) = findings(records(peak, rising), {})
+    assert "Over-optimisation" in sentence and "step 20 (0)" in sentence and "−1.90 at step 39" in sentence
+    assert findings(records(rising, rising), {}) == []
+    assert findings(records(peak, falling), {}) == []
+
+
+def test_what_is_not_finite_or_clipped_or_unfinished_is_said():
+    rows = [{"step": step, "grad_norm/score": None if step == 3 else 12.0} for step in range(1, 6)]
+    said = findings(rows, {"score_optim": {"grad_clip": 10.0}, "run": {"steps": 8}})
+    assert said[0] == "grad_norm/score was not finite once, first at step 3."
+    assert "clipped (norm above 10) in 100%" in said[1] and said[2] == "The run stands at step 5 of 8."
+
+
+def test_curves():
+    assert ticks(0.13, 0.97, 5) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert ticks(1, 4, 5, whole=True) == [1, 2, 3, 4]
+    assert tick_labels([0.0, 5e-5, 1e-4]) == ["0", "0.5e−4", "1e−4"]
+    assert tick_labels([-1.0, -0.5]) == ["−1.0", "−0.5"]
+    line = [(step, 3.0 + 2.0 * step) for step in range(90)]
+    assert dict(smooth(line)[10:80]) == pytest.approx(dict(line[10:80]))  # a straight line keeps its place
+    with_gap = chart("T", "", [Series("a", [(1, 1.0), (2, None), (3, 2.0)])])
+    assert with_gap.count('class="line s0"') == 2 and "not finite, step 2" in with_gap
+    assert chart("T", "", [Series("a", [])]) == ""
