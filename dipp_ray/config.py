@@ -144,6 +144,9 @@ class TrainedRoleSection(RoleSection):
         100_000, ge=0, description="Parameters smaller than this stay whole at ZeRO 3, in elements."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    recompute: bool = Field(
+        False, description="Generator: sample without a graph, run the forward again at the backward. Always at ZeRO 3."
+    )
 
 
 class RolesSection(Section):

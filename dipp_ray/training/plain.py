@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dipp_ray.alignment.objective import RewardReply, feedback, surrogate
 from dipp_ray.alignment.questions import generate, predict, predict_guided, score_loss
-from dipp_ray.alignment.updates import ema_update, learning_rate
+from dipp_ray.alignment.updates import ema_update, learning_rate, mean_of
 from dipp_ray.config import OptimSection, RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import SCORE_WARMUP, Draws
@@ -81,7 +81,7 @@ class PlainLoop:
         else:
             answers = [self.ask_score(*sample) for sample in repeats[last]]
             score_metrics = [self.train_score(batch) for batch in repeats]
-        return score_metrics[-1] | self.train_generator(repeats[last], answers)
+        return mean_of(score_metrics) | self.train_generator(repeats[last], answers)
 
     def micro_batches(self, step: int, repeat: int) -> list[Draws]:
         size = self.config.micro_batch_size
@@ -130,6 +130,4 @@ class PlainLoop:
         norm = self.generator.step()
         for name, value in self.generator.network.state_dict().items():
             ema_update(self.average[name], value, self.config.ema.decay)
-        return {key: sum(v[key] for v in measured) / len(measured) for key in measured[0]} | {
-            "grad_norm/generator": norm
-        }
+        return mean_of(measured) | {"grad_norm/generator": norm}

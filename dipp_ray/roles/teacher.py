@@ -1,0 +1,47 @@
+"""The frozen teacher: a stateless pool that answers x0_ref."""
+
+import numpy as np
+import ray
+import torch
+
+from dipp_ray.alignment.questions import predict_guided
+from dipp_ray.config import RunConfig
+from dipp_ray.diffusion.noise import Draws
+from dipp_ray.models.embeds import PromptEmbeds
+from dipp_ray.models.pipeline import load_denoiser, read_frame
+from dipp_ray.reporting.quiet import quiet_libraries
+from dipp_ray.roles.process import prepare
+from dipp_ray.roles.trained import busy
+
+
+@ray.remote
+class Teacher:
+    def __init__(self, config: RunConfig, null):
+        quiet_libraries()
+        role = config.roles.teacher
+        self.objective = config.objective
+        self.device = prepare(role, config.run.deterministic)
+        frame = read_frame(config.model.teacher)
+        self.diffusion, self.latent_shape = frame.diffusion, frame.latent_shape
+        # Frozen: its weights may lie in the precision of its arithmetic.
+        self.network = load_denoiser(config.model.teacher, role.dtype, weights=role.dtype).to(self.device).eval()
+        self.null = PromptEmbeds.from_arrays(null, self.device)
+
+    @ray.method(num_returns=2)
+    def predict(self, draws: Draws, x0, embeds) -> tuple[np.ndarray, dict]:
+        """The guided x0_ref [b, C, h, w] at the divergence's x_t."""
+        info = {}
+        with busy(info):
+            t = draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
+            eps = draws.normal("divergence_eps", self.latent_shape).to(self.device)
+            answer = predict_guided(
+                self.network,
+                self.diffusion,
+                torch.tensor(x0, device=self.device),
+                PromptEmbeds.from_arrays(embeds, self.device),
+                self.null,
+                t,
+                eps,
+                self.objective.guidance_scale,
+            )
+        return answer.cpu().numpy(), info

@@ -1,0 +1,30 @@
+"""The two ends of the pipeline: prompts to embeddings, and latents to the few images that a person looks at."""
+
+import numpy as np
+import ray
+import torch
+
+from dipp_ray.config import RunConfig
+from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.models.text import TextEncoder
+from dipp_ray.reporting.quiet import quiet_libraries
+from dipp_ray.roles.process import prepare
+
+
+@ray.remote
+class Text:
+    def __init__(self, config: RunConfig):
+        quiet_libraries()
+        self.device = prepare(config.roles.text, config.run.deterministic)
+        self.folder = config.model.teacher
+        self.encoder = TextEncoder(self.folder, self.device)
+
+    def encode(self, prompts: list[str]) -> tuple:
+        """Embeddings as arrays (PromptEmbeds.arrays) of the prompts; '' is the null prompt."""
+        return self.encoder(prompts).arrays()
+
+    @torch.no_grad()
+    def decode(self, x0: np.ndarray) -> np.ndarray:
+        """Images [B, 3, H, W] in [0, 1] of latents x0 [B, C, h, w]."""
+        decoder = LatentDecoder.from_pipeline(self.folder).to(self.device)
+        return decoder.decode(torch.tensor(x0, device=self.device)).float().cpu().numpy()

@@ -1,0 +1,67 @@
+"""What the generator's and the score model's ranks share: start, rendezvous, checkpoint shares."""
+
+import time
+from contextlib import contextmanager
+
+import ray
+import torch
+from torch import Tensor
+
+from dipp_ray.checkpoints.files import FileRecord
+from dipp_ray.checkpoints.store import CheckpointStore
+from dipp_ray.config import OptimSection, RunConfig, TrainedRoleSection
+from dipp_ray.models.embeds import PromptEmbeds
+from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
+from dipp_ray.reporting.quiet import quiet_libraries
+from dipp_ray.roles.engine import Engine
+from dipp_ray.roles.process import free_port, join, prepare
+
+
+class TrainedRank:
+    """One rank of a trained group. The group's name is also its name in checkpoints."""
+
+    group: str
+
+    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: OptimSection, rank: int):
+        quiet_libraries()
+        self.config, self.objective, self.role, self.optim, self.rank = config, config.objective, role, optim, rank
+        self.device = prepare(role, config.run.deterministic)
+        frame = read_frame(config.model.teacher)
+        self.one_step = one_step_of(frame, config.model.t_star, config.model.input)
+        self.diffusion = self.one_step.diffusion
+        self.latent_shape = frame.latent_shape
+
+    def meeting_point(self) -> tuple[str, int]:
+        """Host and port where the group meets, offered by its rank 0."""
+        return ray.util.get_node_ip_address(), free_port(*self.config.roles.ports)
+
+    def meet(self, host: str, port: int, folder: str) -> int:
+        """Join the group's world and load the network of the pipeline in `folder`; answers its parameters' number."""
+        join(self.rank, self.role.workers, host, port, self.device)
+        network = load_denoiser(folder, self.role.dtype).to(self.device)
+        self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.role.workers)
+        return sum(getattr(p, "ds_numel", p.numel()) for _, p in self.engine.named)
+
+    def tensor(self, array) -> Tensor:
+        return torch.tensor(array, device=self.device)
+
+    def embeds(self, arrays) -> PromptEmbeds:
+        return PromptEmbeds.from_arrays(arrays, self.device)
+
+    def write_share(self, url: str, step: int) -> list[FileRecord]:
+        """Write this rank's share of the group's state; all ranks of the group are called together."""
+        tensors, counters = self.engine.state()
+        return CheckpointStore(url).write_share(step, self.group, self.rank, self.role.workers, tensors, counters)
+
+    def restore(self, url: str, step: int) -> None:
+        """Load the group's state from a committed checkpoint, whatever sizes it was written at."""
+        store = CheckpointStore(url)
+        self.engine.load(*store.read_group(store.at(step), self.group))
+
+
+@contextmanager
+def busy(info: dict):
+    """Add the seconds of the block to what a call reports, so that a role's busy share can be told."""
+    start = time.perf_counter()
+    yield
+    info["seconds"] = time.perf_counter() - start
