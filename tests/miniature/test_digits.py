@@ -63,7 +63,7 @@ def test_terciles_split_each_digit_in_three_and_name_the_prompts():
     for digit in range(10):
         for attribute in (inks, slants):
             counts = torch.bincount(attribute[train.digits == digit], minlength=3)
-            assert counts.max() - counts.min() <= 3
+            assert counts.max() - counts.min() <= 6  # equal inks stay together
     named = [prompt_text(*values) for values in zip(train.digits.tolist(), inks.tolist(), slants.tolist(), strict=True)]
     assert list(train.prompts) == named
     assert len(set(train.prompts)) == 90
