@@ -113,7 +113,13 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from local import local_cluster, parse_node
 
-with local_cluster([parse_node("name=a,cpus=1"), parse_node("name=b,cpus=1")]) as cluster:
+quick = dict(
+    health_check_initial_delay_ms=500,
+    health_check_period_ms=500,
+    health_check_timeout_ms=500,
+    health_check_failure_threshold=4,
+)
+with local_cluster([parse_node("name=a,cpus=1"), parse_node("name=b,cpus=1")], system_config=quick) as cluster:
     import ray
     ray.init(address=cluster.address, log_to_driver=False)
     def alive():
