@@ -1,0 +1,229 @@
+"""The one configuration: bad input ends with one sentence that names the place, and the hash covers the trajectory."""
+
+import re
+
+import pytest
+import yaml
+
+from dipp_ray.config import RunConfig, allowed_group_sizes, load_config
+from dipp_ray.errors import UserError
+
+MINIMAL = {
+    "run": {"steps": 10},
+    "model": {"teacher": "teacher", "t_star": 440},
+    "data": {"prompts": "prompts.parquet", "batch_size": 24, "micro_batches": 12},
+    "generator_optim": {"lr": 1e-4},
+    "score_optim": {"lr": 2e-4},
+}
+REWARD = "reward.terms=[{name: clip, model: clip, folder: reward}]"
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    return file
+
+
+def sentence(path, *overrides):
+    """What a person reads, which must be one line that begins with the file or repeats the override."""
+    with pytest.raises(UserError) as error:
+        load_config(path, list(overrides))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_overrides_are_applied_and_typed(path):
+    overrides = ["data.batch_size=48", "objective.weight=unit", "run.name=first", "score_optim.betas=[0.9, 0.99]"]
+    config = load_config(path, overrides)
+    assert (config.data.batch_size, config.micro_batch_size, config.objective.weight) == (48, 4, "unit")
+    assert config.score_optim.betas == (0.9, 0.99) and str(config.path) == "runs/first"
+    assert load_config(path).data.batch_size == 24
+
+
+def test_a_later_override_wins_and_defaults_live_in_the_model(path):
+    assert load_config(path, ["run.seed=1", "run.seed=2"]).run.seed == 2
+    assert load_config(path).objective == RunConfig.model_validate(MINIMAL).objective
+
+
+def test_the_resolved_copy_gives_the_same_configuration(path, tmp_path):
+    config = load_config(path, ["objective.reward_scale=2", REWARD, "log.samples=3"])
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(copy) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "nearest"),
+    [
+        ("data.batchsize=8", "data", "data.batch_size"),  # misspelt
+        ("objective.rewardscale=1", "objective", "objective.reward_scale"),
+        ("roles.score.zero_stag=2", "roles.score", "roles.score.zero_stage"),
+        ("objectiv.weight=unit", "the top level", "objective"),
+        ("data.reward_scale=1", "data", "objective.reward_scale"),  # misplaced
+        ("t_star=1", "the top level", "model.t_star"),
+        ("checkpoint.tensorboard=true", "checkpoint", "log.tensorboard"),
+    ],
+)
+def test_an_unknown_key_names_its_section_and_the_nearest_right_key(path, override, section, nearest):
+    message = sentence(path, override)
+    assert str(path) in message
+    leaf = override.partition("=")[0].split(".")
+    leaf = leaf[0] if section == "the top level" else leaf[-1]
+    assert f"unknown key '{leaf}' in {section}: did you mean {nearest}?" in message
+
+
+def test_an_unknown_key_like_no_other_is_to_be_removed(path):
+    assert "unknown key 'qqqqqq' in the top level: remove it" in sentence(path, "qqqqqq=1")
+
+
+@pytest.mark.parametrize("role", ["generator", "score"])
+def test_a_group_size_that_does_not_divide_lists_the_allowed_ones(path, role):
+    message = sentence(path, f"roles.{role}.workers=5")
+    assert f"roles.{role}.workers=5" in message and "allowed sizes are 1, 2, 3, 4, 6, 12" in message
+
+
+def test_allowed_group_sizes_are_the_divisors(path):
+    assert allowed_group_sizes(12) == [1, 2, 3, 4, 6, 12]
+    for workers in allowed_group_sizes(12):
+        load_config(path, [f"roles.generator.workers={workers}"])
+
+
+def test_a_pool_may_have_any_size(path):
+    assert load_config(path, ["roles.teacher.workers=5", "roles.reward.workers=7"]).roles.teacher.workers == 5
+
+
+@pytest.mark.parametrize("role", ["generator", "score"])
+def test_two_ranks_of_a_group_on_one_gpu_are_refused(path, role):
+    message = sentence(path, f"roles.{role}.workers=2", f"roles.{role}.gpus=0.5")
+    assert f"roles.{role}: 2 ranks at 0.5 GPU" in message and f"give roles.{role}.gpus=1" in message
+    load_config(path, [f"roles.{role}.workers=2", f"roles.{role}.gpus=1"])
+    load_config(path, [f"roles.{role}.workers=1", f"roles.{role}.gpus=0.5"])
+    load_config(path, ["roles.teacher.workers=2", "roles.teacher.gpus=0.5"])
+
+
+def test_one_and_a_half_gpus_are_refused(path):
+    assert "gpus=1.5: more than one GPU must be a whole number" in sentence(path, "roles.teacher.gpus=1.5")
+
+
+def test_a_batch_that_does_not_split_is_refused(path):
+    assert "data.batch_size=25 does not split into data.micro_batches=12" in sentence(path, "data.batch_size=25")
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "data.batch_size"])
+def test_an_override_without_a_value_is_refused(path, override):
+    assert sentence(path, override) == f"'{override}' is no setting: write section.key=value"
+
+
+def test_an_override_below_a_value_is_refused(path):
+    assert "'data.prompts.x=1': 'prompts' is a value, not a section" in sentence(path, "data.prompts.x=1")
+
+
+def test_an_override_that_is_not_yaml_is_refused(path):
+    assert "the value is not YAML" in sentence(path, "run.name=[1, 2")
+
+
+def test_a_value_of_the_wrong_kind_is_named_and_shown(path):
+    message = sentence(path, "data.batch_size=many")
+    assert "data.batch_size" in message and "'many'" in message
+    message = sentence(path, "objective.weight=cubed")
+    assert "objective.weight" in message and "'x0_difference'" in message and "'cubed'" in message
+
+
+def test_a_missing_setting_is_named(path):
+    path.write_text(yaml.safe_dump(MINIMAL | {"model": {"teacher": "teacher"}}))
+    assert re.search(r"model\.t_star.*required", sentence(path))
+
+
+def test_a_file_that_is_not_yaml(path):
+    path.write_text("run: [1, 2\ndata: {")
+    assert f"configuration {path} is not YAML" in sentence(path)
+
+
+@pytest.mark.parametrize("text", ["", "just words", "- a\n- b"])
+def test_a_file_without_sections(path, text):
+    path.write_text(text)
+    assert "holds no sections" in sentence(path)
+
+
+def test_a_missing_file(tmp_path):
+    message = sentence(tmp_path / "none.yaml")
+    assert str(tmp_path / "none.yaml") in message and "No such file" in message
+
+
+def test_a_folder_is_no_configuration(tmp_path):
+    assert "Is a directory" in sentence(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.reward_scale=1", "reward.terms has no trained term"),
+        ("objective.divergence_timesteps=[0, 980]", "starts at 0, where the score is not defined"),
+        ("objective.score_timesteps=[500, 500]", "is empty: low must be below high"),
+        ("init.score=checkpoint", "init.score_checkpoint go together"),
+        ("reward.terms=[{name: a, model: clip}, {name: a, model: clip}]", "two terms of one name"),
+    ],
+)
+def test_settings_that_contradict_each_other(path, override, message):
+    assert message in sentence(path, override)
+
+
+def test_a_held_out_term_alone_is_no_reward_to_train_on(path):
+    held_out = "reward.terms=[{name: gold, model: clip, held_out: true}]"
+    assert "no trained term" in sentence(path, "objective.reward_scale=1", held_out)
+    assert load_config(path, [held_out]).trained_terms == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.seed=1",
+        "run.deterministic=false",
+        "model.t_star=441",
+        "model.input=unit",
+        "data.batch_size=48",
+        "data.micro_batches=6",
+        "data.prompts=other.parquet",
+        "objective.guidance_scale=2",
+        "objective.weight=unit",
+        "objective.order=overlapped",
+        "objective.score_updates=2",
+        "generator_optim.lr=1e-3",
+        "score_optim.grad_clip=1",
+        "ema.decay=0.9",
+        "init.score_warmup_steps=5",
+        REWARD,
+        "reward.standardise=true",
+        "roles.score.dtype=bf16",
+    ],
+)
+def test_the_hash_changes_with_the_trajectory(path, override):
+    assert load_config(path, [override]).trajectory_hash() != load_config(path).trajectory_hash()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.name=second",
+        "run.folder=elsewhere",
+        "run.steps=20",
+        "roles.generator.workers=4",
+        "roles.generator.zero_stage=3",
+        "roles.score.persistence_threshold=0",
+        "roles.teacher.workers=3",
+        "roles.teacher.gpus=1",
+        "roles.teacher.labels={role: teacher}",
+        "roles.step_timeout_s=5",
+        "reward.replicas=2",
+        "reward.app=shared",
+        "reward.deadline_s=1",
+        "log.samples=4",
+        "log.tensorboard=false",
+        "checkpoint.every=7",
+        "checkpoint.url=s3://bucket/run",
+    ],
+)
+def test_the_hash_leaves_out_placement_logging_and_storage(path, override):
+    config = load_config(path, [override])
+    assert config != load_config(path) and config.trajectory_hash() == load_config(path).trajectory_hash()
