@@ -185,6 +185,13 @@ class LogSection(Section):
     stop_patience: int = Field(0, ge=0, description="Stop after so many held-out falls in a row; 0: never.")
 
 
+class EvaluationSection(Section):
+    prompts: str | None = Field(None, description="Parquet file of prompts; null: those of training.")
+    samples: int = Field(500, ge=2, description="Images of each model.")
+    judge: str | None = Field(None, description="`package.module:function` (images, prompts) -> {metric: value}.")
+    teacher_steps: int = Field(25, ge=1, description="Steps of the teacher that is shown beside.")
+
+
 class RunConfig(Section):
     run: RunSection
     model: ModelSection
@@ -198,6 +205,7 @@ class RunConfig(Section):
     roles: RolesSection = RolesSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
+    evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -240,7 +248,7 @@ class RunConfig(Section):
 
         The number of steps is left out as well, so that a finished run can be made longer.
         """
-        data = self.model_dump(mode="json", exclude={"roles", "checkpoint", "log"})
+        data = self.model_dump(mode="json", exclude={"roles", "checkpoint", "log", "evaluation"})
         for key in ("name", "folder", "steps"):
             data["run"].pop(key)
         for key in ("deadline_s", "replicas", "app"):

@@ -77,7 +77,11 @@ def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32") -> De
     frame = read_frame(folder)
     network_class = getattr(diffusers, frame.network_class)
     network = network_class.from_pretrained(
-        frame.folder, subfolder=frame.network_part, torch_dtype=DTYPES[weights], use_safetensors=True, low_cpu_mem_usage=False
+        frame.folder,
+        subfolder=frame.network_part,
+        torch_dtype=DTYPES[weights],
+        use_safetensors=True,
+        low_cpu_mem_usage=False,
     )
     return Denoiser(network, DTYPES[compute])
 

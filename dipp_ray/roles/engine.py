@@ -179,6 +179,12 @@ class Engine:
                 self.average[name] = tensors[f"ema/{name}"].to(parameter.device)
         self._set_adam_steps(self.updates)
 
+    @torch.no_grad()
+    def load_weights(self, tensors: dict[str, Tensor]) -> None:
+        """Take the weights alone from a group's state, for a run of its own. All ranks call it together."""
+        for name, parameter in self.named:
+            self._set(parameter, tensors[f"master/{name}"])
+
     def _set_adam_steps(self, updates: int) -> None:
         """AdamW's bias correction counts updates in each state entry, whole parameters or flat partitions alike."""
         optimizer = self.engine.optimizer if self.role.zero_stage == 0 else self.engine.optimizer.optimizer

@@ -58,6 +58,11 @@ class TrainedRank:
         store = CheckpointStore(url)
         self.engine.load(*store.read_group(store.at(step), self.group))
 
+    def take_weights(self, url: str, step: int) -> None:
+        """Start from the weights of another run's checkpoint, with fresh moments."""
+        store = CheckpointStore(url)
+        self.engine.load_weights(store.read_group(store.at(step), self.group)[0])
+
 
 @contextmanager
 def busy(info: dict):

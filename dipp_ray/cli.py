@@ -1,0 +1,149 @@
+"""The `dipp-ray` command: one thin function a verb."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from dipp_ray.errors import UserError
+from dipp_ray.reporting.quiet import quiet_libraries
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb. Exit status: 0 done, 2 bad input (one sentence on standard error), 130 interrupted."""
+    quiet_libraries()
+    given = parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except UserError as error:
+        print(f"dipp-ray: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dipp-ray: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="dipp-ray", description=__doc__.splitlines()[0])
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(function, text: str) -> argparse.ArgumentParser:
+        name = function.__name__.removeprefix("run_").replace("_", "-")
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=function)
+        return sub
+
+    demo = verb(
+        run_demo, "The whole pipeline on the miniature: build, fit the reward, distil, align, evaluate, report."
+    )
+    demo.add_argument("--out", type=Path, default=Path("runs"), help="where the run folders go (%(default)s)")
+    for function, text in (
+        (run_train, "Distil or align; finds and resumes its own committed checkpoint."),
+        (run_check, "Check all that can fail before a GPU is taken: files, shapes, placement against the cluster."),
+    ):
+        sub = verb(function, text)
+        sub.add_argument("config", type=Path, help="YAML configuration")
+        sub.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
+    sample = verb(run_sample, "One step, one image.")
+    sample.add_argument("pipeline", type=Path)
+    sample.add_argument("--prompt", required=True)
+    sample.add_argument("--out", type=Path, required=True, help="PNG file")
+    sample.add_argument("--seed", type=int, default=0, help="of the latent noise (%(default)s)")
+    evaluate = verb(run_evaluate, "Rewards, judge and diversity of a pipeline: a table, JSON and a side-by-side grid.")
+    evaluate.add_argument("pipeline", type=Path, help="pipeline folder, or a run's folder")
+    evaluate.add_argument("--against", type=Path, help="pipeline folder to compare with")
+    evaluate.add_argument("--config", type=Path, help="whose rewards and prompts (default: the run's config.yaml)")
+    evaluate.add_argument("--out", type=Path, help="folder of evaluation.json and the grid (default: the run's)")
+    export = verb(run_export, "A checkpoint as a diffusers pipeline folder.")
+    export.add_argument("checkpoint", type=Path, help="a run's folder, or one of its checkpoints/step_NNNNNN")
+    export.add_argument("out", type=Path)
+    report = verb(run_report, "Write report.html of a run's folder anew.")
+    report.add_argument("folder", type=Path)
+    return top
+
+
+def run_demo(given) -> None:
+    from dipp_ray.miniature.demo import demo
+
+    connect()
+    demo(given.out, print)
+
+
+def run_train(given) -> None:
+    from dipp_ray.config import load_config
+    from dipp_ray.training.checks import check
+
+    config = load_config(given.config, given.settings)
+    check(config)  # before Ray is started: bad input answers at once
+    connect()
+    from dipp_ray.evaluation.evaluate import evaluate_run
+    from dipp_ray.reporting.report import write_report
+    from dipp_ray.training.run import train
+
+    folder = train(config, print)
+    evaluate_run(config, print)
+    print(f"report: {write_report(folder)}")
+
+
+def run_check(given) -> None:
+    import rich
+
+    from dipp_ray.config import load_config
+    from dipp_ray.training.checks import check, sizes_line
+
+    config = load_config(given.config, given.settings)
+    prompts = check(config)
+    connect()
+    from dipp_ray.training.placement import cluster_nodes, plan, requests
+
+    planned = plan(requests(config), cluster_nodes())
+    rich.print(planned.table())
+    planned.require()
+    print(f"{given.config}: ready. {len(prompts.texts)} prompts; {sizes_line(config)}")
+
+
+def run_sample(given) -> None:
+    from dipp_ray.evaluation.sampling import sample_to_file
+
+    sample_to_file(given.pipeline, given.prompt, given.seed, given.out)
+    print(given.out)
+
+
+def run_evaluate(given) -> None:
+    from dipp_ray.evaluation.evaluate import evaluate_command
+
+    evaluate_command(given.pipeline, given.against, given.config, given.out, print)
+
+
+def run_export(given) -> None:
+    from dipp_ray.training.run import export_command
+
+    print(export_command(given.checkpoint, given.out))
+
+
+def run_report(given) -> None:
+    from dipp_ray.reporting.report import write_report
+
+    print(write_report(given.folder))
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS (as a Ray job does), or start one on this machine, on loopback alone."""
+    # A local cluster that nobody else can reach needs no token; whoever sets a mode keeps it.
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        print("starting Ray on this machine")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    else:
+        ray.init(address=address, log_to_driver=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

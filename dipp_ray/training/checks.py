@@ -1,0 +1,75 @@
+"""All that can fail is checked before anything is started: files, shapes, weights, rewards."""
+
+import shutil
+from pathlib import Path
+
+from dipp_ray.checkpoints.store import CheckpointStore
+from dipp_ray.config import RunConfig, allowed_group_sizes
+from dipp_ray.data.prompts import Prompts, read_prompts
+from dipp_ray.errors import UserError
+from dipp_ray.models.export import one_step_of_folder
+from dipp_ray.models.pipeline import one_step_of, read_frame, same_network
+
+LEAST_FREE_BYTES = 50_000_000
+
+
+def check(config: RunConfig) -> Prompts:
+    """The prompts, after everything that needs no cluster has been found in order. Raises UserError otherwise."""
+    frame = read_frame(config.model.teacher)
+    one_step_of(frame, config.model.t_star, config.model.input)
+    for key in ("score_timesteps", "divergence_timesteps"):
+        high = getattr(config.objective, key)[1]
+        if high > frame.diffusion.schedule.num_timesteps:
+            raise UserError(
+                f"objective.{key} ends at {high}, but the teacher has {frame.diffusion.schedule.num_timesteps} steps"
+            )
+    check_generator(config, frame)
+    for term in config.reward.terms:
+        if term.folder and not Path(term.folder).is_dir():
+            raise UserError(f"reward '{term.name}': {term.folder} is no folder: set its `folder` to the model's folder")
+    if config.init.score_checkpoint:
+        score_checkpoint(config)
+    prompts = read_prompts(config.data.prompts, config.data.column)
+    check_disk(config)
+    return prompts
+
+
+def check_generator(config: RunConfig, frame) -> None:
+    if config.model.generator is None:
+        return
+    same_network(frame, read_frame(config.model.generator))
+    trained_with = one_step_of_folder(config.model.generator)
+    given = {"t_star": config.model.t_star, "input": config.model.input}
+    if trained_with and trained_with != given:
+        raise UserError(
+            f"{config.model.generator} was trained with {trained_with}, but the configuration says {given}: "
+            "set model.t_star and model.input to the former"
+        )
+
+
+def score_checkpoint(config: RunConfig) -> tuple[str, int]:
+    """(URL, step) of the checkpoint whose score model the run starts from: a run's folder or its checkpoints."""
+    given = config.init.score_checkpoint.rstrip("/")
+    for url in (f"{given}/checkpoints", given):
+        latest = CheckpointStore(url, say=lambda _: None).latest()
+        if latest is not None:
+            return url, latest.step
+    raise UserError(f"init.score_checkpoint: {given} holds no committed checkpoint: give the folder of a finished run")
+
+
+def check_disk(config: RunConfig) -> None:
+    path = config.path
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run folder {path}: {error.strerror}: choose another run.folder") from None
+    free = shutil.disk_usage(path).free
+    if free < LEAST_FREE_BYTES:
+        raise UserError(
+            f"run folder {path}: only {free / 1e6:.0f} MB are free on its disk: free some, or choose another"
+        )
+
+
+def sizes_line(config: RunConfig) -> str:
+    sizes = ", ".join(map(str, allowed_group_sizes(config.data.micro_batches)))
+    return f"group sizes that divide the {config.data.micro_batches} micro-batches: {sizes}"
