@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from diffusers import AutoencoderKL, PixArtAlphaPipeline
 from safetensors.torch import save_file
 
+from dipp_ray.errors import UserError
 from dipp_ray.miniature.autoencoder import AutoencoderRecipe, reconstruction_error, train_autoencoder
 from dipp_ray.miniature.digits import SPLIT_SEED, load_scans
 from dipp_ray.miniature.gold import GoldRecipe, GoldReward, classifier_accuracy, train_classifier
@@ -73,6 +74,8 @@ def build_miniature(folder: Path, progress: Progress, recipe: MiniatureRecipe | 
     """
     recipe = recipe or MiniatureRecipe()
     paths = Miniature.at(folder)
+    if paths.root.exists() and not paths.root.is_dir():
+        raise UserError(f"the miniature's folder {paths.root} is a file: name another folder")
     paths.root.mkdir(parents=True, exist_ok=True)
     with only_builder(paths.root, progress), quiet_libraries():
         for stage, ingredients, make in stages(paths, recipe, progress):
@@ -85,6 +88,7 @@ def stages(
 ) -> list[tuple[Path, dict, Callable[[Path], None]]]:
     """(folder, its recipe with those of the stages that it is made from, what fills it), in order."""
     train, test, _ = load_scans()
+    parts = (("train", train), ("test", test))
     autoencoder = {"autoencoder": asdict(recipe.autoencoder)}
     teacher = autoencoder | {"teacher": asdict(recipe.teacher)}
     gold = {"gold": asdict(recipe.gold)}
@@ -125,7 +129,6 @@ def stages(
             table = make_pairs(count, scans, candidates, annotator, recipe.pairs)
             pq.write_table(table, folder / f"{name}.parquet")
 
-    parts = (("train", train), ("test", test))
     return [
         (paths.prompts_train.parent, {}, make_digits),
         (paths.autoencoder, autoencoder, make_autoencoder),
