@@ -117,7 +117,7 @@ def run_evaluate(given) -> None:
 
 
 def run_export(given) -> None:
-    from dipp_ray.training.run import export_command
+    from dipp_ray.training.export import export_command
 
     print(export_command(given.checkpoint, given.out))
 

@@ -1,0 +1,170 @@
+"""Models side by side on the same prompts and noises: a table, evaluation.json and a grid."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import rich
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from dipp_ray.config import RunConfig, load_config
+from dipp_ray.data.prompts import read_prompts
+from dipp_ray.errors import UserError
+from dipp_ray.evaluation.measure import about, load_judge, measure, spread
+from dipp_ray.evaluation.sampling import sample_images
+from dipp_ray.models.export import load_pipeline, one_step_of_folder
+from dipp_ray.models.pipeline import device_of_this_process, read_frame
+from dipp_ray.reporting.grid import save_grid
+from dipp_ray.reporting.progress import number, waiting
+from dipp_ray.serving.scoring import Scorer
+
+Say = Callable[[str], None]
+BATCH = 64
+GRID_PROMPTS = 16
+GRID_COLUMNS = 8
+JSON, GRID = "evaluation.json", "evaluation_grid.png"
+
+
+def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print, out: Path | None = None) -> dict:
+    """Measure pipeline folders by name ('base', 'aligned', 'teacher') as the configuration says.
+
+    Answers {"prompts", "samples", "models": {name: {key: value or null}}, "metrics": {key: {"label", "better",
+    "unit"}}, "grid"}. Exported one-step folders take one step, others `evaluation.teacher_steps` without guidance.
+    With a folder `out`, evaluation.json and evaluation_grid.png are written there.
+    Raises UserError, before anything is sampled, for a folder, prompt file, reward or judge that is not there.
+    """
+    settings = config.evaluation
+    for folder in models.values():
+        read_frame(folder)
+    judge = load_judge(settings.judge)
+    texts = spread(read_prompts(settings.prompts or config.data.prompts, config.data.column), settings.samples)
+    device = device_of_this_process()
+    scorer = Scorer(config.reward.terms, None, BATCH, device) if config.reward.terms else None
+    values, shown = {}, {}
+    picked = (
+        [i * len(texts) // GRID_PROMPTS for i in range(GRID_PROMPTS)]
+        if len(texts) > GRID_PROMPTS
+        else range(len(texts))
+    )
+    for name, folder in models.items():
+        with waiting(f"{len(texts)} samples of {name}"):
+            images, speed = timed_samples(folder, texts, config, device)
+        with waiting(f"the measures of {name}"):
+            values[name] = measure(images, texts, scorer, judge) | {"images_per_second": speed}
+        shown[name] = images[list(picked)]
+        say(f"evaluated {name}: {summary(values[name])}")
+    result = {
+        "prompts": len(set(texts)),
+        "samples": len(texts),
+        "models": values,
+        "metrics": about(list(next(iter(values.values()))), config.reward.terms),
+        "grid": None,
+    }
+    if out is not None:
+        result["grid"] = GRID
+        write_grid(shown, [texts[i] for i in picked], out / GRID)
+        write_json(result, out / JSON)
+    return result
+
+
+def timed_samples(folder, texts: list[str], config: RunConfig, device: torch.device) -> tuple[Tensor, float]:
+    """Images [B, 3, H, W] in [0, 1] of a pipeline folder, and how many it made a second, loading left out."""
+    pipeline = load_pipeline(folder, device)
+    how = (1, 0.0) if one_step_of_folder(folder) else (config.evaluation.teacher_steps, 1.0)
+    sample_images(pipeline, texts[:1], config.run.seed, 1 if how[0] == 1 else 2, how[1], 1)  # the first call is slower
+    clock = time.perf_counter()
+    images = sample_images(pipeline, texts, config.run.seed, *how, BATCH)
+    return images, len(texts) / (time.perf_counter() - clock)
+
+
+def summary(values: dict[str, float | None]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in values.items())
+
+
+def evaluate_run(config: RunConfig, say: Say = print) -> dict:
+    """Evaluate a finished run: its pipeline as 'aligned', where it started as 'base', and the teacher.
+
+    Distillation has no base, for it starts from the teacher. Writes run/evaluation.json and run/evaluation_grid.png.
+    """
+    return evaluate(models_of(config, config.path / "pipeline", None), config, say, config.path)
+
+
+def models_of(config: RunConfig, pipeline: Path, against: Path | None) -> dict[str, str | Path]:
+    base = against or config.model.generator
+    return ({"base": base} if base else {}) | {"aligned": pipeline, "teacher": config.model.teacher}
+
+
+def evaluate_command(
+    pipeline: Path, against: Path | None, config_path: Path | None, out: Path | None, say: Say = print
+) -> dict:
+    """`dipp-ray evaluate`: a run's folder or a pipeline folder, by a run's configuration or the one given.
+
+    Prints the table and writes evaluation.json and the grid to `out`, by default the run's folder. Raises UserError
+    that says what to give where configuration or folder cannot be told.
+    """
+    run = run_of(pipeline)
+    if config_path is None and run is None:
+        raise UserError(f"{pipeline} lies in no run's folder: give --config with its rewards and prompts")
+    if out is None and run is None:
+        raise UserError(f"{pipeline} lies in no run's folder: give --out for evaluation.json and the grid")
+    config = load_config(config_path or run / "config.yaml")
+    out = out or run
+    out.mkdir(parents=True, exist_ok=True)
+    models = models_of(config, pipeline_of(pipeline), pipeline_of(against) if against else None)
+    result = evaluate(models, config, say, out)
+    rich.print(as_table(result))
+    say(f"{out / JSON}, {out / GRID}")
+    return result
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run's folder that `folder` is, or whose pipeline/ it is."""
+    candidates = (Path(folder), Path(folder).resolve().parent)
+    return next((path for path in candidates if (path / "config.yaml").is_file()), None)
+
+
+def pipeline_of(folder: Path) -> Path:
+    """The pipeline folder that is meant: that of a run, or the folder itself."""
+    if not (folder / "config.yaml").is_file():
+        return folder
+    if not (folder / "pipeline").is_dir():
+        raise UserError(f"the run {folder} has no pipeline/ yet: finish it, or export one of its checkpoints")
+    return folder / "pipeline"
+
+
+def as_table(result: dict) -> Table:
+    """The evaluation for a terminal: a row a measure, a column a model."""
+    table = Table(title=f"{result['samples']} samples of {result['prompts']} prompts, the same for each model")
+    table.add_column("")
+    for name in result["models"]:
+        table.add_column(name, justify="right")
+    arrows = {"higher": " ↑", "lower": " ↓"}
+    for key, metric in result["metrics"].items():
+        cells = [number(values[key]) for values in result["models"].values()]
+        unit = f" [{metric['unit']}]" if metric["unit"] else ""
+        table.add_row(metric["label"] + arrows.get(metric["better"], "") + unit.replace("[", r"\["), *cells)
+    return table
+
+
+def write_grid(shown: dict[str, Tensor], prompts: list[str], path: Path) -> None:
+    """Rows of at most eight prompts; below each other the models, each cell captioned with model and prompt."""
+    images, captions = [], []
+    columns = min(GRID_COLUMNS, len(prompts))
+    whole = len(prompts) - len(prompts) % columns
+    for start in range(0, whole, columns):
+        for name, some in shown.items():
+            images.append(some[start : start + columns])
+            captions += [f"{name}: {prompt}" for prompt in prompts[start : start + columns]]
+    save_grid(torch.cat(images), path, columns, captions)
+
+
+def write_json(result: dict, path: Path) -> None:
+    aside = path.with_name(path.name + ".new")
+    try:
+        aside.write_text(json.dumps(result, indent=2, allow_nan=False), encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
