@@ -1,0 +1,125 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from dipp_ray.config import RunConfig, validate
+from dipp_ray.data.prompts import Prompts
+from dipp_ray.errors import UserError
+from dipp_ray.evaluation.evaluate import evaluate_command, evaluate_run
+from dipp_ray.evaluation.measure import diversity, load_judge, spread
+from dipp_ray.evaluation.sampling import sample_images
+from dipp_ray.models.export import load_pipeline
+from settings import InkReward
+from tiny import PROMPTS
+
+
+def bright_judge(images, prompts):
+    """A judge for these tests."""
+    return {"brightness": images.mean().item(), "digit_accuracy": 0.5, "broken": float("nan")}
+
+
+def changed(config, **sections):
+    data = config.model_dump(mode="json")
+    for name, values in sections.items():
+        data[name] |= values
+    return validate(data, RunConfig, "test")
+
+
+def test_a_run_is_measured_against_its_base_and_teacher(run_config, tiny_world, capsys):
+    terms = [
+        {"name": "ink", "model": "settings:InkReward"},
+        {"name": "gold", "model": "settings:InkReward", "held_out": True},
+    ]
+    config = changed(run_config, evaluation={"judge": "test_evaluate:bright_judge"}, reward={"terms": terms})
+    said = []
+    result = evaluate_run(config, said.append)
+    assert json.loads((config.path / "evaluation.json").read_text()) == result
+    assert (result["prompts"], result["samples"], result["grid"]) == (5, 20, "evaluation_grid.png")
+    assert list(result["models"]) == ["base", "aligned", "teacher"]
+    keys = ["ink", "gold", "diversity", "brightness", "digit_accuracy", "broken", "images_per_second"]
+    assert all(list(values) == keys for values in result["models"].values())
+    assert list(result["metrics"]) == keys
+    assert result["metrics"]["gold"] == {"label": "Held-out reward, gold", "better": "higher", "unit": ""}
+    assert result["metrics"]["brightness"]["better"] is None
+    assert result["metrics"]["digit_accuracy"]["better"] == "higher"
+    assert result["models"]["base"]["broken"] is None
+    # The rewards are those of the images that the exported folders give.
+    prompts = spread(Prompts(tuple(PROMPTS)), 20)
+    for name, folder in (("base", "base"), ("aligned", "aligned")):
+        images = sample_images(load_pipeline(tiny_world / folder), prompts, 7, 1, 0.0, 64)
+        expected = InkReward().reward(images, prompts).mean().item()
+        assert result["models"][name]["ink"] == pytest.approx(expected, abs=1e-5)
+        assert result["models"][name]["diversity"] == pytest.approx(diversity(images, prompts), abs=1e-5)
+    assert result["models"]["base"]["ink"] != pytest.approx(result["models"]["aligned"]["ink"], abs=1e-3)
+    images = sample_images(load_pipeline(tiny_world / "teacher"), prompts, 7, 3, 1.0, 64)
+    assert result["models"]["teacher"]["ink"] == pytest.approx(
+        InkReward().reward(images, prompts).mean().item(), abs=1e-5
+    )
+    width, height = Image.open(config.path / "evaluation_grid.png").size
+    assert width > 8 * 96 and height > 6 * 96  # two rows of prompts, three models each
+    assert [line.split(":")[0] for line in said] == ["evaluated base", "evaluated aligned", "evaluated teacher"]
+
+
+def test_distillation_has_no_base(run_config):
+    result = evaluate_run(changed(run_config, model={"generator": None}), lambda _: None)
+    assert list(result["models"]) == ["aligned", "teacher"]
+
+
+def test_the_command_takes_a_run_or_a_pipeline(run_config, tiny_world, tmp_path, capsys):
+    by_run = evaluate_command(run_config.path, None, None, None, print)
+    assert "Trained reward, ink ↑" in capsys.readouterr().out
+    assert (run_config.path / "evaluation_grid.png").is_file()
+    out = tmp_path / "out"
+    by_folders = evaluate_command(
+        tiny_world / "aligned", tiny_world / "base", run_config.path / "config.yaml", out, print
+    )
+    for name in ("base", "aligned"):
+        one, other = dict(by_run["models"][name]), dict(by_folders["models"][name])
+        one.pop("images_per_second"), other.pop("images_per_second")
+        assert one == other
+    assert (out / "evaluation.json").is_file()
+
+
+def test_without_a_run_it_says_what_to_give(tiny_world, run_config):
+    with pytest.raises(UserError, match="give --config"):
+        evaluate_command(tiny_world / "aligned", None, None, None, print)
+    with pytest.raises(UserError, match="give --out"):
+        evaluate_command(tiny_world / "aligned", None, run_config.path / "config.yaml", None, print)
+    (run_config.path / "pipeline").unlink()
+    with pytest.raises(UserError, match="has no pipeline/ yet"):
+        evaluate_command(run_config.path, None, None, None, print)
+
+
+@pytest.mark.parametrize(
+    "name", ["judge", "no_such_module:judge", "test_evaluate:nobody", "test_evaluate:PROMPTS", ":"]
+)
+def test_a_wrong_judge_is_named(name):
+    with pytest.raises(UserError, match=f"evaluation.judge '{name}'"):
+        load_judge(name)
+
+
+def test_a_wrong_judge_ends_before_anything_is_sampled(run_config):
+    config = changed(run_config, evaluation={"judge": "nowhere:judge"})
+    with pytest.raises(UserError, match="nowhere"):
+        evaluate_run(config, pytest.fail)
+
+
+def test_each_prompt_comes_several_times():
+    few = spread(Prompts(("a", "b", "b")), 12)
+    assert few == ["a"] * 4 + ["b"] * 8  # as often as they stand in the file
+    many = spread(Prompts(tuple(map(str, range(100)))), 12)
+    assert many == ["0"] * 4 + ["33"] * 4 + ["66"] * 4
+    assert spread(Prompts(("a", "b")), 2) == ["a", "a"]
+
+
+def test_diversity_is_the_mean_distance_within_a_prompt():
+    images = torch.zeros(5, 3, 2, 2)
+    images[1] = 0.5  # distance sqrt(12) / 2 from the first
+    images[2, 0, 0, 0] = 1.0  # another prompt
+    images[4] = 1.0
+    prompts = ["a", "a", "b", "c", "c"]
+    root = 12**0.5
+    assert diversity(images, prompts) == pytest.approx((root / 2 + root) / 2)
+    assert diversity(images[:1], ["a"]) != diversity(images[:1], ["a"])  # not a number

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from dipp_ray.alignment.questions import generate
+from dipp_ray.diffusion.noise import EVALUATION, Draws
+from dipp_ray.errors import UserError
+from dipp_ray.evaluation.sampling import sample_images, sample_to_file
+from dipp_ray.models.export import load_pipeline
+from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
+from dipp_ray.models.text import TextEncoder
+
+CALL = {"num_inference_steps": 1, "guidance_scale": 0.0, "use_resolution_binning": False, "clean_caption": False}
+
+
+def test_the_file_is_what_plain_diffusers_gives(tiny_world, tmp_path):
+    out = sample_to_file(tiny_world / "aligned", "a bold two", 3, tmp_path / "two.png")
+    plain = DiffusionPipeline.from_pretrained(tiny_world / "aligned", low_cpu_mem_usage=False)
+    image = plain("a bold two", generator=torch.Generator().manual_seed(3), **CALL).images[0]
+    shown = np.asarray(Image.open(out))
+    assert shown.shape == (256, 256, 3)
+    np.testing.assert_array_equal(shown, np.asarray(image).repeat(32, 0).repeat(32, 1))
+    other = sample_to_file(tiny_world / "aligned", "a bold two", 4, tmp_path / "other.png")
+    assert other.read_bytes() != out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("folder", "out", "sentence"),
+    [
+        ("missing", "a.png", "is no folder"),
+        ("teacher", "a.png", r"no one_step\.json"),
+        ("aligned", "nowhere/a.png", "there is no folder"),
+        ("teacher/vae", "a.png", r"model_index\.json is missing"),
+    ],
+)
+def test_a_wrong_folder_is_one_sentence(tiny_world, tmp_path, folder, out, sentence):
+    with pytest.raises(UserError, match=sentence):
+        sample_to_file(tiny_world / folder, "a", 0, tmp_path / out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_the_trainers_own(tiny_world):
+    """The exported pipeline's images are the decoded x0 of the trainer, for the noises of the same keys."""
+    prompts = ["a bold two", "a thin one", "a bold zero"]
+    images = sample_images(load_pipeline(tiny_world / "aligned"), prompts, 7, 1, 0.0, batch=2)
+    frame = read_frame(tiny_world / "teacher")
+    network = load_denoiser(tiny_world / "other", "fp32")
+    z = Draws(7, EVALUATION, 0, range(3)).normal("z", frame.latent_shape)
+    with torch.no_grad():
+        embeds = TextEncoder(tiny_world / "teacher", torch.device("cpu"))(prompts)
+        x0 = generate(network, one_step_of(frame, 440, "sigma"), z, embeds)
+        expected = LatentDecoder.from_pipeline(tiny_world / "teacher").decode(x0)
+    assert images.shape == (3, 3, 8, 8)
+    assert images.std() > 0.01
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    alone = sample_images(load_pipeline(tiny_world / "aligned"), prompts, 7, 1, 0.0, batch=3)
+    torch.testing.assert_close(alone, images, atol=1e-5, rtol=0)

@@ -1,0 +1,54 @@
+"""`dipp-ray export` on the checkpoints of a run's folder."""
+
+import pytest
+import torch
+import yaml
+
+from dipp_ray.checkpoints.store import CheckpointStore
+from dipp_ray.errors import UserError
+from dipp_ray.models.export import one_step_of_folder
+from dipp_ray.models.pipeline import load_denoiser
+from dipp_ray.training.export import export_command
+from settings import tiny_config
+from tiny import pixart_pipeline, prompt_file
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with checkpoints of steps 1 and 2, step 1 the best; the moving average holds the step everywhere."""
+    folder = tmp_path_factory.mktemp("export")
+    teacher = pixart_pipeline(folder / "teacher")
+    config = tiny_config(folder, teacher, prompt_file(folder / "prompts.parquet"))
+    store = CheckpointStore(str(config.path / "checkpoints"))
+    for step in (1, 2):
+        weights = load_denoiser(teacher, "fp32").network.state_dict()
+        tensors = {f"ema/{name}": torch.full_like(value, step) for name, value in weights.items()}
+        store.commit(step, {"trajectory_hash": "-"}, store.write_share(step, "generator", 0, 1, tensors, {}))
+    store.mark_best(1, 0.5)
+    (config.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return config.path
+
+
+@pytest.mark.parametrize(("which", "step"), [("", 2), ("@best", 1), ("/checkpoints/step_000001", 1)])
+def test_the_named_checkpoint_is_exported(run, tmp_path, which, step):
+    out = export_command(f"{run}{which}", tmp_path / "new" / "pipeline")
+    assert one_step_of_folder(out) == {"t_star": 440, "input": "sigma"}
+    assert all((value == step).all() for value in load_denoiser(out, "fp32").network.parameters())
+    assert "Diff-Instruct++" in (out / "README.md").read_text()
+    export_command(run, out)  # an earlier export is replaced
+    assert all((value == 2).all() for value in load_denoiser(out, "fp32").network.parameters())
+
+
+def test_what_is_no_export_is_not_overwritten(run, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="nothing was overwritten"):
+        export_command(run, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_missing_checkpoint_is_named(run, tmp_path):
+    with pytest.raises(UserError, match="committed steps: 1, 2"):
+        export_command(run / "checkpoints" / "step_000009", tmp_path / "out")
+    with pytest.raises(UserError, match="is no run's folder"):
+        export_command(run / "checkpoints", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
