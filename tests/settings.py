@@ -19,6 +19,14 @@ class InkReward(torch.nn.Module):
         return (images.mean(1) * self.weight).sum((1, 2)).sin() - (images.mean((1, 2, 3)) - lengths).square()
 
 
+class BrokenReward(InkReward):
+    """Not finite for prompts about a two or a three."""
+
+    def reward(self, images, prompts):
+        broken = torch.tensor(["two" in prompt or "three" in prompt for prompt in prompts])
+        return super().reward(images, prompts).where(~broken, torch.nan)
+
+
 def tiny_config(folder: Path, pipeline: Path, prompts: Path, *overrides: str) -> RunConfig:
     """Alignment of the tiny pipeline: 8 samples a step in 4 micro-batches, CPU, one rank each."""
     data = {

@@ -18,7 +18,10 @@ from dipp_ray.diffusion.noise import SCORE_WARMUP, Draws
 from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.errors import NonFiniteError
 from dipp_ray.models.denoiser import Denoiser
+from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.models.text import TextEncoder
+from dipp_ray.serving.scoring import Scorer
 
 Reward = Callable[[Tensor, list[str]], RewardReply]
 
@@ -57,13 +60,14 @@ class PlainLoop:
         prompts: Prompts,
         reward: Reward | None,
         latent_shape: tuple[int, int, int],
+        reward_deviation: float = 1.0,
     ):
         self.config, self.objective, self.one_step = config, config.objective, one_step
         self.diffusion = one_step.diffusion
         self.generator = Trained(generator, config.generator_optim)
         self.score = Trained(score, config.score_optim)
         self.teacher, self.text, self.prompts, self.reward = teacher, text, prompts, reward
-        self.latent_shape = latent_shape
+        self.latent_shape, self.reward_deviation = latent_shape, reward_deviation
         self.null = text([""])
         self.average = copy.deepcopy(generator.state_dict())
         for i in range(config.init.score_warmup_steps):
@@ -124,10 +128,39 @@ class PlainLoop:
             )
             reply = self.reward(x0.detach(), prompts) if self.reward else None
             alpha, sigma = self.diffusion.schedule.alpha_sigma(t)
-            gradient, values = feedback(self.objective, x0, x0_psi, x0_ref, reply, 1.0, alpha, sigma)
+            gradient, values = feedback(self.objective, x0, x0_psi, x0_ref, reply, self.reward_deviation, alpha, sigma)
             (surrogate(x0, gradient) / len(batch)).backward()
             measured.append(values)
         norm = self.generator.step()
         for name, value in self.generator.network.state_dict().items():
             ema_update(self.average[name], value, self.config.ema.decay)
         return mean_of(measured) | {"grad_norm/generator": norm}
+
+
+def plain_loop(config: RunConfig, prompts: Prompts) -> PlainLoop:
+    """The plain loop of a configuration, on the CPU: the networks and rewards that the roles would load."""
+    teacher, generator = config.model.teacher, config.model.generator or config.model.teacher
+    frame = read_frame(teacher)
+    return PlainLoop(
+        config,
+        one_step_of(frame, config.model.t_star, config.model.input),
+        load_denoiser(generator, config.roles.generator.dtype),
+        load_denoiser(teacher, config.roles.score.dtype),
+        load_denoiser(teacher, config.roles.teacher.dtype),
+        TextEncoder(teacher, torch.device("cpu")),
+        prompts,
+        local_reward(config) if config.objective.reward_scale > 0 else None,
+        frame.latent_shape,
+    )
+
+
+def local_reward(config: RunConfig) -> Reward:
+    """The configured rewards in this process, behind the teacher's decoder."""
+    scorer = Scorer(config.reward.terms, LatentDecoder.from_pipeline(config.model.teacher), config.micro_batch_size)
+
+    def reward(x0: Tensor, prompts: list[str]) -> RewardReply:
+        reply = scorer.score(x0, prompts, "latents", gradient=True)
+        finite = reply.reward.isfinite() & reply.gradient.flatten(1).isfinite().all(1)
+        return RewardReply(reply.reward, reply.scores, reply.gradient, finite)
+
+    return reward

@@ -64,29 +64,28 @@ class Run:
             metrics.write(0, first)
             progress.update(0, first)
         clock = time.perf_counter()
-        while done < self.config.run.steps and not self.interrupted and not self.watch.gives_up:
-            barrier = self.is_barrier(done + 1)
+        ending = False
+        while done < self.config.run.steps and not ending:
+            stopping = self.interrupted  # read once: an interrupt that comes later ends the run one step later
+            barrier = stopping or self.is_due(done + 1)
             submitted = self.controller.submit(done, sample_ahead=not barrier)
             done += 1
             for step in filter(None, (pending, submitted if barrier else None)):
                 values, _ = self.controller.collect(step)
                 values["images_per_second"] = self.config.data.batch_size / (time.perf_counter() - clock)
                 if step is submitted:
-                    values |= self.at_barrier(done)
+                    values |= self.at_barrier(done, stopping)
                 metrics.write(step.step + 1, values)
                 progress.update(step.step + 1, values)
                 clock = time.perf_counter()
             pending = None if barrier else submitted
+            ending = stopping or self.watch.gives_up
         return done
 
-    def is_barrier(self, done: int) -> bool:
-        """Steps after which nothing may be in flight: checkpoints, looks, the end. An interrupt makes one as well."""
-        return self.interrupted or self.is_due(done)
-
-    def at_barrier(self, done: int) -> dict[str, float]:
-        """Look and save where they are due; answers what was seen."""
+    def at_barrier(self, done: int, stopping: bool) -> dict[str, float]:
+        """Nothing is in flight: look and save where they are due; answers what was seen."""
         seen, best = self.look(done) if self.is_due(done) else ({}, False)
-        last = done >= self.config.run.steps or self.interrupted or self.watch.gives_up
+        last = stopping or done >= self.config.run.steps or self.watch.gives_up
         if last or best or done % self.config.checkpoint.every == 0:
             self.save(done)
             if best:

@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
-from tiny_models import save_pipeline
 
 from dipp_ray.errors import UserError
 from dipp_ray.models.latents import LatentDecoder
+from tiny_models import save_pipeline
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
-from tiny_models import PROMPTS, save_clip
 
 from dipp_ray.errors import UserError
 from dipp_ray.preferences.dataset import read_pairs
 from dipp_ray.preferences.fit import FitSettings, _augment, _batches, bradley_terry_loss, fit_reward, pair_accuracy
 from dipp_ray.rewards.clip import ClipReward
+from tiny_models import PROMPTS, save_clip
 
 
 def png(pixels):

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tiny_models import PROMPTS, save_clip, save_pipeline
 
 from dipp_ray.config import RewardTerm
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.serving.scoring import Scorer
+from tiny_models import PROMPTS, save_clip, save_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import signal
 import numpy as np
 import pytest
 import torch
-from tiny_models import PROMPTS, save_clip, save_pipeline
 
 from dipp_ray.config import RewardTerm, RoleSection
 from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.serving.scoring import Scorer
+from tiny_models import PROMPTS, save_clip, save_pipeline
 
 ROLE = RoleSection(cpus=0.1)
 CHUNK = 8

@@ -5,17 +5,11 @@ import pytest
 import ray
 import torch
 
-from dipp_ray.alignment.objective import RewardReply
 from dipp_ray.data.prompts import read_prompts
 from dipp_ray.diffusion.noise import EVALUATION, Draws
-from dipp_ray.diffusion.one_step import OneStep
-from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.models.pipeline import load_denoiser, read_frame
-from dipp_ray.models.text import TextEncoder
-from dipp_ray.serving.scoring import Scorer
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
-from dipp_ray.training.plain import PlainLoop
+from dipp_ray.training.plain import plain_loop
 from dipp_ray.training.roles import start_roles
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
@@ -33,19 +27,7 @@ def world(tmp_path_factory):
 
 def plain_run(config, steps=STEPS):
     """Measurements of every step, and x0 of fixed noises at the end, by the plain loop."""
-    torch.manual_seed(0)
-    frame = read_frame(config.model.teacher)
-    networks = [load_denoiser(config.model.teacher, "fp32") for _ in range(3)]
-    text = TextEncoder(config.model.teacher, torch.device("cpu"))
-    scorer = Scorer(config.reward.terms, LatentDecoder.from_pipeline(config.model.teacher))
-
-    def reward(x0, prompts):
-        reply = scorer.score(x0, prompts, "latents", gradient=True)
-        return RewardReply(reply.reward, reply.scores, reply.gradient, torch.ones(len(x0), dtype=torch.bool))
-
-    prompts = read_prompts(config.data.prompts, config.data.column)
-    one_step = OneStep(frame.diffusion, config.model.t_star, config.model.input)
-    loop = PlainLoop(config, one_step, *networks, text, prompts, reward, frame.latent_shape)
+    loop = plain_loop(config, read_prompts(config.data.prompts, config.data.column))
     measured = [loop.step(step) for step in range(steps)]
     loop.generator.network.load_state_dict(loop.average)
     with torch.no_grad():

@@ -1,0 +1,87 @@
+"""The demo: the whole pipeline on the miniature, by the same code that a full-size run uses."""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from dipp_ray.config import RunConfig, load_config
+from dipp_ray.evaluation.evaluate import evaluate_run
+from dipp_ray.miniature.build import Miniature, build_miniature
+from dipp_ray.miniature.stages import Progress, build_stage
+from dipp_ray.preferences.fit import FitSettings, fit_reward
+from dipp_ray.reporting.report import write_report
+from dipp_ray.training.run import train
+
+PRESETS = Path(__file__).parent
+FIT = FitSettings(threads=2)
+
+
+def cache_folder() -> Path:
+    """$DIPP_RAY_CACHE, or dipp-ray in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("DIPP_RAY_CACHE") or f"{base}/dipp-ray").expanduser()
+
+
+def demo(out: Path, say: Progress) -> Path:
+    """Build, fit, distil, align, evaluate, report; answers the aligned run's folder. Needs a connected Ray.
+
+    What is finished already is kept: the miniature in the cache, the runs in `out`.
+    """
+    start = time.monotonic()
+
+    def stage(text: str) -> None:
+        say(f"\n[{time.monotonic() - start:.0f} s] {text}")
+
+    stage("the miniature: real handwritten digits, a teacher, a judge, preference pairs")
+    miniature = build_miniature(cache_folder() / "miniature", say)
+    stage("the reward model, fitted to the preference pairs")
+    reward = fitted_reward(miniature, say)
+    stage("distillation: the teacher becomes a one-step generator")
+    distil = preset("distil", miniature, reward, out, [])
+    finish(distil, say)
+    stage("alignment: Diff-Instruct++ raises the reward, the divergence to the teacher holds it back")
+    generator = [f"model.generator={distil.path / 'pipeline'}", f"init.score_checkpoint={distil.path}"]
+    align = preset("align", miniature, reward, out, generator)
+    finish(align, say)
+    stage(f"done: open {align.path / 'report.html'}")
+    return align.path
+
+
+def fitted_reward(miniature: Miniature, say: Progress) -> Path:
+    """The folder of the reward model, fitted once and cached beside the miniature."""
+    folder = miniature.root / "reward"
+    pairs = hashlib.sha256(miniature.pairs_train.read_bytes()).hexdigest()
+
+    def make(aside: Path) -> None:
+        def progress(step: int, values: dict) -> None:
+            say(f"  fit {step}/{FIT.steps}: held-out pair accuracy {values.get('accuracy', float('nan')):.3f}")
+
+        fit_reward(miniature.reward_base, miniature.pairs_train, miniature.pairs_test, aside, FIT, progress)
+
+    build_stage(folder, {"pairs": pairs, "settings": FIT.model_dump(mode="json")}, make, say)
+    return folder
+
+
+def preset(name: str, miniature: Miniature, reward: Path, out: Path, settings: list[str]) -> RunConfig:
+    """The preset `name`.yaml beside this file with the paths filled in."""
+    gold = "dipp_ray.miniature.gold:GoldReward"
+    terms = [
+        {"name": "preference", "model": "clip", "folder": str(reward)},
+        {"name": "gold", "model": gold, "folder": str(miniature.gold), "held_out": True},
+    ]
+    paths = [
+        f"run.folder={out}",
+        f"model.teacher={miniature.teacher}",
+        f"data.prompts={miniature.prompts_train}",
+        f"evaluation.prompts={miniature.prompts_eval}",
+        f"reward.terms={json.dumps(terms)}",
+    ]
+    return load_config(PRESETS / f"{name}.yaml", paths + settings)
+
+
+def finish(config: RunConfig, say: Progress) -> None:
+    train(config, say)
+    evaluate_run(config, say)
+    write_report(config.path)

@@ -1,0 +1,141 @@
+"""The same training step, reward included, by the plain loop and by the Ray pipeline, in one run.
+
+    python jobs/bench.py [--steps 60] [--rounds 3]
+
+On the miniature's alignment (batch of 64). The plain loop runs with two threads; the floor is the plain loop's time
+with one thread, over two cores: the roles' own compute, split perfectly. Rounds take turns, so that a machine whose
+speed drifts is unfair to nobody; the medians are compared.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import rich
+import torch
+from rich.table import Table
+
+from dipp_ray.cli import connect
+from dipp_ray.config import RunConfig
+from dipp_ray.reporting.quiet import quiet_libraries
+
+CORES = 2
+
+
+def main() -> None:
+    quiet_libraries()
+    given = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    given.add_argument("--steps", type=int, default=60, help="training steps of one measurement (%(default)s)")
+    given.add_argument("--rounds", type=int, default=3, help="measurements of each way (%(default)s)")
+    given = given.parse_args()
+    connect()
+
+    from dipp_ray.data.prompts import read_prompts
+    from dipp_ray.miniature.build import build_miniature
+    from dipp_ray.miniature.demo import cache_folder, fitted_reward, preset
+
+    miniature = build_miniature(cache_folder() / "miniature", print)
+    reward = fitted_reward(miniature, print)
+    with tempfile.TemporaryDirectory() as out:
+        # Speed does not depend on how good the generator is: the teacher's weights serve as well as distilled ones.
+        untrained = ["model.generator=null", "init.score=teacher", "init.score_checkpoint=null"]
+        config = preset("align", miniature, reward, Path(out), untrained)
+        prompts = read_prompts(config.data.prompts, config.data.column)
+        ways = {
+            "plain loop, 2 threads": Plain(config, prompts, threads=2),
+            "plain loop, 1 thread": Plain(config, prompts, threads=1),
+            "Ray, strict": Pipeline(config, prompts, "strict"),
+            "Ray, overlapped": Pipeline(config, prompts, "overlapped"),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for round_ in range(given.rounds):
+            for name, way in ways.items():
+                times[name].append(way.seconds_per_step(given.steps))
+                print(f"round {round_ + 1}: {name}: {1000 * times[name][-1]:.1f} ms a step", flush=True)
+    show(times, ways, config.data.batch_size)
+
+
+class Plain:
+    def __init__(self, config: RunConfig, prompts, threads: int):
+        from dipp_ray.training.plain import plain_loop
+
+        self.threads, self.step = threads, 0
+        self.loop = plain_loop(config, prompts)
+
+    def seconds_per_step(self, steps: int) -> float:
+        torch.set_num_threads(self.threads)
+        self.run(3)  # allocations and caches
+        return self.run(steps) / steps
+
+    def run(self, steps: int) -> float:
+        start = time.perf_counter()
+        for step in range(self.step, self.step + steps):
+            self.loop.step(step)
+        self.step += steps
+        return time.perf_counter() - start
+
+
+class Pipeline:
+    """The roles are started for each measurement, so that idle ones of another way take no core."""
+
+    def __init__(self, config: RunConfig, prompts, order: str):
+        name = f"bench-{order}"
+        self.config = config.model_copy(
+            update={
+                "objective": config.objective.model_copy(update={"order": order}),
+                "run": config.run.model_copy(update={"name": name}),
+            }
+        )
+        self.prompts = prompts
+        self.busy: dict[str, float] = {}
+        self.wall = 0.0
+
+    def seconds_per_step(self, steps: int) -> float:
+        from dipp_ray.training.controller import Controller
+        from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
+        from dipp_ray.training.roles import start_roles
+
+        placement = reserve(plan(requests(self.config), cluster_nodes()).require(), self.config.roles.wait_s)
+        roles = start_roles(self.config, placement, lambda line: None)
+        try:
+            roles.generator.all("start")
+            controller = Controller(self.config, roles, self.prompts, print)
+            self.run(controller, 0, 5)
+            start = time.perf_counter()
+            self.run(controller, 5, steps, measured=True)
+            wall = time.perf_counter() - start
+            self.wall += wall
+            return wall / steps
+        finally:
+            roles.stop()
+
+    def run(self, controller, first: int, steps: int, measured: bool = False) -> None:
+        """Steps as `training.run` schedules them between two barriers."""
+        pending = None
+        for step in range(first, first + steps):
+            submitted = controller.submit(step, sample_ahead=step + 1 < first + steps)
+            for done in filter(None, (pending, submitted if step + 1 == first + steps else None)):
+                _, busy = controller.collect(done)
+                for role, seconds in busy.items() if measured else ():
+                    self.busy[role] = self.busy.get(role, 0.0) + seconds
+            pending = submitted
+
+
+def show(times: dict[str, list[float]], ways: dict, batch: int) -> None:
+    median = {name: statistics.median(found) for name, found in times.items()}
+    plain, floor = median["plain loop, 2 threads"], median["plain loop, 1 thread"] / CORES
+    table = Table("", "ms a step", "images/s", "wall time against the plain loop", title=f"one batch of {batch}")
+    for name, seconds in (median | {f"floor: 1 thread over {CORES} cores": floor}).items():
+        table.add_row(name, f"{1000 * seconds:.1f}", f"{batch / seconds:.0f}", f"{seconds / plain:.2f}")
+    rich.print(table)
+    shares = Table("", "role", "busy", "waiting", title="each role's share of the wall time (reward: with its way)")
+    for name, way in ways.items():
+        for role, seconds in getattr(way, "busy", {}).items():
+            shares.add_row(name, role, f"{seconds / way.wall:.0%}", f"{max(0.0, 1 - seconds / way.wall):.0%}")
+    rich.print(shares)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""A whole run on the tiny pipeline: its folder, its export, and interrupted and resumed against uninterrupted."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from dipp_ray.checkpoints.store import CheckpointStore
+from dipp_ray.errors import UserError
+from dipp_ray.models.export import call_arguments, load_pipeline
+from dipp_ray.reporting.metrics import read_metrics
+from dipp_ray.training import run as run_module
+from dipp_ray.training.run import train
+from settings import tiny_config
+from tiny import pixart_pipeline, prompt_file
+
+MEASURED = ("score_loss", "score_gap", "reward", "grad_norm/generator", "grad_norm/score", "held_out/gold")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, pixart_pipeline(folder / "pipeline"), prompt_file(folder / "prompts.parquet")
+
+
+def config_of(world, name, *overrides):
+    held_out = "{name: gold, model: 'settings:InkReward', held_out: true}"
+    ink = "{name: ink, model: 'settings:InkReward'}"
+    return tiny_config(
+        *world,
+        f"run.name={name}",
+        "run.steps=8",
+        "checkpoint.every=3",
+        "log.samples_every=6",
+        f"reward.terms=[{ink}, {held_out}]",
+        *overrides,
+    )
+
+
+def measured(folder):
+    return [{key: record.get(key) for key in ("step", *MEASURED)} for record in read_metrics(folder)]
+
+
+def final_state(folder):
+    store = CheckpointStore(folder / "checkpoints")
+    latest = store.latest()
+    return {group: store.read_group(latest, group)[0] for group in ("generator", "score")}
+
+
+def stop_during(step, monkeypatch, number=signal.SIGINT):
+    """Send this process a signal while `step` is in flight, as a person's Ctrl-C would come."""
+    submit = run_module.Controller.submit
+
+    def submit_and_signal(self, number_of_step, sample_ahead):
+        submitted = submit(self, number_of_step, sample_ahead)
+        if number_of_step == step:
+            os.kill(os.getpid(), number)
+        return submitted
+
+    monkeypatch.setattr(run_module.Controller, "submit", submit_and_signal)
+
+
+@pytest.mark.parametrize("order", ["strict", "overlapped"])
+def test_interrupted_and_resumed_equals_uninterrupted(ray_session, world, monkeypatch, order):
+    settings = [f"objective.order={order}", "reward.standardise=true", "init.score_warmup_steps=2"]
+    straight = train(config_of(world, f"straight-{order}", *settings))
+    assert [record["step"] for record in read_metrics(straight)] == list(range(9))
+    assert {path.name for path in straight.iterdir()} >= {"config.yaml", "metrics.jsonl", "samples", "pipeline"}
+    assert len(list((straight / "samples").glob("step_*.png"))) == 4  # 0, 3, 6, 8
+
+    config = config_of(world, f"stopped-{order}", *settings)
+    with monkeypatch.context() as patched:
+        stop_during(3, patched)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert CheckpointStore(config.path / "checkpoints").latest().step == 5  # one step after the one in hand
+    said = []
+    stopped = train(config, said.append)
+    assert any("resumed from the checkpoint of step 5" in line for line in said)
+
+    assert measured(stopped) == measured(straight)
+    ours, theirs = final_state(stopped), final_state(straight)
+    for group in theirs:
+        assert ours[group].keys() == theirs[group].keys()
+        assert all(torch.equal(ours[group][name], theirs[group][name]) for name in theirs[group])
+
+    pipeline = load_pipeline(straight / "pipeline")
+    image = pipeline("a bold two", **call_arguments(pipeline)).images[0]
+    assert image.size == (8, 8)
+    assert "num_inference_steps=1" in (straight / "pipeline" / "README.md").read_text()
+    assert json.loads((straight / "checkpoints" / "best.json").read_text())["step"] in (3, 6, 8)
+
+    with pytest.raises(UserError, match=r"choose another run\.name"):
+        train(config_of(world, f"straight-{order}", "objective.guidance_scale=3"))
+
+
+def test_a_reward_that_is_not_finite_stops_the_run_and_loses_nothing(ray_session, world):
+    config = config_of(world, "nan", "reward.terms=[{name: broken, model: 'settings:BrokenReward'}]")
+    with pytest.raises(Exception, match=r"broken.*not finite"):
+        train(config)
+    assert CheckpointStore(config.path / "checkpoints").latest() is None
+
+
+def test_dropped_rewards_are_counted_and_the_run_goes_on(ray_session, world):
+    terms = "reward.terms=[{name: broken, model: 'settings:BrokenReward'}]"
+    folder = train(config_of(world, "drop", terms, "reward.on_nonfinite=drop", "run.steps=1"))
+    assert read_metrics(folder)[-1]["reward_dropped"] > 0
