@@ -1,0 +1,18 @@
+"""Align a one-step generator with a reward:
+
+ray job submit --working-dir . -- python jobs/align.py CONFIG [section.key=value ...] [--generator RUN]
+"""
+
+import sys
+
+import entry
+
+
+def refuse(config) -> str | None:
+    if config.objective.reward_scale == 0:
+        return "objective.reward_scale=0 is distillation: use jobs/distil.py, or set it above 0"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(entry.main(__doc__, refuse))
