@@ -1,0 +1,122 @@
+"""The command line with bad input: one sentence that names the remedy, exit status 2, before any long work."""
+
+import json
+import shutil
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+
+from dipp_ray import cli
+from settings import tiny_config
+from tiny import pixart_pipeline, prompt_file, sd_pipeline
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    return folder, pixart_pipeline(folder / "pipeline"), prompt_file(folder / "prompts.parquet")
+
+
+@pytest.fixture
+def config_file(world, tmp_path):
+    path = tmp_path / "run.yaml"
+    config = tiny_config(tmp_path, *world[1:])
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return path
+
+
+def write_prompts(path, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    """Bad input is found before Ray is asked for anything."""
+
+    def connect():
+        raise AssertionError("Ray was started for bad input")
+
+    monkeypatch.setattr(cli, "connect", connect)
+
+
+def refused(capsys, *arguments) -> str:
+    capsys.readouterr()  # what making the test's files printed
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("dipp-ray: ")
+    assert captured.err.count("\n") == 1, "one sentence, no traceback"
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("objective.reward_scal=1", "did you mean objective.reward_scale"),
+        ("lr=1", "in the top level: did you mean generator_optim.lr"),
+        ("model.teacher=/nowhere", "/nowhere is no folder"),
+        ("model.generator=/nowhere", "/nowhere is no folder"),
+        ("model.t_star=1000", "choose 1 to 999"),
+        ("data.prompts=/nowhere.parquet", "does not exist"),
+        ("data.column=caption", "no column 'caption' (it has: prompt)"),
+        ("data.micro_batches=3", "does not split"),
+        ("roles.generator.workers=3", "allowed sizes are 1, 2, 4"),
+        ("roles.score={workers: 2, gpus: 0.5}", "NCCL"),
+        ("objective.divergence_timesteps=[20, 2000]", "the teacher has 1000 steps"),
+        ("reward.terms=[{name: a, model: clip, folder: /nowhere}]", "reward 'a': /nowhere is no folder"),
+        ("reward.terms=[]", "reward.terms has no trained term"),
+        ("init={score: checkpoint, score_checkpoint: /nowhere}", "no committed checkpoint"),
+        ("nonsense", "write section.key=value"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_bad_settings(capsys, config_file, verb, setting, words):
+    assert words in refused(capsys, verb, config_file, setting)
+
+
+def test_folders_that_are_no_pipeline(capsys, config_file, world, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "model_index.json is missing" in refused(capsys, "train", config_file, f"model.teacher={tmp_path / 'empty'}")
+    broken = shutil.copytree(world[1], tmp_path / "broken")
+    index = json.loads((broken / "model_index.json").read_text())
+    index["transformer"] = ["diffusers", "FluxTransformer2DModel"]
+    (broken / "model_index.json").write_text(json.dumps(index))
+    assert "FluxTransformer2DModel is not supported" in refused(capsys, "train", config_file, f"model.teacher={broken}")
+
+
+def test_a_generator_of_another_kind(capsys, config_file, tmp_path):
+    other = sd_pipeline(tmp_path / "sd")
+    assert "use a generator of the teacher's kind" in refused(capsys, "train", config_file, f"model.generator={other}")
+
+
+def test_prompt_files_without_prompts(capsys, config_file, tmp_path):
+    empty = write_prompts(tmp_path / "empty.parquet", prompt=pyarrow.array([], pyarrow.string()))
+    assert "holds no prompts" in refused(capsys, "train", config_file, f"data.prompts={empty}")
+    blank = write_prompts(tmp_path / "blank.parquet", prompt=["a zero", ""])
+    assert "empty or non-text rows" in refused(capsys, "train", config_file, f"data.prompts={blank}")
+    text = tmp_path / "text.parquet"
+    text.write_text("a zero\n")
+    assert "is not parquet" in refused(capsys, "train", config_file, f"data.prompts={text}")
+
+
+def test_configurations_that_cannot_be_read(capsys, tmp_path):
+    assert "No such file" in refused(capsys, "train", tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert "holds no sections" in refused(capsys, "train", tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("run: {name: [\n")
+    assert "is not YAML" in refused(capsys, "train", tmp_path / "bad.yaml")
+
+
+def test_a_full_disk_is_seen_before_the_run(capsys, config_file, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    assert "only 1 MB are free" in refused(capsys, "train", config_file)
+
+
+def test_sample_and_export_of_what_is_not_there(capsys, tmp_path):
+    out = tmp_path / "image.png"
+    assert "/nowhere" in refused(capsys, "sample", "/nowhere", "--prompt", "a zero", "--out", out)
+    assert "/nowhere" in refused(capsys, "export", "/nowhere", tmp_path / "out")
+    assert "/nowhere" in refused(capsys, "evaluate", "/nowhere")
