@@ -61,6 +61,7 @@ def test_the_resolved_copy_gives_the_same_configuration(path, tmp_path):
         ("roles.score.zero_stag=2", "roles.score", "roles.score.zero_stage"),
         ("objectiv.weight=unit", "the top level", "objective"),
         ("data.reward_scale=1", "data", "objective.reward_scale"),  # misplaced
+        ("data.steps=1", "data", "run.steps"),
         ("t_star=1", "the top level", "model.t_star"),
         ("checkpoint.tensorboard=true", "checkpoint", "log.tensorboard"),
     ],
