@@ -24,9 +24,9 @@ sys.path.insert(0, str(TESTS))
 
 STEPS = 4
 GPU_SHARES = {"generator": 0.25, "score": 0.25, "teacher": 0.2, "reward": 0.2, "text": 0.1}
-# Relative to the CPU's value, `reward` in absolute terms (it lies around 0 with a deviation of order 1). bf16 keeps 8
-# bits. The gap between score model and teacher is small against both at first, so their rounding weighs more in it.
-TOLERANCE = {"score_loss": 0.02, "score_gap": 0.1, "reward": 0.05, "reward_gradient_norm": 0.1}
+# Relative to the CPU's value; `reward`, which lies around 0 with a deviation of order 1, in absolute terms. In a
+# rehearsal the largest errors were 0.0005, 0.007, 0.0033 and 0.0045.
+TOLERANCE = {"score_loss": 0.01, "score_gap": 0.05, "reward": 0.02, "reward_gradient_norm": 0.03}
 
 
 def main() -> int:
