@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -207,6 +208,18 @@ def test_only_transport_faults_are_retried(monkeypatch):
     gone = Flaky(10**9, module.TransportError("replica died"))
     with pytest.raises(module.RewardUnavailableError, match=r"within 0\.05 s .*replica died"):
         asyncio.run(module.RewardClient(gone, 0.05).score(*call(0), gradient=False))
+
+
+def test_the_deadline_bounds_one_attempt_too():
+    from dipp_ray.serving import client as module
+
+    async def hangs(x, prompts, space, gradient):
+        await asyncio.Event().wait()
+
+    started = time.monotonic()
+    with pytest.raises(module.RewardUnavailableError, match=r"within 0\.05 s and 1 attempts"):
+        asyncio.run(module.RewardClient(hangs, 0.05).score(*call(0)))
+    assert time.monotonic() - started < 5
 
 
 def _replicas(ray, name):
