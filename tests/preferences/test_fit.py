@@ -50,7 +50,7 @@ def test_loss_and_accuracy_have_their_closed_forms():
     assert pair_accuracy(torch.tensor([1.0, 1.0, 1.0]), label) == 0.5
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_fit_learns_a_separable_problem(ray_session, tmp_path, workers):
     base = save_clip(tmp_path / "base")
     train, test = write_pairs(tmp_path / "train.parquet", 400, 0), write_pairs(tmp_path / "test.parquet", 200, 1)
