@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dipp_ray.errors import UserError
 
 Positive = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Timesteps = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]]
 Weight = Literal["unit", "sigma_squared", "x0_difference"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -85,7 +86,7 @@ class ObjectiveSection(Section):
 
 class OptimSection(Section):
     lr: Positive = Field(description="Learning rate of AdamW.")
-    betas: tuple[float, float] = Field((0.0, 0.999), description="AdamW's decay rates.")
+    betas: tuple[Decay, Decay] = Field((0.0, 0.999), description="AdamW's decay rates.")
     eps: Positive = Field(1e-8, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(10.0, ge=0, description="Largest norm of the gradient; 0 is no clipping.")
@@ -93,7 +94,7 @@ class OptimSection(Section):
 
 
 class EmaSection(Section):
-    decay: float = Field(0.98, ge=0, lt=1, description="Decay per update of the generator's moving average.")
+    decay: Decay = Field(0.98, description="Decay per update of the generator's moving average.")
 
 
 class RewardTerm(Section):
@@ -158,6 +159,12 @@ class RolesSection(Section):
     ports: tuple[int, int] = Field((20000, 30000), description="Range of rendezvous ports, below the ephemeral one.")
     wait_s: Positive = Field(600.0, description="Longest wait for the cluster to give what the roles ask, seconds.")
     step_timeout_s: Positive = Field(1800.0, description="Longest wait for one result inside a step, seconds.")
+
+    @model_validator(mode="after")
+    def _ports_in_order(self):
+        if not 1024 <= self.ports[0] < self.ports[1] <= 65535:
+            raise ValueError(f"roles.ports={list(self.ports)} is no range of ports: write [low, high] in 1024..65535")
+        return self
 
     @model_validator(mode="after")
     def _one_rank_a_gpu(self):
@@ -269,7 +276,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None, model: typ
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"configuration {path}: {error.strerror or error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"configuration {path} holds no sections: expected lines such as 'run:'")
@@ -309,18 +316,21 @@ def validate(data: dict[str, Any], model: type[Section], source: str):
 
 
 def _unknown_key(where: str, model: type[Section]) -> str:
-    keys = list(_keys(model))
-    leaf = where.rsplit(".", 1)[-1]
-    elsewhere = [key for key in keys if key.rsplit(".", 1)[-1] == leaf]
-    near = elsewhere or difflib.get_close_matches(where, keys, n=1, cutoff=0.5)
-    near = near or [key for key in keys if difflib.get_close_matches(leaf, [key.rsplit(".", 1)[-1]], n=1)]
-    section = where.rsplit(".", 1)[0] if "." in where else "the top level"
-    return f"unknown key '{leaf}' in {section}" + (f": did you mean {near[0]}?" if near else ": remove it")
+    where = ".".join(part for part in where.split(".") if not part.isdigit())  # list elements share their keys
+    leaf, section = where.rsplit(".", 1)[-1], where.rpartition(".")[0]
+    leaves = [key for key in _keys(model) if key != section]
+    near = [key for key in leaves if key.rsplit(".", 1)[-1] == leaf]
+    near = near or difflib.get_close_matches(where, leaves, n=1, cutoff=0.7)
+    near = near or [key for key in leaves if difflib.get_close_matches(leaf, [key.rsplit(".", 1)[-1]], n=1)]
+    return f"unknown key '{leaf}' in {section or 'the top level'}" + (
+        f": did you mean {near[0]}?" if near else ": remove it"
+    )
 
 
 def _keys(model: type[Section], prefix: str = ""):
+    """Every key of the configuration with its sections; those of a list's elements follow the list's name."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _keys(kind, f"{prefix}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{prefix}{name}.")

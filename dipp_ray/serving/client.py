@@ -6,7 +6,6 @@ import time
 from typing import Literal, Protocol
 
 import numpy as np
-import ray
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
@@ -118,24 +117,3 @@ def _require_finite(reply: dict) -> None:
     for name, values in named.items():
         if bad := int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).sum()):
             raise NonFiniteError(f"{name} is not finite for {bad} of {len(values)} samples")
-
-
-@ray.remote(num_cpus=0)
-class RewardClientActor:
-    """The asynchronous actor around a RewardClient: takes the reference of x0, answers one reference.
-
-    Calls run concurrently. The trainer's processes stay free of Serve, and no one waits on a Serve response.
-    """
-
-    def __init__(
-        self,
-        application: str,
-        deadline_s: float,
-        on_nonfinite: Literal["raise", "drop"] = "raise",
-        space: Space = "latents",
-    ):
-        self._client = RewardClient(HandleTransport(application), deadline_s, on_nonfinite, space)
-
-    async def score(self, x0: np.ndarray, prompts: list[str], gradient: bool = True) -> dict:
-        """As `RewardClient.score`; x0 may be an object reference."""
-        return await self._client.score(x0, prompts, gradient)

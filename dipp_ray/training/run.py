@@ -101,7 +101,7 @@ class Run:
     def look(self, done: int) -> tuple[dict[str, float], bool]:
         """The sample grid and the held-out rewards, and whether this is the best model so far."""
         seen = self.watch.look(done)
-        best = self.watch.judge(done, seen) and done > 0
+        best = self.watch.judge(done, seen)
         return seen | ({"best_step": done} if best else {}), best
 
     def save(self, done: int) -> None:

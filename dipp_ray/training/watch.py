@@ -63,7 +63,7 @@ class Watch:
     def judge(self, step: int, seen: dict[str, float]) -> bool:
         """Remember the best held-out reward; answers whether this step is the best so far."""
         value = next((seen[key] for key in seen if key.startswith("held_out/")), None)
-        if value is None:
+        if value is None or step == 0:  # the start has no checkpoint that could be kept
             return False
         if self.best is None or value > self.best[1]:
             self.best, self.falls = (step, value), 0

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from dipp_ray.config import RewardTerm, RoleSection
@@ -67,10 +68,21 @@ def call(seed, count=3):
     return x, [PROMPTS[(seed + i) % len(PROMPTS)] for i in range(count)]
 
 
-def client(name, deadline_s=60.0, on_nonfinite="raise", space="latents"):
-    from dipp_ray.serving.client import RewardClientActor
+@ray.remote(num_cpus=0)
+class Caller:
+    """A trainer's client in a process of its own."""
 
-    return RewardClientActor.remote(name, deadline_s, on_nonfinite, space)
+    def __init__(self, name, deadline_s, on_nonfinite, space):
+        from dipp_ray.serving.client import HandleTransport, RewardClient
+
+        self.client = RewardClient(HandleTransport(name), deadline_s, on_nonfinite, space)
+
+    async def score(self, x, prompts, gradient=True):
+        return await self.client.score(x, prompts, gradient)
+
+
+def client(name, deadline_s=60.0, on_nonfinite="raise", space="latents"):
+    return Caller.remote(name, deadline_s, on_nonfinite, space)
 
 
 def same(reply, expected, **tolerance):
@@ -145,11 +157,11 @@ def test_a_killed_replica_costs_no_call(ray_session, serving, terms, vae, local)
 
 
 def test_no_answer_is_an_error_within_the_deadline(ray_session, serving):
-    from dipp_ray.serving.client import RewardClientActor, RewardUnavailableError
+    from dipp_ray.serving.client import RewardUnavailableError
 
     name = serving.private_name("slow")
     serving.start_rewards(name, [RewardTerm(name="never", model="tiny_models:Never")], None, ROLE)
-    actor = RewardClientActor.remote(name, 0.5, "raise", "images")
+    actor = client(name, 0.5, "raise", "images")
     with pytest.raises(RewardUnavailableError, match=r"no answer for 3 samples within 0\.5 s"):
         ray_session.get(actor.score.remote(np.zeros((3, 3, 8, 8), np.float32), PROMPTS[:3]))
     for replica in _replicas(ray_session, name):
