@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
 @dataclass(frozen=True)
 class PairsRecipe:
     seed: int = 14
-    train: int = 6000
+    train: int = 16000
     test: int = 1000
     sharpness: float = 2.0
     samples: int = 600  # of the teacher, for each number of steps; the test part has a quarter of it
