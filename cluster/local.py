@@ -71,11 +71,15 @@ def _pairs(value: str) -> list[list[str]]:
 
 @dataclass
 class LocalCluster:
-    """A running cluster: `address` for ray.init, `jobs_address` for job submission (None without the dashboard)."""
+    """A running cluster: `address` for ray.init, `jobs_address` for job submission (None without the dashboard).
+
+    `folder` holds the files of all nodes, until the end.
+    """
 
     cluster: object
     nodes: dict[str, object]
     jobs_address: str | None
+    folder: str
 
     @property
     def address(self) -> str:
@@ -98,6 +102,9 @@ class LocalCluster:
             labels=spec.labels,
             resources={**spec.resources, **kind},
             object_store_memory=spec.store_mib * MIB,
+            # Its own, as on a machine of its own: with a common one, a node that fetches a job's working directory
+            # deletes it for a moment under the feet of the others.
+            temp_dir=tempfile.mkdtemp(prefix="n-", dir=self.folder),
         )
 
 
@@ -142,7 +149,7 @@ def local_cluster(
             dashboard_agent_listen_port=0,  # any; the default is one fixed port, which a second cluster cannot have
             **({"_system_config": system_config} if system_config else {}),
         )
-        local = LocalCluster(cluster, {}, f"http://{head.webui_url}" if dashboard else None)
+        local = LocalCluster(cluster, {}, f"http://{head.webui_url}" if dashboard else None, folder)
         for spec in specs:
             local.add(spec)
         yield local

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
+from dipp_ray.reporting.quiet import quiet_libraries
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 # Ray's workers import the tests' reward by this, so it is set before Ray starts.
@@ -33,13 +33,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: bf16 on the CPU")
     rehearse = parser.parse_args().rehearse
+    quiet_libraries()
+    import torch
+
     if not rehearse and not torch.cuda.is_available():
         print("gpu_smoke.py: there is no CUDA device here; --rehearse tries the script on the CPU", file=sys.stderr)
         return 2
     from dipp_ray.cli import connect
-    from dipp_ray.reporting.quiet import quiet_libraries
 
-    quiet_libraries()
     connect()
     with tempfile.TemporaryDirectory() as folder:
         expected = measured(Path(folder), "cpu-fp32")
