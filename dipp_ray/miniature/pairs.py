@@ -115,9 +115,16 @@ def with_noise(images: Tensor, largest: float, generator: torch.Generator) -> Te
 
 
 def with_contrast(images: Tensor, factors: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Distances from middle grey times a factor of its own for each image [B, 3, 8, 8] in [0, 1]; a quarter stay."""
+    """Distances from middle grey times a factor, for images [B, 3, 8, 8] in [0, 1]; a quarter stay.
+
+    Half of the others have one factor for the image, half one for each pixel: the annotator's opinion of each pixel
+    is what a reward's gradient has to learn.
+    """
     low, high = np.log(factors)
-    factor = torch.exp(low + (high - low) * torch.rand(len(images), 1, 1, 1, generator=generator))
+    share = torch.rand(len(images), 1, 1, 1, generator=generator)
+    shares = torch.rand(images[:, :1].shape, generator=generator)
+    grained = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    factor = torch.exp(low + (high - low) * torch.where(grained, shares, share))
     stay = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.25
     return torch.where(stay, images, 0.5 + factor * (images - 0.5)).clamp(0, 1)
 

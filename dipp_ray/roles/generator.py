@@ -32,6 +32,7 @@ class GeneratorRank(TrainedRank):
         # Several live graphs give wrong gradients at ZeRO 3, so there the forward runs again at the backward.
         self.keeps_graphs = self.role.zero_stage < 3 and not self.role.recompute
         self.sampled: dict[int, _Sampled] = {}
+        self.held_out = {term.name for term in config.reward.terms if term.held_out}
 
     def start(self) -> None:
         """The moving average begins at the starting weights."""
@@ -94,7 +95,7 @@ class GeneratorRank(TrainedRank):
             return None
         return RewardReply(
             self.tensor(reward["reward"]),
-            {name: self.tensor(score) for name, score in reward["scores"].items()},
+            {name: self.tensor(score) for name, score in reward["scores"].items() if name not in self.held_out},
             None if reward["gradient"] is None else self.tensor(reward["gradient"]),
             self.tensor(reward["finite"]),
         )

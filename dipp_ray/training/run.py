@@ -70,13 +70,15 @@ class Run:
             barrier = stopping or self.is_due(done + 1)
             submitted = self.controller.submit(done, sample_ahead=not barrier)
             done += 1
-            for step in filter(None, (pending, submitted if barrier else None)):
-                values, _ = self.controller.collect(step)
-                values["images_per_second"] = self.config.data.batch_size / (time.perf_counter() - clock)
-                if step is submitted:
-                    values |= self.at_barrier(done, stopping)
-                metrics.write(step.step + 1, values)
-                progress.update(step.step + 1, values)
+            ended = [step for step in (pending, submitted if barrier else None) if step is not None]
+            measured = [self.controller.collect(step)[0] for step in ended]
+            speed = len(ended) * self.config.data.batch_size / (time.perf_counter() - clock)
+            if barrier:
+                measured[-1] |= self.at_barrier(done, stopping)
+            for step, values in zip(ended, measured, strict=True):
+                metrics.write(step.step + 1, values | {"images_per_second": speed})
+                progress.update(step.step + 1, values | {"images_per_second": speed})
+            if ended:
                 clock = time.perf_counter()
             pending = None if barrier else submitted
             ending = stopping or self.watch.gives_up
