@@ -29,12 +29,12 @@ class PairsRecipe:
     seed: int = 14
     train: int = 16000
     test: int = 1000
-    sharpness: float = 2.0
+    sharpness: float = 3.0
     samples: int = 600  # of the teacher, for each number of steps; the test part has a quarter of it
     sample_steps: tuple[int, ...] = (1, 2, 4, 8)
     guidance_scale: float = 1.5
-    crispness_share: float = 0.3  # one image twice, differing in crispness alone
-    wrong_share: float = 0.25  # a right against a wrong digit
+    crispness_share: float = 0.6  # one image twice, differing in crispness alone
+    wrong_share: float = 0.2  # a right against a wrong digit
     contrasts: tuple[float, float] = (0.25, 4.0)  # range of the factor, drawn evenly in its logarithm
     noise: float = 0.25  # largest deviation
 
