@@ -5,12 +5,12 @@ import os
 import sys
 from pathlib import Path
 
-from dipp_ray.errors import UserError
+from dipp_ray.errors import NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.reporting.quiet import quiet_libraries
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb. Exit status: 0 done, 2 bad input (one sentence on standard error), 130 interrupted."""
+    """Run a verb. Exit status: 0 done, 1 a run that failed, 2 bad input (one sentence each), 130 interrupted."""
     quiet_libraries()
     given = parser().parse_args(arguments)
     try:
@@ -18,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 2
+    except (NonFiniteError, RewardUnavailableError, RoleFailure) as error:
+        print(f"dipp-ray: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("dipp-ray: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

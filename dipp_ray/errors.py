@@ -7,3 +7,11 @@ class UserError(Exception):
 
 class NonFiniteError(RuntimeError):
     """A loss, a reward or a gradient is not finite. The message names the role and the step; nothing is replaced."""
+
+
+class RewardUnavailableError(RuntimeError):
+    """No answer within the deadline: the service is gone, unreachable or too slow. The message says which."""
+
+
+class RoleFailure(RuntimeError):
+    """A role died or did not answer in its time. The run resumes from its last checkpoint by the same command."""

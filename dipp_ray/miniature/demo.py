@@ -42,8 +42,7 @@ def demo(out: Path, say: Progress) -> Path:
     distil = preset("distil", miniature, reward, out, [])
     finish(distil, say)
     stage("alignment: Diff-Instruct++ raises the reward, the divergence to the teacher holds it back")
-    generator = [f"model.generator={distil.path / 'pipeline'}", f"init.score_checkpoint={distil.path}"]
-    align = preset("align", miniature, reward, out, generator)
+    align = align_preset(miniature, reward, out, distil, [])
     finish(align, say)
     stage(f"done: open {align.path / 'report.html'}")
     return align.path
@@ -79,6 +78,12 @@ def preset(name: str, miniature: Miniature, reward: Path, out: Path, settings: l
         f"reward.terms={json.dumps(terms)}",
     ]
     return load_config(PRESETS / f"{name}.yaml", paths + settings)
+
+
+def align_preset(miniature: Miniature, reward: Path, out: Path, distil: RunConfig, settings: list[str]) -> RunConfig:
+    """Alignment of what `distil` left: its generator, and its score model, which describes that generator."""
+    start = [f"model.generator={distil.path / 'pipeline'}", f"init.score_checkpoint={distil.path}"]
+    return preset("align", miniature, reward, out, start + settings)
 
 
 def finish(config: RunConfig, say: Progress) -> None:

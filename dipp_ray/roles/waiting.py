@@ -4,25 +4,40 @@ import time
 from collections.abc import Callable, Sequence
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from dipp_ray.errors import NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 
 SAY_EVERY_S = 10.0
 
 
-class RoleTimeout(RuntimeError):
-    """A role did not answer in its time. The message says which and how long."""
+def value_of(reference, what: str):
+    """The value of a small result. What a role says to a person comes without Ray's account of where it was said."""
+    try:
+        return ray.get(reference)
+    except RayActorError as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[-1].strip() if "creation task" in lines[0] else lines[0]  # what its constructor raised
+        raise RoleFailure(
+            f"{what}: a process died ({reason}); the same command goes on from the last checkpoint"
+        ) from None
+    except RayTaskError as error:
+        if isinstance(error.cause, (UserError, NonFiniteError, RewardUnavailableError)):
+            raise error.cause from None
+        raise
 
 
 def wait_all(references: Sequence, what: str, timeout_s: float, say: Callable[[str], None]) -> list:
-    """The values of small results, in order. Raises what a task raised, or RoleTimeout after `timeout_s` seconds."""
+    """The values of small results, in order. Raises what a task raised, or RoleFailure after `timeout_s` seconds."""
     start, pending, said = time.monotonic(), list(references), 0.0
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=min(2.0, timeout_s))
         for reference in done:
-            ray.get(reference)  # raises at once what it raised, whatever the others still do
+            value_of(reference, what)  # raises at once what it raised, whatever the others still do
         waited = time.monotonic() - start
         if pending and waited > timeout_s:
-            raise RoleTimeout(f"{what}: {len(pending)} of {len(references)} did not answer within {timeout_s:g} s")
+            raise RoleFailure(f"{what}: {len(pending)} of {len(references)} did not answer within {timeout_s:g} s")
         if pending and waited - said >= (SAY_EVERY_S if said else 2.0):
             said = waited
             say(f"waiting for {what}: {len(references) - len(pending)} of {len(references)}, {waited:.0f} s so far")
-    return [ray.get(reference) for reference in references]
+    return [value_of(reference, what) for reference in references]

@@ -10,15 +10,11 @@ from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 
-from dipp_ray.errors import NonFiniteError
+from dipp_ray.errors import NonFiniteError, RewardUnavailableError
 
 Space = Literal["latents", "images"]  # As in scoring.py, whose import would bring torch into the client's process.
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
-
-
-class RewardUnavailableError(RuntimeError):
-    """No answer within the deadline: the service is gone, unreachable or too slow. The message says which."""
 
 
 class TransportError(Exception):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
 

@@ -68,7 +68,11 @@ class Rank:
         self.engine.load(tensors, counters)
 
     def shard_elements(self):
-        return sum(getattr(p, "ds_tensor", p).numel() for _, p in self.engine.named)
+        """Elements of weights and of optimiser state that this rank holds."""
+        optimizer = self.engine.engine.optimizer
+        inner = optimizer if self.engine.role.zero_stage == 0 else optimizer.optimizer
+        moments = sum(entry["exp_avg"].numel() for entry in inner.state.values())
+        return sum(getattr(p, "ds_tensor", p).numel() for _, p in self.engine.named), moments
 
 
 def start(folder, stage, world):
@@ -130,9 +134,10 @@ def test_engine_follows_plain_adamw_and_resumes_to_the_bit(ray_session, folder, 
         assert len(state) == 4 * len(average)
         for name in average:
             torch.testing.assert_close(state[f"ema/{name}"], average[name], rtol=1e-3, atol=2e-4)
-        if stage == 3 and world == 2:
-            whole = sum(value.numel() for value in average.values())
-            assert together(ranks, "shard_elements")[0] < 0.6 * whole
+        whole = sum(value.numel() for value in average.values())
+        weights, moments = together(ranks, "shard_elements")[0]
+        assert (weights < 0.6 * whole) == (stage == 3 and world == 2), "weights are sharded at ZeRO 3 alone"
+        assert (moments < 0.6 * whole) == (stage >= 1 and world == 2), "moments are sharded from ZeRO 1 on"
 
         together(ranks, "load", middle, shares[0][1])
         assert [together(ranks, "update", update)[0] for update in (3, 4)] == seen[3:]

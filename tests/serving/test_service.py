@@ -157,7 +157,7 @@ def test_a_killed_replica_costs_no_call(ray_session, serving, terms, vae, local)
 
 
 def test_no_answer_is_an_error_within_the_deadline(ray_session, serving):
-    from dipp_ray.serving.client import RewardUnavailableError
+    from dipp_ray.errors import RewardUnavailableError
 
     name = serving.private_name("slow")
     serving.start_rewards(name, [RewardTerm(name="never", model="tiny_models:Never")], None, ROLE)

@@ -5,10 +5,11 @@ import os
 import signal
 
 import pytest
+import ray
 import torch
 
 from dipp_ray.checkpoints.store import CheckpointStore
-from dipp_ray.errors import UserError
+from dipp_ray.errors import NonFiniteError, RoleFailure, UserError
 from dipp_ray.models.export import call_arguments, load_pipeline
 from dipp_ray.reporting.metrics import read_metrics
 from dipp_ray.training import run as run_module
@@ -62,8 +63,23 @@ def stop_during(step, monkeypatch, number=signal.SIGINT):
     monkeypatch.setattr(run_module.Controller, "submit", submit_and_signal)
 
 
-@pytest.mark.parametrize("order", ["strict", "overlapped"])
-def test_interrupted_and_resumed_equals_uninterrupted(ray_session, world, monkeypatch, order):
+def kill_rank_during(step, monkeypatch):
+    """Kill the generator's process, as an out-of-memory killer would, while `step` is in flight."""
+    submit = run_module.Controller.submit
+
+    def submit_and_kill(self, number_of_step, sample_ahead):
+        if number_of_step == step:
+            ray.kill(self.roles.generator.ranks[0])
+        return submit(self, number_of_step, sample_ahead)
+
+    monkeypatch.setattr(run_module.Controller, "submit", submit_and_kill)
+
+
+@pytest.mark.parametrize(
+    ("order", "end", "error", "reached"),
+    [("strict", stop_during, KeyboardInterrupt, 5), ("overlapped", kill_rank_during, RoleFailure, 3)],
+)
+def test_ended_and_resumed_equals_uninterrupted(ray_session, world, monkeypatch, order, end, error, reached):
     settings = [f"objective.order={order}", "reward.standardise=true", "init.score_warmup_steps=2"]
     straight = train(config_of(world, f"straight-{order}", *settings))
     assert [record["step"] for record in read_metrics(straight)] == list(range(9))
@@ -72,13 +88,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(ray_session, world, monkey
 
     config = config_of(world, f"stopped-{order}", *settings)
     with monkeypatch.context() as patched:
-        stop_during(3, patched)
-        with pytest.raises(KeyboardInterrupt):
+        end(4 if end is kill_rank_during else 3, patched)
+        with pytest.raises(error):
             train(config)
-    assert CheckpointStore(config.path / "checkpoints").latest().step == 5  # one step after the one in hand
+    # An interrupt ends with a checkpoint one step after the one in hand; a kill falls back to the last committed one.
+    assert CheckpointStore(config.path / "checkpoints").latest().step == reached
     said = []
     stopped = train(config, said.append)
-    assert any("resumed from the checkpoint of step 5" in line for line in said)
+    assert any(f"resumed from the checkpoint of step {reached}" in line for line in said)
 
     assert measured(stopped) == measured(straight)
     ours, theirs = final_state(stopped), final_state(straight)
@@ -98,7 +115,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(ray_session, world, monkey
 
 def test_a_reward_that_is_not_finite_stops_the_run_and_loses_nothing(ray_session, world):
     config = config_of(world, "nan", "reward.terms=[{name: broken, model: 'settings:BrokenReward'}]")
-    with pytest.raises(Exception, match=r"broken.*not finite"):
+    with pytest.raises(NonFiniteError, match=r"broken.*not finite"):
         train(config)
     assert CheckpointStore(config.path / "checkpoints").latest() is None
 

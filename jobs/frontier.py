@@ -1,0 +1,58 @@
+"""Gold against diversity at several reward scales, relative to the starting generator, on the miniature.
+
+    python jobs/frontier.py [--scales 0 20 40 100] [--out runs]
+
+Uses the demo's distilled generator (made if it is missing) and aligns it once for each scale.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import rich
+from rich.table import Table
+
+from dipp_ray.cli import connect
+from dipp_ray.reporting.quiet import quiet_libraries
+
+
+def main() -> None:
+    quiet_libraries()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scales", type=float, nargs="+", default=[20.0, 40.0, 100.0])
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folders go (%(default)s)")
+    given = parser.parse_args()
+    connect()
+
+    from dipp_ray.miniature.build import build_miniature
+    from dipp_ray.miniature.demo import align_preset, cache_folder, finish, fitted_reward, preset
+
+    miniature = build_miniature(cache_folder() / "miniature", print)
+    reward = fitted_reward(miniature, print)
+    distil = preset("distil", miniature, reward, given.out, [])
+    finish(distil, print)
+    table = Table("reward scale", "proxy", "gold", "gold gained", "diversity kept", "digit accuracy", "Frechet")
+    rows = []
+    for scale in given.scales:
+        name = [f"run.name=frontier-{scale:g}", f"objective.reward_scale={scale:g}"]
+        config = align_preset(miniature, reward, given.out, distil, name)
+        finish(config, print)
+        models = json.loads((config.path / "evaluation.json").read_text())["models"]
+        if not rows:
+            rows.append(("start", models["base"], models["base"]))
+        rows.append((f"{scale:g}", models["aligned"], models["base"]))
+    for name, found, base in rows:
+        table.add_row(
+            name,
+            f"{found['preference']:.2f}",
+            f"{found['gold']:.2f}",
+            f"{found['gold'] - base['gold']:+.2f}",
+            f"{found['diversity'] / base['diversity']:.2f}",
+            f"{found['digit_accuracy']:.3f}",
+            f"{found['frechet']:.2f}",
+        )
+    rich.print(table)
+
+
+if __name__ == "__main__":
+    main()
