@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dipp_ray.errors import NonFiniteError, RewardUnavailableError, RoleFailure, UserError
@@ -10,11 +11,19 @@ from dipp_ray.reporting.quiet import quiet_libraries
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb. Exit status: 0 done, 1 a run that failed, 2 bad input (one sentence each), 130 interrupted."""
+    """Run a verb; answers the exit status of `guarded`."""
     quiet_libraries()
     given = parser().parse_args(arguments)
+    return guarded(lambda: given.run(given))
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Do `work`; what is meant for a person is one sentence on standard error, never a traceback.
+
+    Exit status: 0 done, 1 a run that failed, 2 bad input, 130 interrupted.
+    """
     try:
-        given.run(given)
+        work()
     except UserError as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 2

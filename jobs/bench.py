@@ -9,6 +9,7 @@ speed drifts is unfair to nobody; the medians are compared.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import rich
 import torch
 from rich.table import Table
 
-from dipp_ray.cli import connect
+from dipp_ray.cli import connect, guarded
 from dipp_ray.config import RunConfig
 from dipp_ray.reporting.quiet import quiet_libraries
 
@@ -138,4 +139,4 @@ def show(times: dict[str, list[float]], ways: dict, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

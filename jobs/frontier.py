@@ -1,25 +1,26 @@
 """Gold against diversity at several reward scales, relative to the starting generator, on the miniature.
 
-    python jobs/frontier.py [--scales 0 20 40 100] [--out runs]
+    python jobs/frontier.py [--scales 30 100 300] [--out runs]
 
 Uses the demo's distilled generator (made if it is missing) and aligns it once for each scale.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import rich
 from rich.table import Table
 
-from dipp_ray.cli import connect
+from dipp_ray.cli import connect, guarded
 from dipp_ray.reporting.quiet import quiet_libraries
 
 
 def main() -> None:
     quiet_libraries()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scales", type=float, nargs="+", default=[20.0, 40.0, 100.0])
+    parser.add_argument("--scales", type=float, nargs="+", default=[30.0, 100.0, 300.0])
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folders go (%(default)s)")
     given = parser.parse_args()
     connect()
@@ -55,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

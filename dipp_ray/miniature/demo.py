@@ -15,7 +15,7 @@ from dipp_ray.reporting.report import write_report
 from dipp_ray.training.run import train
 
 PRESETS = Path(__file__).parent
-FIT = FitSettings(threads=2)
+FIT = FitSettings(steps=1500, threads=2)
 
 
 def cache_folder() -> Path:

@@ -11,7 +11,7 @@ from dipp_ray.errors import NonFiniteError, UserError
 
 CELL = 96  # smallest width of a cell, pixels
 GAP = 6  # between cells, pixels
-CAPTION_LINES = 3
+CAPTION_LINES = 4
 CAPTION_SIZE = 11  # pixels
 CAPTION_COLOUR = (118, 118, 118, 255)  # readable on white and on black
 
@@ -20,7 +20,7 @@ def save_grid(images, path: Path, columns: int, captions: list[str] | None = Non
     """Write `images` (tensor or array, [N, 3, H, W], values in [0, 1], clipped to it) as a PNG with `columns` columns.
 
     Each pixel becomes a square of ceil(96 / W) pixels; the gaps are transparent. `captions` (N texts) are
-    wrapped under the cells and cut after three lines. The file is written aside and renamed.
+    wrapped under the cells and cut after four lines. The file is written aside and renamed.
     Raises ValueError for a wrong shape, NonFiniteError for a value that is not finite, UserError if the file cannot
     be written.
     """
