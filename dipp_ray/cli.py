@@ -22,6 +22,8 @@ def guarded(work: Callable[[], None]) -> int:
 
     Exit status: 0 done, 1 a run that failed, 2 bad input, 130 interrupted.
     """
+    if os.getcwd() not in sys.path:  # rewards and judges may lie here: Ray's workers look here too
+        sys.path.append(os.getcwd())
     try:
         work()
     except UserError as error:

@@ -19,6 +19,7 @@ Positive = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Timesteps = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]]
 Weight = Literal["unit", "sigma_squared", "x0_difference"]
+ROLES_OF_TRAJECTORY = ("generator", "score", "teacher", "reward", "text")
 
 
 class Section(BaseModel):
@@ -167,6 +168,17 @@ class RolesSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _single(self):
+        if self.reward.workers != 1:
+            raise ValueError(f"roles.reward.workers has no effect: use reward.replicas={self.reward.workers}")
+        if self.text.workers != 1:
+            raise ValueError(
+                f"roles.text.workers={self.text.workers} has no effect, for one worker encodes all prompts: remove it, "
+                "or give that one more with roles.text.threads or roles.text.gpus"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_rank_a_gpu(self):
         for name in ("generator", "score"):
             role = getattr(self, name)
@@ -260,7 +272,7 @@ class RunConfig(Section):
             data["run"].pop(key)
         for key in ("deadline_s", "replicas", "app"):
             data["reward"].pop(key)
-        data["dtype"] = {name: getattr(self.roles, name).dtype for name in ("generator", "score", "teacher", "reward")}
+        data["dtype"] = {name: getattr(self.roles, name).dtype for name in ROLES_OF_TRAJECTORY}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

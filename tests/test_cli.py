@@ -65,7 +65,13 @@ def refused(capsys, *arguments) -> str:
         ("roles.generator.workers=3", "allowed sizes are 1, 2, 4"),
         ("roles.score={workers: 2, gpus: 0.5}", "NCCL"),
         ("objective.divergence_timesteps=[20, 2000]", "the teacher has 1000 steps"),
-        ("reward.terms=[{name: a, model: clip, folder: /nowhere}]", "reward 'a': /nowhere is no folder"),
+        ("reward.terms=[{name: a, model: clip, folder: /nowhere}]", "reward 'a': there is no folder /nowhere"),
+        ("reward.terms=[{name: a, model: clip}]", "reward 'a': a clip reward needs the folder"),
+        ("reward.terms=[{name: a, model: 'settings:InkRewad'}]", "module settings has no class InkRewad"),
+        ("reward.terms=[{name: a, model: 'no_such_module:Ink'}]", "reward 'a': No module named 'no_such_module'"),
+        ("evaluation.judge=settings:nobody", "evaluation.judge 'settings:nobody'"),
+        ("evaluation.prompts=/nowhere.parquet", "set evaluation.prompts to a parquet file"),
+        ("roles.reward.workers=2", "use reward.replicas=2"),
         ("reward.terms=[]", "reward.terms has no trained term"),
         ("init={score: checkpoint, score_checkpoint: /nowhere}", "no committed checkpoint"),
         ("nonsense", "write section.key=value"),
@@ -89,6 +95,23 @@ def test_folders_that_are_no_pipeline(capsys, config_file, world, tmp_path):
 def test_a_generator_of_another_kind(capsys, config_file, tmp_path):
     other = sd_pipeline(tmp_path / "sd")
     assert "use a generator of the teacher's kind" in refused(capsys, "train", config_file, f"model.generator={other}")
+
+
+def test_a_generator_of_another_depth(capsys, config_file, world, tmp_path):
+    other = shutil.copytree(world[1], tmp_path / "deeper")
+    path = other / "transformer" / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"num_layers": 3}))
+    said = refused(capsys, "check", config_file, f"model.generator={other}")
+    assert "num_layers=3" in said and "num_layers=2" in said
+
+
+def test_a_pipeline_whose_prompts_cannot_be_encoded(capsys, config_file, world, tmp_path):
+    other = shutil.copytree(world[1], tmp_path / "sigma")
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps(index | {"_class_name": "PixArtSigmaPipeline"}))
+    said = refused(capsys, "check", config_file, f"model.teacher={other}")
+    assert "class PixArtSigmaPipeline are not supported; known are PixArtAlphaPipeline" in said
 
 
 def test_prompt_files_without_prompts(capsys, config_file, tmp_path):

@@ -91,7 +91,12 @@ def test_allowed_group_sizes_are_the_divisors(path):
 
 
 def test_a_pool_may_have_any_size(path):
-    assert load_config(path, ["roles.teacher.workers=5", "roles.reward.workers=7"]).roles.teacher.workers == 5
+    assert load_config(path, ["roles.teacher.workers=5"]).roles.teacher.workers == 5
+
+
+def test_workers_without_effect_are_refused_with_the_key_to_use(path):
+    assert "use reward.replicas=7" in sentence(path, "roles.reward.workers=7")
+    assert "roles.text.threads" in sentence(path, "roles.text.workers=2")
 
 
 @pytest.mark.parametrize("role", ["generator", "score"])

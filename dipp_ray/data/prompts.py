@@ -23,8 +23,11 @@ class Prompts:
         return [self.texts[i * len(self.texts) // count % len(self.texts)] for i in range(count)]
 
 
-def read_prompts(path: str, column: str) -> Prompts:
-    """Read `column` of the parquet file at `path`. Raises UserError where there is nothing to train on."""
+def read_prompts(path: str, column: str, key: str = "data.prompts") -> Prompts:
+    """Read `column` of the parquet file at `path`, which the setting `key` names.
+
+    Raises UserError where there is nothing to read.
+    """
     try:
         with fsspec.open(path, "rb") as file:
             table = pyarrow.parquet.ParquetFile(file)
@@ -33,7 +36,7 @@ def read_prompts(path: str, column: str) -> Prompts:
                 raise UserError(f"prompt file {path} has no column '{column}' (it has: {names}): set data.column")
             texts = table.read([column])[column].to_pylist()
     except FileNotFoundError:
-        raise UserError(f"prompt file {path} does not exist: set data.prompts to a parquet file") from None
+        raise UserError(f"prompt file {path} does not exist: set {key} to a parquet file") from None
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"prompt file {path} is not parquet ({error})") from None
     if not texts:

@@ -11,9 +11,8 @@ from rich.table import Table
 from torch import Tensor
 
 from dipp_ray.config import RunConfig, load_config
-from dipp_ray.data.prompts import read_prompts
 from dipp_ray.errors import UserError
-from dipp_ray.evaluation.measure import about, load_judge, measure, spread
+from dipp_ray.evaluation.measure import about, evaluation_prompts, load_judge, measure, spread
 from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.models.export import load_pipeline, one_step_of_folder
 from dipp_ray.models.pipeline import device_of_this_process, read_frame
@@ -22,7 +21,7 @@ from dipp_ray.reporting.progress import number, waiting
 from dipp_ray.serving.scoring import Scorer
 
 Say = Callable[[str], None]
-BATCH = 64
+LARGEST_BATCH = 64
 GRID_PROMPTS = 16
 GRID_COLUMNS = 8
 JSON, GRID = "evaluation.json", "evaluation_grid.png"
@@ -40,9 +39,9 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
     for folder in models.values():
         read_frame(folder)
     judge = load_judge(settings.judge)
-    texts = spread(read_prompts(settings.prompts or config.data.prompts, config.data.column), settings.samples)
+    texts = spread(evaluation_prompts(config), settings.samples)
     device = device_of_this_process()
-    scorer = Scorer(config.reward.terms, None, BATCH, device) if config.reward.terms else None
+    scorer = Scorer(config.reward.terms, None, batch_of(config), device) if config.reward.terms else None
     values, shown = {}, {}
     picked = (
         [i * len(texts) // GRID_PROMPTS for i in range(GRID_PROMPTS)]
@@ -70,13 +69,18 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
     return result
 
 
+def batch_of(config: RunConfig) -> int:
+    """Images at a time: no more than a rank holds in training, for it runs at this size of image there."""
+    return min(LARGEST_BATCH, config.micro_batch_size)
+
+
 def timed_samples(folder, texts: list[str], config: RunConfig, device: torch.device) -> tuple[Tensor, float]:
     """Images [B, 3, H, W] in [0, 1] of a pipeline folder, and how many it made a second, loading left out."""
     pipeline = load_pipeline(folder, device)
     how = (1, 0.0) if one_step_of_folder(folder) else (config.evaluation.teacher_steps, 1.0)
     sample_images(pipeline, texts[:1], config.run.seed, 1 if how[0] == 1 else 2, how[1], 1)  # the first call is slower
     clock = time.perf_counter()
-    images = sample_images(pipeline, texts, config.run.seed, *how, BATCH)
+    images = sample_images(pipeline, texts, config.run.seed, *how, batch_of(config))
     return images, len(texts) / (time.perf_counter() - clock)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dipp_ray.config import RewardTerm
-from dipp_ray.data.prompts import Prompts
+from dipp_ray.config import RewardTerm, RunConfig
+from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.errors import UserError
 from dipp_ray.serving.scoring import Scorer
 
@@ -43,6 +43,13 @@ def load_judge(name: str | None) -> Judge | None:
     if not callable(judge):
         raise UserError(f"evaluation.judge '{name}' is no function")
     return judge
+
+
+def evaluation_prompts(config: RunConfig) -> Prompts:
+    """The prompts of evaluation.prompts, or those of training. Raises UserError as read_prompts does."""
+    if config.evaluation.prompts is None:
+        return read_prompts(config.data.prompts, config.data.column)
+    return read_prompts(config.evaluation.prompts, config.data.column, "evaluation.prompts")
 
 
 def spread(prompts: Prompts, samples: int) -> list[str]:

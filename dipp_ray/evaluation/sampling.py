@@ -35,7 +35,7 @@ def sample_to_file(folder: str | Path, prompt: str, seed: int, out: str | Path) 
             "of a run"
         )
     generator = torch.Generator().manual_seed(seed)
-    image = pipeline(prompt, generator=generator, **call_arguments(pipeline)).images[0]
+    image = pipeline(prompt, generator=generator, **call_arguments(type(pipeline).__name__)).images[0]
     factor = math.ceil(SMALLEST_SIDE / min(image.size))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     try:
@@ -55,8 +55,9 @@ def sample_images(
     """
     network = getattr(pipeline, "transformer", None) or pipeline.unet
     size = network.config.sample_size
-    arguments = call_arguments(pipeline) | {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-    if type(pipeline).__name__.startswith("PixArt"):
+    name = type(pipeline).__name__
+    arguments = call_arguments(name) | {"num_inference_steps": steps, "guidance_scale": guidance_scale}
+    if name.startswith("PixArt"):
         arguments["max_sequence_length"] = longest(pipeline.tokenizer, prompts)
     decoder = LatentDecoder(pipeline.vae)
     images = []

@@ -71,10 +71,10 @@ def one_step_of_folder(folder: str | Path) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def call_arguments(pipeline: DiffusionPipeline) -> dict:
-    """What the pipeline's call needs beside the prompt for one step without guidance."""
+def call_arguments(pipeline_class: str) -> dict:
+    """What the call of a pipeline of this class needs beside the prompt for one step without guidance."""
     arguments = {"num_inference_steps": 1, "guidance_scale": 0.0}
-    if type(pipeline).__name__.startswith("PixArt"):
+    if pipeline_class.startswith("PixArt"):
         arguments |= {"use_resolution_binning": False, "clean_caption": False}
     return arguments
 
@@ -93,5 +93,5 @@ def load_pipeline(folder: str | Path, device: torch.device | str = "cpu") -> Dif
 def export_error(folder: str | Path, prompts: list[str], z: Tensor, x0: np.ndarray) -> float:
     """Largest difference between the exported pipeline's latents and the trainer's x0 [B, C, h, w], relative to x0."""
     pipeline = load_pipeline(folder)
-    latents = pipeline(prompts, latents=z, output_type="latent", **call_arguments(pipeline)).images
+    latents = pipeline(prompts, latents=z, output_type="latent", **call_arguments(type(pipeline).__name__)).images
     return float(np.abs(latents.numpy() - x0).max() / np.abs(x0).max())

@@ -1,7 +1,8 @@
 """A diffusers pipeline folder, read part by part: its frame, its network, its text encoder. Never its code."""
 
+import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import FlowSchedule, VPSchedule
 from dipp_ray.errors import UserError
 from dipp_ray.models.denoiser import CALLS, DTYPES, Denoiser
+from dipp_ray.models.encoders import ENCODERS
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,12 @@ class PipelineFrame:
     """What a pipeline folder says without loading its weights."""
 
     folder: Path
+    pipeline_class: str
     network_part: str  # 'transformer' or 'unet'
     network_class: str
     latent_shape: tuple[int, int, int]  # C, h, w
     diffusion: Diffusion
+    network: dict = field(repr=False, hash=False)  # the network's config.json
 
 
 def read_frame(folder: str | Path) -> PipelineFrame:
@@ -31,6 +35,11 @@ def read_frame(folder: str | Path) -> PipelineFrame:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give a diffusers pipeline folder (one with model_index.json)")
     index = _json(folder / "model_index.json", f"{folder} is no diffusers pipeline")
+    pipeline_class = index.get("_class_name")
+    if pipeline_class not in ENCODERS:
+        raise UserError(
+            f"{folder}: pipelines of class {pipeline_class} are not supported; known are {', '.join(ENCODERS)}"
+        )
     part = next((name for name in ("transformer", "unet") if name in index), None)
     if part is None:
         raise UserError(f"{folder}: its model_index.json names neither a transformer nor a unet to train")
@@ -40,7 +49,13 @@ def read_frame(folder: str | Path) -> PipelineFrame:
     network = _json(folder / part / "config.json", f"{folder}/{part} is incomplete")
     size = network["sample_size"]
     return PipelineFrame(
-        folder, part, network_class, (network["in_channels"], size, size), _diffusion(folder, network_class)
+        folder,
+        pipeline_class,
+        part,
+        network_class,
+        (network["in_channels"], size, size),
+        _diffusion(folder, network_class),
+        network,
     )
 
 
@@ -87,12 +102,32 @@ def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32") -> De
 
 
 def same_network(first: PipelineFrame, second: PipelineFrame) -> None:
-    """Raise UserError unless both folders hold networks of one class and latent shape."""
-    if (first.network_class, first.latent_shape) != (second.network_class, second.latent_shape):
+    """Raise UserError, with the first setting that differs, unless both folders hold networks of one architecture."""
+    if first.network_class != second.network_class:
         raise UserError(
-            f"{second.folder} holds a {second.network_class} for latents {second.latent_shape}, but the teacher "
-            f"{first.folder} a {first.network_class} for {first.latent_shape}: use a generator of the teacher's kind"
+            f"{second.folder} holds a {second.network_class}, but the teacher {first.folder} a {first.network_class}: "
+            "use a generator of the teacher's kind"
         )
+    one, other = _settings(first), _settings(second)
+    key = next((key for key in one if one[key] != other[key]), None)
+    if key is not None:
+        raise UserError(
+            f"{second.folder}: its {second.network_part} has {key}={other[key]}, but that of the teacher "
+            f"{first.folder} {key}={one[key]}: use a generator of the teacher's kind"
+        )
+
+
+def _settings(frame: PipelineFrame) -> dict:
+    """All settings of the frame's network: older folders leave out what is the class's default, exported ones do not.
+
+    Keys that the class does not know are left out, as are those that begin with '_'.
+    """
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, frame.network_class).__init__).parameters.values()
+    settings = {p.name: p.default for p in parameters if p.default is not p.empty and not p.name.startswith("_")}
+    given = {key: value for key, value in frame.network.items() if key in settings}
+    return json.loads(json.dumps(settings | given))  # tuples become lists
 
 
 def device_of_this_process() -> torch.device:

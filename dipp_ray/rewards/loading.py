@@ -24,21 +24,29 @@ def load_reward(term: RewardTerm) -> Reward:
     `clip` is `ClipReward(folder)`. `package.module:Class` is `Class.load(folder)` where the class has a `load`, else
     `Class(folder)`, or `Class()` without a folder. Raises UserError where folder, class or method are missing.
     """
-    if term.folder is not None and not Path(term.folder).is_dir():
-        raise UserError(f"reward '{term.name}': there is no folder {term.folder}: correct reward.terms' folder")
+    check_term(term)
     if term.model == "clip":
-        if term.folder is None:
-            raise UserError(f"reward '{term.name}': a clip reward needs the folder of its weights: set its folder")
         from dipp_ray.rewards.clip import ClipReward  # transformers takes a second to import
 
         return ClipReward(term.folder)
-    model = _construct(_class(term), term)
+    model = _construct(reward_class(term), term)
     if not callable(getattr(model, "reward", None)):
         raise UserError(f"reward '{term.name}': {term.model} has no method reward(images, prompts): add it")
     return model.requires_grad_(False).eval() if isinstance(model, nn.Module) else model
 
 
-def _class(term: RewardTerm) -> type:
+def check_term(term: RewardTerm) -> None:
+    """Raise UserError where folder or class of a term are missing; nothing is constructed."""
+    if term.folder is not None and not Path(term.folder).is_dir():
+        raise UserError(f"reward '{term.name}': there is no folder {term.folder}: correct reward.terms' folder")
+    if term.model != "clip":
+        reward_class(term)
+    elif term.folder is None:
+        raise UserError(f"reward '{term.name}': a clip reward needs the folder of its weights: set its folder")
+
+
+def reward_class(term: RewardTerm) -> type:
+    """The class that `package.module:Class` names. Raises UserError where there is none."""
     module, separator, name = term.model.partition(":")
     if not separator or not module or not name:
         raise UserError(f"reward '{term.name}': model '{term.model}' is neither clip nor package.module:Class")

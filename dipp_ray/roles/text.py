@@ -1,5 +1,7 @@
 """The two ends of the pipeline: prompts to embeddings, and latents to the few images that a person looks at."""
 
+from functools import cached_property
+
 import numpy as np
 import ray
 import torch
@@ -17,7 +19,13 @@ class Text:
         quiet_libraries()
         self.device = prepare(config.roles.text, config.run.deterministic)
         self.folder = config.model.teacher
-        self.encoder = TextEncoder(self.folder, self.device)
+        self.chunk = config.micro_batch_size
+        self.encoder = TextEncoder(self.folder, self.device, config.roles.text.dtype)
+
+    @cached_property
+    def decoder(self) -> LatentDecoder:
+        """Loaded when the first image is asked for."""
+        return LatentDecoder.from_pipeline(self.folder).to(self.device)
 
     def encode(self, prompts: list[str]) -> tuple:
         """Embeddings as arrays (PromptEmbeds.arrays) of the prompts; '' is the null prompt."""
@@ -25,6 +33,6 @@ class Text:
 
     @torch.no_grad()
     def decode(self, x0: np.ndarray) -> np.ndarray:
-        """Images [B, 3, H, W] in [0, 1] of latents x0 [B, C, h, w]."""
-        decoder = LatentDecoder.from_pipeline(self.folder).to(self.device)
-        return decoder.decode(torch.tensor(x0, device=self.device)).float().cpu().numpy()
+        """Images [B, 3, H, W] in [0, 1] of latents x0 [B, C, h, w], a micro-batch at a time."""
+        chunks = torch.tensor(x0).split(self.chunk)
+        return np.concatenate([self.decoder.decode(some.to(self.device)).float().cpu().numpy() for some in chunks])

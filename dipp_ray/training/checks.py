@@ -1,14 +1,15 @@
 """All that can fail is checked before anything is started: files, shapes, weights, rewards."""
 
 import shutil
-from pathlib import Path
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.errors import UserError
+from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
 from dipp_ray.models.export import one_step_of_folder
 from dipp_ray.models.pipeline import one_step_of, read_frame, same_network
+from dipp_ray.rewards.loading import check_term
 
 LEAST_FREE_BYTES = 50_000_000
 
@@ -25,11 +26,12 @@ def check(config: RunConfig) -> Prompts:
             )
     check_generator(config, frame)
     for term in config.reward.terms:
-        if term.folder and not Path(term.folder).is_dir():
-            raise UserError(f"reward '{term.name}': {term.folder} is no folder: set its `folder` to the model's folder")
+        check_term(term)
     if config.init.score_checkpoint:
         score_checkpoint(config)
     prompts = read_prompts(config.data.prompts, config.data.column)
+    load_judge(config.evaluation.judge)  # what is read after training is looked at before it
+    evaluation_prompts(config)
     check_disk(config)
     return prompts
 

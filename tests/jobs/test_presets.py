@@ -20,6 +20,12 @@ def test_it_is_valid(path):
 
 
 @pytest.mark.parametrize("name", ["sd15", "pixart", "sdxl"])
+def test_no_preset_keeps_many_graphs_on_a_gpu(name):
+    path = next(path for path in PRESETS if path.stem == name)
+    assert load_config(path).roles.generator.recompute
+
+
+@pytest.mark.parametrize("name", ["sd15", "pixart", "sdxl"])
 def test_it_aligns_and_distils(script, name):
     path = next(path for path in PRESETS if path.stem == name)
     config = load_config(path)

@@ -1,0 +1,106 @@
+"""Prompts to embeddings: the memory, SDXL's null prompt, precision, and the role around them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from dipp_ray.models.text import TextEncoder
+from settings import tiny_config
+from tiny import PROMPTS, WORDS, pixart_pipeline, prompt_file, vae
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pixart(tmp_path_factory):
+    return pixart_pipeline(tmp_path_factory.mktemp("text") / "pixart")
+
+
+def sdxl_pipeline(folder: Path, **settings) -> Path:
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, **{w + "</w>": i + 2 for i, w in enumerate(WORDS)}}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+    text = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=16,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=64,
+    )
+    StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(),
+        **settings,
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_a_full_memory_loses_no_prompt_of_the_batch(pixart):
+    plain, forgetful = TextEncoder(pixart, CPU), TextEncoder(pixart, CPU, remember=1)
+    forgetful(PROMPTS[:1])
+    batch = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    assert torch.equal(forgetful(batch).tokens, plain(batch).tokens)
+    assert len(forgetful._known) == 1
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_the_null_prompt_of_sdxl_is_that_of_diffusers(tmp_path, zeros):
+    folder = sdxl_pipeline(tmp_path / "sdxl", force_zeros_for_empty_prompt=zeros)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    with torch.no_grad():
+        tokens, null, pooled, null_pooled = pipeline.encode_prompt(PROMPTS[0], do_classifier_free_guidance=True)
+    embeds = TextEncoder(folder, CPU)([PROMPTS[0], ""])
+    torch.testing.assert_close(embeds.tokens, torch.cat([tokens, null]))
+    torch.testing.assert_close(embeds.pooled, torch.cat([pooled, null_pooled]))
+    assert (embeds.tokens[1].abs().max() == 0) == zeros
+
+
+def test_the_precision_is_that_of_the_role(pixart):
+    assert TextEncoder(pixart, CPU)(PROMPTS).tokens.dtype == torch.float32
+    assert TextEncoder(pixart, CPU, "bf16")(PROMPTS).tokens.dtype == torch.bfloat16
+
+
+def test_the_role_decodes_in_micro_batches_with_one_decoder(pixart, tmp_path, monkeypatch):
+    from dipp_ray.models.latents import LatentDecoder
+    from dipp_ray.roles.text import Text
+
+    settings = ("run.deterministic=false", "roles.text.dtype=bf16")
+    config = tiny_config(tmp_path, pixart, prompt_file(tmp_path / "prompts.parquet"), *settings)
+    text = Text.__ray_metadata__.modified_class(config)
+    assert text.encoder(PROMPTS).tokens.dtype == torch.bfloat16
+    sizes, loaded = [], []
+    decode, load = LatentDecoder.decode, LatentDecoder.from_pipeline
+    monkeypatch.setattr(LatentDecoder, "decode", lambda self, x: sizes.append(len(x)) or decode(self, x))
+    monkeypatch.setattr(LatentDecoder, "from_pipeline", lambda folder: loaded.append(folder) or load(folder))
+    x0 = torch.randn(5, 1, 8, 8)
+    images = text.decode(x0.numpy())
+    text.decode(x0[:1].numpy())
+    assert (sizes, len(loaded)) == ([2, 2, 1, 1], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(images), decode(load(pixart), x0))
