@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pyarrow
 import pyarrow.parquet
@@ -112,6 +113,15 @@ def test_a_pipeline_whose_prompts_cannot_be_encoded(capsys, config_file, world, 
     (other / "model_index.json").write_text(json.dumps(index | {"_class_name": "PixArtSigmaPipeline"}))
     said = refused(capsys, "check", config_file, f"model.teacher={other}")
     assert "class PixArtSigmaPipeline are not supported; known are PixArtAlphaPipeline" in said
+
+
+def test_rewards_and_judges_may_lie_in_the_current_folder(config_file, tmp_path, monkeypatch):
+    (tmp_path / "my_measures.py").write_text("class Mine: ...\ndef judge(images, prompts): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    term = "reward.terms=[{name: mine, model: 'my_measures:Mine'}]"
+    with pytest.raises(AssertionError, match="Ray was started"):  # nothing was found wrong
+        cli.main(["check", str(config_file), term, "evaluation.judge=my_measures:judge"])
 
 
 def test_prompt_files_without_prompts(capsys, config_file, tmp_path):

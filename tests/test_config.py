@@ -202,6 +202,7 @@ def test_a_held_out_term_alone_is_no_reward_to_train_on(path):
         REWARD,
         "reward.standardise=true",
         "roles.score.dtype=bf16",
+        "roles.text.dtype=bf16",
     ],
 )
 def test_the_hash_changes_with_the_trajectory(path, override):

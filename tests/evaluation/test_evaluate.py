@@ -7,6 +7,7 @@ from PIL import Image
 from dipp_ray.config import RunConfig, validate
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import UserError
+from dipp_ray.evaluation import evaluate as evaluation
 from dipp_ray.evaluation.evaluate import evaluate_command, evaluate_run
 from dipp_ray.evaluation.measure import diversity, load_judge, spread
 from dipp_ray.evaluation.sampling import sample_images
@@ -65,6 +66,20 @@ def test_a_run_is_measured_against_its_base_and_teacher(run_config, tiny_world, 
 def test_distillation_has_no_base(run_config):
     result = evaluate_run(changed(run_config, model={"generator": None}), lambda _: None)
     assert list(result["models"]) == ["aligned", "teacher"]
+
+
+@pytest.mark.parametrize(("batch_size", "largest"), [(8, 2), (512, 64)])
+def test_no_batch_is_larger_than_a_micro_batch(run_config, tiny_world, monkeypatch, batch_size, largest):
+    sizes = []
+
+    def sample(pipeline, prompts, seed, steps, guidance_scale, batch):
+        sizes.append(batch)
+        return torch.rand(len(prompts), 3, 8, 8)
+
+    monkeypatch.setattr(evaluation, "sample_images", sample)
+    config = changed(run_config, data={"batch_size": batch_size, "micro_batches": 4})
+    evaluation.timed_samples(tiny_world / "base", ["a"] * 5, config, torch.device("cpu"))
+    assert sizes == [1, largest]
 
 
 def test_the_command_takes_a_run_or_a_pipeline(run_config, tiny_world, tmp_path, capsys):

@@ -1,0 +1,44 @@
+"""What is read from a pipeline's folder without its weights: its kind of network, and its model card."""
+
+import json
+import shutil
+
+import pytest
+
+from dipp_ray.errors import UserError
+from dipp_ray.models.card import write_card
+from dipp_ray.models.pipeline import read_frame, same_network
+from settings import tiny_config
+from tiny import pixart_pipeline
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return pixart_pipeline(tmp_path / "pipeline")
+
+
+def with_settings(folder, out, leave_out=(), **settings):
+    copy = shutil.copytree(folder, out)
+    path = copy / "transformer" / "config.json"
+    given = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({key: value for key, value in given.items() if key not in leave_out}))
+    return read_frame(copy)
+
+
+def test_networks_are_the_same_in_every_setting(folder, tmp_path):
+    with pytest.raises(UserError, match=r"num_layers=3, but that of the teacher .* num_layers=2"):
+        same_network(read_frame(folder), with_settings(folder, tmp_path / "deep", num_layers=3))
+
+
+def test_what_makes_no_network_another_one_is_not_compared(folder, tmp_path):
+    same_network(read_frame(folder), with_settings(folder, tmp_path / "own", _name_or_path="x", _diffusers_version="0"))
+    # A teacher of an early release leaves out what is the default; what is exported from it does not.
+    old = with_settings(folder, tmp_path / "old", leave_out=("activation_fn", "attention_bias"))
+    same_network(old, read_frame(folder))
+
+
+def test_the_card_needs_no_weights(folder, tmp_path):
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    write_card(folder, tiny_config(tmp_path, folder, tmp_path / "prompts.parquet"), 20)
+    assert "num_inference_steps=1, guidance_scale=0, use_resolution_binning=False" in (folder / "README.md").read_text()
