@@ -65,7 +65,7 @@ def feedback(
     if reward is None:
         return gradient, measured
     kept = reward.finite
-    measured["reward_dropped"] = float((~kept).sum())
+    measured["reward_dropped"] = (~kept).double().mean().item()  # a share: its mean over micro-batches is the step's
     if kept.any():
         measured["reward"] = reward.reward[kept].double().mean().item()
         measured |= {f"reward/{name}": score[kept].double().mean().item() for name, score in reward.scores.items()}

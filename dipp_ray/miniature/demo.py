@@ -9,7 +9,7 @@ from pathlib import Path
 from dipp_ray.config import RunConfig, load_config
 from dipp_ray.evaluation.evaluate import evaluate_run
 from dipp_ray.miniature.build import Miniature, build_miniature
-from dipp_ray.miniature.stages import Progress, build_stage
+from dipp_ray.miniature.stages import Progress, build_stage, only_builder
 from dipp_ray.preferences.fit import FitSettings, fit_reward
 from dipp_ray.reporting.report import write_report
 from dipp_ray.training.run import train
@@ -59,7 +59,9 @@ def fitted_reward(miniature: Miniature, say: Progress) -> Path:
 
         fit_reward(miniature.reward_base, miniature.pairs_train, miniature.pairs_test, aside, FIT, progress)
 
-    build_stage(folder, {"pairs": pairs, "settings": FIT.model_dump(mode="json")}, make, say)
+    base = hashlib.sha256((miniature.reward_base / "model.safetensors").read_bytes()).hexdigest()
+    with only_builder(miniature.root, say):
+        build_stage(folder, {"pairs": pairs, "base": base, "settings": FIT.model_dump(mode="json")}, make, say)
     return folder
 
 

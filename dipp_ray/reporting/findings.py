@@ -54,11 +54,12 @@ def not_finite(records: list[dict]) -> list[str]:
 
 def dropped(records: list[dict]) -> list[str]:
     """Samples whose reward was not finite and left out (reward.on_nonfinite: drop)."""
-    steps = [record["step"] for record in records if record.get("reward_dropped")]
-    count = sum(record.get("reward_dropped") or 0 for record in records)
-    return (
-        [f"{count:.0f} samples lost their reward term, which was not finite, in {len(steps)} steps."] if steps else []
-    )
+    shares = [record["reward_dropped"] for record in records if record.get("reward_dropped")]
+    if not shares:
+        return []
+    return [
+        f"Samples lost their reward term, which was not finite, in {len(shares)} steps (at most {max(shares):.0%})."
+    ]
 
 
 def clipped(records: list[dict], config: dict) -> list[str]:

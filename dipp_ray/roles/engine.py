@@ -171,22 +171,35 @@ class Engine:
     def load(self, tensors: dict[str, Tensor], counters: dict) -> None:
         """Restore the state of all parameters, from any number of shares. All ranks call it together."""
         self.updates = counters["updates"]
+        self._make_moments(self.updates)
         for i, (name, parameter) in enumerate(self.named):
             self._set(parameter, tensors[f"master/{name}"])
             for key in MOMENTS:
                 self._set(parameter, tensors[f"{key}/{name}"], key)
             if f"ema/{name}" in tensors and self.owned(i):
                 self.average[name] = tensors[f"ema/{name}"].to(parameter.device)
-        self._set_adam_steps(self.updates)
+
+    def _make_moments(self, updates: int) -> None:
+        """Give AdamW the entries that its first step would make: the setters write into entries that exist.
+
+        Above stage 0 they belong to this rank's flat partitions. `step` is the count of AdamW's bias correction.
+        """
+        optimizer, stage = self.engine.optimizer, self.role.zero_stage
+        if stage == 0:
+            inner, entries = optimizer, [parameter for _, parameter in self.named]
+        else:
+            inner = optimizer.optimizer
+            entries = (
+                optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+            )
+        for entry in entries:
+            moments = {key: torch.zeros_like(entry) for key in MOMENTS}
+            inner.state[entry] = {**moments, **inner.state.get(entry, {}), "step": torch.tensor(float(updates))}
+        if stage in (1, 2):
+            optimizer._lazy_init_hp_params_optimizer_state()  # what DeepSpeed does after a first step
 
     @torch.no_grad()
     def load_weights(self, tensors: dict[str, Tensor]) -> None:
         """Take the weights alone from a group's state, for a run of its own. All ranks call it together."""
         for name, parameter in self.named:
             self._set(parameter, tensors[f"master/{name}"])
-
-    def _set_adam_steps(self, updates: int) -> None:
-        """AdamW's bias correction counts updates in each state entry, whole parameters or flat partitions alike."""
-        optimizer = self.engine.optimizer if self.role.zero_stage == 0 else self.engine.optimizer.optimizer
-        for entry in optimizer.state.values():
-            entry["step"] = torch.tensor(float(updates))

@@ -49,7 +49,8 @@ class GeneratorRank(TrainedRank):
                 x0 = self._generate(draws, embeds)
             if trained:
                 self.sampled[draws.indices[0]] = _Sampled(draws, embeds, x0 if graph else None)
-        return x0.detach().cpu().numpy(), info
+            array = x0.detach().cpu().numpy()  # inside: on a GPU the copy is what waits for the work
+        return array, info
 
     @ray.method(num_returns=1)
     def backward(self, draws: Draws, x0_psi, x0_ref, reward: dict | None, reward_deviation: float) -> dict:

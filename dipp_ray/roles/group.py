@@ -12,27 +12,33 @@ RENDEZVOUS_TRIES = 3
 
 
 class Group:
-    def __init__(self, name: str, ranks: list, parameters: int, timeout_s: float, say: Callable[[str], None]):
-        self.name, self.ranks, self.parameters = name, ranks, parameters
-        self.timeout_s, self.say = timeout_s, say
+    def __init__(self, actor, config: RunConfig, options: list[dict], say: Callable[[str], None]):
+        """Create a rank for each entry of `options` (arguments of an actor's `.options()`); `meet` joins them."""
+        self.name = actor.__ray_metadata__.modified_class.group
+        self.actor, self.config, self.options, self.say = actor, config, options, say
+        self.timeout_s = config.roles.step_timeout_s
+        self._create()
 
-    @classmethod
-    def start(cls, actor, config: RunConfig, options: list[dict], folder: str, say: Callable[[str], None]) -> "Group":
-        """Start one rank for each entry of `options` (keyword arguments of `.options()`), with folder's network."""
-        name = actor.__ray_metadata__.modified_class.group
+    def _create(self) -> None:
+        created = [self.actor.options(**given) for given in self.options]
+        self.ranks = [handle.remote(self.config, rank) for rank, handle in enumerate(created)]
+
+    def meet(self, folder: str) -> "Group":
+        """Join the ranks to one world and load the network of the pipeline in `folder`."""
+        wait_s = self.config.roles.wait_s
         for attempt in range(RENDEZVOUS_TRIES):
-            ranks = [actor.options(**given).remote(config, rank) for rank, given in enumerate(options)]
-            host, port = wait_all([ranks[0].meeting_point.remote()], f"{name} ranks", config.roles.wait_s, say)[0]
+            offer = self.ranks[0].meeting_point.remote()
+            host, port = wait_all([offer], f"{self.name} ranks", wait_s, self.say)[0]
             try:
-                meetings = [rank.meet.remote(host, port, folder) for rank in ranks]
-                parameters = wait_all(meetings, f"{name}: weights and rendezvous", config.roles.wait_s, say)[0]
-                return cls(name, ranks, parameters, config.roles.step_timeout_s, say)
+                meetings = [rank.meet.remote(host, port, folder) for rank in self.ranks]
+                wait_all(meetings, f"{self.name}: weights and rendezvous", wait_s, self.say)
+                return self
             except ray.exceptions.RayTaskError as error:
-                for rank in ranks:
-                    ray.kill(rank)
                 if attempt + 1 == RENDEZVOUS_TRIES or "EADDRINUSE" not in str(error):
                     raise
-                say(f"{name}: port {port} was taken meanwhile, trying another")
+                self.say(f"{self.name}: port {port} was taken meanwhile, trying another")
+                self.kill()
+                self._create()
         raise AssertionError("unreachable")
 
     def rank_of(self, micro_batch: int):

@@ -1,5 +1,6 @@
 """What one process of a role sets before anything else: threads, devices, ranks, determinism. The only place."""
 
+import math
 import os
 import random
 import socket
@@ -8,18 +9,27 @@ import torch
 import torch.distributed
 
 from dipp_ray.config import RoleSection
+from dipp_ray.errors import UserError
 from dipp_ray.models.pipeline import device_of_this_process
 
 
 def prepare(role: RoleSection, deterministic: bool) -> torch.device:
     """Set threads and determinism of this process; answer its device (the one GPU that Ray shows it, or the CPU)."""
     torch.set_num_threads(role.threads)
+    # fp32 means fp32: TF32's error of 1e-3 would drown the comparison of the exported pipeline with the trainer.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-    return device_of_this_process() if role.gpus else torch.device("cpu")
+    if not role.gpus:
+        return torch.device("cpu")
+    device = device_of_this_process()
+    if device.type != "cuda":
+        raise UserError(
+            f"a role asks for {role.gpus:g} GPU, but torch sees none in its process: install torch for CUDA"
+        )
+    return device
 
 
 def free_port(low: int, high: int) -> int:
@@ -31,8 +41,8 @@ def free_port(low: int, high: int) -> int:
     raise RuntimeError(f"no free port among 50 tried in {low}..{high}: widen roles.ports")
 
 
-def join(rank: int, world: int, host: str, port: int, device: torch.device) -> None:
-    """Join the group's own torch.distributed world, through DeepSpeed."""
+def join(rank: int, world: int, host: str, port: int, device: torch.device, timeout_s: float) -> None:
+    """Join the group's own torch.distributed world, through DeepSpeed; `timeout_s` bounds every collective."""
     on_gpu = device.type == "cuda"
     os.environ.update(
         RANK=str(rank),
@@ -40,7 +50,7 @@ def join(rank: int, world: int, host: str, port: int, device: torch.device) -> N
         LOCAL_RANK="0",
         MASTER_ADDR=host,
         MASTER_PORT=str(port),
-        DEEPSPEED_TIMEOUT="3",  # minutes
+        DEEPSPEED_TIMEOUT=str(math.ceil(timeout_s / 60)),  # minutes
         DS_ACCELERATOR="cuda" if on_gpu else "cpu",
     )
     import deepspeed

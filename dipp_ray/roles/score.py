@@ -48,5 +48,5 @@ class ScoreRank(TrainedRank):
         with busy(info):
             t = draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
             eps = draws.normal("divergence_eps", self.latent_shape).to(self.device)
-            answer = predict(self.engine, self.diffusion, self.tensor(x0), self.embeds(embeds), t, eps)
-        return answer.cpu().numpy(), info
+            answer = predict(self.engine, self.diffusion, self.tensor(x0), self.embeds(embeds), t, eps).cpu()
+        return answer.numpy(), info

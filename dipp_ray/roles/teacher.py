@@ -14,7 +14,8 @@ from dipp_ray.roles.process import prepare
 from dipp_ray.roles.trained import busy
 
 
-@ray.remote
+# Stateless: what a lost one owes is asked again of its successor, with the same keyed noise.
+@ray.remote(max_restarts=-1, max_task_retries=-1)
 class Teacher:
     def __init__(self, config: RunConfig, null):
         quiet_libraries()
@@ -43,5 +44,5 @@ class Teacher:
                 t,
                 eps,
                 self.objective.guidance_scale,
-            )
-        return answer.cpu().numpy(), info
+            ).cpu()
+        return answer.numpy(), info

@@ -13,7 +13,7 @@ from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
 
 
-@ray.remote
+@ray.remote(max_restarts=-1, max_task_retries=-1)  # stateless but for what it remembers
 class Text:
     def __init__(self, config: RunConfig):
         quiet_libraries()

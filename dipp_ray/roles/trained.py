@@ -37,7 +37,7 @@ class TrainedRank:
 
     def meet(self, host: str, port: int, folder: str) -> int:
         """Join the group's world and load the network of the pipeline in `folder`; answers its parameters' number."""
-        join(self.rank, self.role.workers, host, port, self.device)
+        join(self.rank, self.role.workers, host, port, self.device, self.config.roles.step_timeout_s)
         network = load_denoiser(folder, self.role.dtype).to(self.device)
         self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.role.workers)
         return sum(getattr(p, "ds_numel", p.numel()) for _, p in self.engine.named)

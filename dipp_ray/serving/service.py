@@ -2,14 +2,19 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 
 from dipp_ray.config import RewardTerm, RoleSection
 from dipp_ray.errors import NonFiniteError, UserError
@@ -18,6 +23,9 @@ from dipp_ray.serving.scoring import Scorer, ScoreReply, Space
 
 BATCH_WAIT_S = 0.005  # How long a batch waits for other callers.
 ONGOING_REQUESTS = 64  # Of one replica; enough for its batches to fill.
+POLL_S, SAY_EVERY_S = 0.1, 10.0
+FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+Say = Callable[[str], None]
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -179,37 +187,47 @@ def reward_application(
     return deployment.bind(list(terms), vae_folder, role, deterministic, max_batch_images)
 
 
-def private_name(run_name: str) -> str:
-    """Name of the application that belongs to the run `run_name` alone."""
-    return f"dipp-ray-reward-{run_name}"
+def private_name(run_folder: str | Path) -> str:
+    """Name of the application that belongs to the run in `run_folder` alone, whatever other runs are called."""
+    folder = Path(run_folder).resolve()
+    return f"dipp-ray-reward-{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
 
 
-def start_rewards(
-    name: str,
-    terms: list[RewardTerm],
-    vae_folder: str | None,
-    role: RoleSection,
-    replicas: int = 1,
-    deterministic: bool = True,
-    max_batch_images: int = 64,
-) -> None:
-    """Start the application `name` and wait until it runs; an orphan of that name is removed first.
+def start_rewards(name: str, *arguments, wait_s: float = 600.0, say: Say = print, **settings) -> None:
+    """`deploy_rewards` and `await_rewards` in one."""
+    deploy_rewards(name, *arguments, **settings)
+    await_rewards(name, wait_s, say)
 
-    Needs Ray. Starts Serve without its HTTP proxy if it does not run yet, and leaves it running. Raises UserError
-    where the application does not come up.
+
+def deploy_rewards(name: str, *arguments, **settings) -> None:
+    """Ask Serve for the application `name` (arguments of `reward_application`) without waiting for it.
+
+    Needs Ray. Starts Serve without its HTTP proxy if it does not run yet, and leaves it running. An orphan of that
+    name is removed first.
     """
-    # Its messages announce every step of a deployment; what goes wrong is raised below.
+    # Its messages announce every step of a deployment; what goes wrong is raised by `await_rewards`.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location="Disabled", logging_config=QUIET)
     stop_rewards(name)
-    application = reward_application(name, terms, vae_folder, role, replicas, deterministic, max_batch_images)
-    try:
-        serve.run(application, name=name, route_prefix=None, logging_config=QUIET)
-    except RuntimeError as error:
-        reason = _reason(name) or str(error)
-        with contextlib.suppress(Exception):  # the reason is worth more than a failed clean-up
-            stop_rewards(name)
-        raise UserError(f"the reward application {name} did not start: {reason}") from error
+    application = reward_application(name, *arguments, **settings)
+    target = serve.RunTarget(target=application, name=name, route_prefix=None, logging_config=QUIET)
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def await_rewards(name: str, wait_s: float, say: Say) -> None:
+    """Wait until the application runs, visibly and at most `wait_s` seconds; else remove it and raise UserError."""
+    start, said = time.monotonic(), 0.0
+    while (status := serve.status().applications[name].status) != ApplicationStatus.RUNNING:
+        waited = time.monotonic() - start
+        if status in FAILED or waited > wait_s:
+            reason = _reason(name) or f"{status} after {waited:.0f} s: is there room for it? Raise roles.wait_s"
+            with contextlib.suppress(Exception):  # the reason is worth more than a failed clean-up
+                stop_rewards(name)
+            raise UserError(f"the reward application {name} did not start: {reason}")
+        if waited - said >= SAY_EVERY_S:
+            said = waited
+            say(f"waiting for the reward service {name}: {waited:.0f} of {wait_s:.0f} s so far")
+        time.sleep(POLL_S)
 
 
 def stop_rewards(name: str) -> None:

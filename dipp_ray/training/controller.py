@@ -18,6 +18,7 @@ from dipp_ray.alignment.updates import mean_of
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import SCORE_WARMUP, STANDARDISATION, Draws
+from dipp_ray.errors import UserError
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.training.roles import Roles
 
@@ -121,8 +122,8 @@ class Controller:
         """Backward is submitted to any rank only when all of its inputs are known to be good."""
         records = []
         for sample, psi, ref, reward in zip(batch, asked["score"], asked["teacher"], asked["reward"], strict=True):
-            told = [record for _, record in (psi, ref, reward) if record is not None]
-            self.wait(told, f"step {sample.draws.step}: score model, teacher and reward")
+            for role, (_, told) in {"teacher": ref, "reward": reward, "score model": psi}.items():
+                self.wait([told] if told is not None else [], f"step {sample.draws.step}: {role}")
             rank = self.roles.generator.rank_of(sample.number)
             records.append(rank.backward.remote(sample.draws, psi[0], ref[0], reward[0], self.reward_deviation))
         return records
@@ -144,9 +145,15 @@ class Controller:
             for sample in self.sample(STANDARDISATION, i, trained=False):
                 reply, told = self.roles.reward.score.remote(sample.x0, sample.prompts, False)
                 self.wait([told], "reward of the starting generator")
-                rewards += ray.get(reply)["reward"].tolist()
-        mean = sum(rewards) / len(rewards)
-        deviation = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
+                answer = ray.get(reply)
+                rewards += answer["reward"][answer["finite"]].tolist()
+        mean = sum(rewards) / max(1, len(rewards))
+        deviation = (sum((r - mean) ** 2 for r in rewards) / max(1, len(rewards) - 1)) ** 0.5
+        if not deviation > 0:
+            raise UserError(
+                f"reward.standardise: the reward of the starting generator has no deviation over {len(rewards)} finite "
+                "samples: check the reward, or set reward.standardise=false"
+            )
         return {"reward_mean": mean, "reward_deviation": deviation}
 
 

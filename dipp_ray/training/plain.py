@@ -16,7 +16,7 @@ from dipp_ray.config import OptimSection, RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import SCORE_WARMUP, Draws
 from dipp_ray.diffusion.one_step import OneStep
-from dipp_ray.errors import NonFiniteError
+from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.models.denoiser import Denoiser
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
@@ -138,7 +138,12 @@ class PlainLoop:
 
 
 def plain_loop(config: RunConfig, prompts: Prompts) -> PlainLoop:
-    """The plain loop of a configuration, on the CPU: the networks and rewards that the roles would load."""
+    """The plain loop of a configuration, on the CPU: the networks and rewards that the roles would load.
+
+    Raises UserError for what only the Ray pipeline does: a score model from a checkpoint, standardised rewards.
+    """
+    if config.init.score_checkpoint or config.reward.standardise:
+        raise UserError("the plain loop knows neither init.score_checkpoint nor reward.standardise: leave them out")
     teacher, generator = config.model.teacher, config.model.generator or config.model.teacher
     frame = read_frame(teacher)
     return PlainLoop(
@@ -146,7 +151,7 @@ def plain_loop(config: RunConfig, prompts: Prompts) -> PlainLoop:
         one_step_of(frame, config.model.t_star, config.model.input),
         load_denoiser(generator, config.roles.generator.dtype),
         load_denoiser(teacher, config.roles.score.dtype),
-        load_denoiser(teacher, config.roles.teacher.dtype),
+        load_denoiser(teacher, config.roles.teacher.dtype, weights=config.roles.teacher.dtype),
         TextEncoder(teacher, torch.device("cpu")),
         prompts,
         local_reward(config) if config.objective.reward_scale > 0 else None,
@@ -161,6 +166,8 @@ def local_reward(config: RunConfig) -> Reward:
     def reward(x0: Tensor, prompts: list[str]) -> RewardReply:
         reply = scorer.score(x0, prompts, "latents", gradient=True)
         finite = reply.reward.isfinite() & reply.gradient.flatten(1).isfinite().all(1)
+        if config.reward.on_nonfinite == "raise" and not finite.all():
+            raise NonFiniteError(f"the reward or its gradient is not finite for {int((~finite).sum())} samples")
         return RewardReply(reply.reward, reply.scores, reply.gradient, finite)
 
     return reward

@@ -1,16 +1,18 @@
 """One run from its configuration to the exported pipeline: start or resume, train, watch, save, end."""
 
+import fcntl
+import json
 import signal
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
 import yaml
 
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import RunConfig
+from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.models.card import write_card
@@ -26,6 +28,7 @@ from dipp_ray.training.watch import Watch
 
 Say = Callable[[str], None]
 LARGEST_EXPORT_ERROR = 1e-4
+EXPORTED = "exported.json"
 
 
 class Run:
@@ -44,8 +47,10 @@ class Run:
                 group.all("restore", self.store.url, checkpoint.step)
             self.record = checkpoint.record["reward"]
             self.watch.falls = checkpoint.record["falls"]
-            best = self.store.best()
-            self.watch.best = (best.step, best.value) if best else None
+            best = checkpoint.record["best"]
+            self.watch.best = tuple(best) if best else None
+            if best and best[0] == checkpoint.step:
+                self.store.mark_best(*best)  # in case the run was killed between commit and mark
         else:
             self.roles.generator.all("start")
             if self.config.init.score_checkpoint:
@@ -64,7 +69,7 @@ class Run:
             metrics.write(0, first)
             progress.update(0, first)
         clock = time.perf_counter()
-        ending = False
+        ending = self.watch.gives_up
         while done < self.config.run.steps and not ending:
             stopping = self.interrupted  # read once: an interrupt that comes later ends the run one step later
             barrier = stopping or self.is_due(done + 1)
@@ -118,6 +123,7 @@ class Run:
             "data_cursor": {"seed": self.config.run.seed, "next_step": done},
             "reward": self.record,
             "falls": self.watch.falls,
+            "best": self.watch.best,
         }
         self.store.commit(done, record, files)
 
@@ -129,11 +135,16 @@ def train(config: RunConfig, say: Say = print) -> Path:
     command goes on from there.
     """
     prompts = check(config)
-    store = CheckpointStore(config.checkpoint.url or str(config.path / "checkpoints"), say)
+    with only_trainer(config.path):
+        return _train(config, prompts, say)
+
+
+def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
+    store = CheckpointStore(config.checkpoint.url or str(config.path.resolve() / "checkpoints"), say)
     checkpoint = store.latest(config.trajectory_hash(), thorough=True)
     if checkpoint and checkpoint.step >= config.run.steps:
         say(f"{config.path}: all {checkpoint.step} steps are done already; delete the folder to start anew")
-        if not (config.path / "pipeline").is_dir():
+        if exported_step(config) != checkpoint.step:
             export_run(config, store, checkpoint, say)
         return config.path
     planned = plan(requests(config), cluster_nodes())
@@ -152,7 +163,7 @@ def train(config: RunConfig, say: Say = print) -> Path:
             ProgressLine(config.run.steps, done, config.run.name) as progress,
             interrupts(run),
         ):
-            metrics.resume(done)
+            metrics.resume(done if checkpoint else -1)
             run.say = run.controller.say = progress.say
             done = run.loop(done, metrics, progress)
         if run.interrupted and done < config.run.steps:
@@ -175,14 +186,21 @@ def export_run(config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint
         frame = read_frame(config.model.teacher)
         texts = run.controller.prompts.first(8)
         draws = Draws(config.run.seed, EVALUATION, 0, range(len(texts)))
-        batch = (draws, ray.get(run.roles.text.encode.remote(texts)))
-        (x0,) = run.roles.generator.all("sample_average", [batch])[0]
+        (embeds,) = run.controller.wait([run.roles.text.encode.remote(texts)], "text")
+        (x0,) = run.roles.generator.all("sample_average", [(draws, embeds)])[0]
         error = export_error(out, texts, draws.normal("z", frame.latent_shape), x0)
         say(f"exported {out}: its latents differ from the trainer's x0 by {error:.1e} (relative)")
         if error > LARGEST_EXPORT_ERROR and config.roles.generator.dtype == "fp32":
             raise RuntimeError(
                 f"{out} does not reproduce the trainer's x0: {error:.1e} is above {LARGEST_EXPORT_ERROR}"
             )
+    (out / EXPORTED).write_text(json.dumps({"step": checkpoint.step}))  # last: a stale or faulty export has none
+
+
+def exported_step(config: RunConfig) -> int | None:
+    """The step whose weights lie, whole and checked, in the run's pipeline folder."""
+    path = config.path / "pipeline" / EXPORTED
+    return json.loads(path.read_text())["step"] if path.exists() else None
 
 
 def export_checkpoint(config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path) -> Path:
@@ -195,6 +213,17 @@ def export_checkpoint(config: RunConfig, store: CheckpointStore, checkpoint: Che
     export_pipeline(config.model.teacher, weights, one_step, out)
     write_card(out, config, checkpoint.step)
     return out
+
+
+@contextmanager
+def only_trainer(folder: Path):
+    """Hold the run's folder for this process. Raises UserError where another one trains in it."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process trains in this folder: wait for it, or set run.name") from None
+        yield
 
 
 @contextmanager

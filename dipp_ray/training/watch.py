@@ -1,5 +1,6 @@
 """What is looked at now and then during training: samples from fixed noises, and the rewards on them."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +32,11 @@ class Watch:
     def look(self, step: int) -> dict[str, float]:
         """Held-out and trained rewards on the fixed samples (`held_out/name`), and the grid of this step as a PNG."""
         roles = self.controller.roles
-        batches = [
-            (draws, ray.get(roles.text.encode.remote(self.prompts[draws.indices[0] : draws.indices[-1] + 1])))
-            for draws in self.draws
-        ]
+        encoded = [roles.text.encode.remote([self.prompts[i] for i in draws.indices]) for draws in self.draws]
+        batches = list(zip(self.draws, self.controller.wait(encoded, "text"), strict=True))
         x0 = np.concatenate(roles.generator.all("sample_average", batches)[0])
         shown = self.config.log.samples
-        images = ray.get(roles.text.decode.remote(x0[:shown]))
+        (images,) = self.controller.wait([roles.text.decode.remote(x0[:shown])], "decoding")
         columns = max(1, round(shown**0.5))
         save_grid(images, self.folder / f"step_{step:06d}.png", columns, self.prompts[:shown])
         return self._rewards(x0) if roles.reward else {}
@@ -63,7 +62,7 @@ class Watch:
     def judge(self, step: int, seen: dict[str, float]) -> bool:
         """Remember the best held-out reward; answers whether this step is the best so far."""
         value = next((seen[key] for key in seen if key.startswith("held_out/")), None)
-        if value is None or step == 0:  # the start has no checkpoint that could be kept
+        if value is None or step == 0 or not math.isfinite(value):  # the start has no checkpoint that could be kept
             return False
         if self.best is None or value > self.best[1]:
             self.best, self.falls = (step, value), 0

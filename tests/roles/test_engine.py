@@ -38,7 +38,7 @@ class Rank:
         from dipp_ray.roles.process import join, prepare
 
         device = prepare(RoleSection(), deterministic=True)
-        join(rank, world, "127.0.0.1", port, device)
+        join(rank, world, "127.0.0.1", port, device, timeout_s=120)
         role = TrainedRoleSection(workers=world, zero_stage=stage, persistence_threshold=0)
         self.rank, self.world = rank, world
         self.engine = Engine(load_denoiser(folder, "fp32"), role, OPTIM, SAMPLES // world)
@@ -115,22 +115,42 @@ def reference(folder):
         return norms, loss_of(network, *batch(1000)).item(), average
 
 
-@pytest.mark.parametrize(("stage", "world"), [(0, 1), (1, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
-def test_engine_follows_plain_adamw_and_resumes_to_the_bit(ray_session, folder, reference, stage, world):
+def run(ranks, updates):
+    return [together(ranks, "update", update)[0] for update in updates]
+
+
+def whole_state(ranks):
+    shares = together(ranks, "state")
+    return {name: value for share, _ in shares for name, value in share.items()}, shares[0][1]
+
+
+# (stage, world, where the state of the third update is loaded a second time: another stage and size)
+LONG = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("stage", "world", "other"),
+    [
+        (0, 1, None),
+        (2, 2, (0, 1)),
+        (3, 2, (1, 1)),
+        pytest.param(1, 2, (3, 2), marks=LONG),
+        pytest.param(3, 1, (0, 2), marks=LONG),
+    ],
+)
+def test_engine_follows_plain_adamw_and_resumes_to_the_bit(ray_session, folder, reference, stage, world, other):
     norms, loss, average = reference
     ranks = start(folder, stage, world)
     try:
-        seen = [together(ranks, "update", update)[0] for update in range(3)]
-        shares = together(ranks, "state")
-        middle = {name: value for share, _ in shares for name, value in share.items()}
-        seen += [together(ranks, "update", update)[0] for update in (3, 4)]
+        seen = run(ranks, range(3))
+        middle = whole_state(ranks)
+        seen += run(ranks, (3, 4))
         assert seen == pytest.approx(norms, rel=1e-4)
         final = together(ranks, "output")[0]
         assert final == pytest.approx(loss, rel=1e-5)
-        averaged = together(ranks, "output", True)[0]
-        assert averaged != pytest.approx(final, rel=1e-5)
+        assert together(ranks, "output", True)[0] != pytest.approx(final, rel=1e-5)  # the moving average's
         assert together(ranks, "output")[0] == final  # the trained weights came back to the bit
-        state = {name: value for share, _ in together(ranks, "state") for name, value in share.items()}
+        state, _ = whole_state(ranks)
         assert len(state) == 4 * len(average)
         for name in average:
             torch.testing.assert_close(state[f"ema/{name}"], average[name], rtol=1e-3, atol=2e-4)
@@ -138,10 +158,22 @@ def test_engine_follows_plain_adamw_and_resumes_to_the_bit(ray_session, folder, 
         weights, moments = together(ranks, "shard_elements")[0]
         assert (weights < 0.6 * whole) == (stage == 3 and world == 2), "weights are sharded at ZeRO 3 alone"
         assert (moments < 0.6 * whole) == (stage >= 1 and world == 2), "moments are sharded from ZeRO 1 on"
+    finally:
+        end(ranks)
 
-        together(ranks, "load", middle, shares[0][1])
-        assert [together(ranks, "update", update)[0] for update in (3, 4)] == seen[3:]
-        again = {name: value for share, _ in together(ranks, "state") for name, value in share.items()}
+    ranks = start(folder, stage, world)  # fresh processes, as after a crash
+    try:
+        together(ranks, "load", *middle)
+        assert run(ranks, (3, 4)) == seen[3:]
+        again, _ = whole_state(ranks)
         assert all(torch.equal(again[name], state[name]) for name in state)
     finally:
         end(ranks)
+
+    if other:
+        ranks = start(folder, *other)
+        try:
+            together(ranks, "load", *middle)
+            assert run(ranks, (3, 4)) == pytest.approx(norms[3:], rel=1e-4)
+        finally:
+            end(ranks)
