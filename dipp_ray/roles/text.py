@@ -1,7 +1,5 @@
 """The two ends of the pipeline: prompts to embeddings, and latents to the few images that a person looks at."""
 
-from functools import cached_property
-
 import numpy as np
 import ray
 import torch
@@ -21,11 +19,7 @@ class Text:
         self.folder = config.model.teacher
         self.chunk = config.micro_batch_size
         self.encoder = TextEncoder(self.folder, self.device, config.roles.text.dtype)
-
-    @cached_property
-    def decoder(self) -> LatentDecoder:
-        """Loaded when the first image is asked for."""
-        return LatentDecoder.from_pipeline(self.folder).to(self.device)
+        self.decoder: LatentDecoder | None = None  # loaded when the first image is asked for
 
     def encode(self, prompts: list[str]) -> tuple:
         """Embeddings as arrays (PromptEmbeds.arrays) of the prompts; '' is the null prompt."""
@@ -34,5 +28,6 @@ class Text:
     @torch.no_grad()
     def decode(self, x0: np.ndarray) -> np.ndarray:
         """Images [B, 3, H, W] in [0, 1] of latents x0 [B, C, h, w], a micro-batch at a time."""
+        self.decoder = self.decoder or LatentDecoder.from_pipeline(self.folder).to(self.device)
         chunks = torch.tensor(x0).split(self.chunk)
         return np.concatenate([self.decoder.decode(some.to(self.device)).float().cpu().numpy() for some in chunks])

@@ -113,6 +113,7 @@ def test_ended_and_resumed_equals_uninterrupted(ray_session, world, monkeypatch,
         train(config_of(world, f"straight-{order}", "objective.guidance_scale=3"))
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_not_finite_stops_the_run_and_loses_nothing(ray_session, world):
     config = config_of(world, "nan", "reward.terms=[{name: broken, model: 'settings:BrokenReward'}]")
     with pytest.raises(NonFiniteError, match=r"broken.*not finite"):
@@ -120,6 +121,7 @@ def test_a_reward_that_is_not_finite_stops_the_run_and_loses_nothing(ray_session
     assert CheckpointStore(config.path / "checkpoints").latest() is None
 
 
+@pytest.mark.slow
 def test_dropped_rewards_are_counted_and_the_run_goes_on(ray_session, world):
     terms = "reward.terms=[{name: broken, model: 'settings:BrokenReward'}]"
     folder = train(config_of(world, "drop", terms, "reward.on_nonfinite=drop", "run.steps=1"))
