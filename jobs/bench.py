@@ -63,7 +63,9 @@ class Plain:
         from dipp_ray.training.plain import plain_loop
 
         self.threads, self.step = threads, 0
-        self.loop = plain_loop(config, prompts)
+        # One batch: micro-batches serve the pipeline alone, and would slow the plain loop down.
+        whole = config.data.model_copy(update={"micro_batches": 1})
+        self.loop = plain_loop(config.model_copy(update={"data": whole}), prompts)
 
     def seconds_per_step(self, steps: int) -> float:
         torch.set_num_threads(self.threads)

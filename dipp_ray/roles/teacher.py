@@ -17,7 +17,7 @@ from dipp_ray.roles.trained import busy
 # Stateless: what a lost one owes is asked again of its successor, with the same keyed noise.
 @ray.remote(max_restarts=-1, max_task_retries=-1)
 class Teacher:
-    def __init__(self, config: RunConfig, null):
+    def __init__(self, config: RunConfig):
         quiet_libraries()
         role = config.roles.teacher
         self.objective = config.objective
@@ -26,11 +26,10 @@ class Teacher:
         self.diffusion, self.latent_shape = frame.diffusion, frame.latent_shape
         # Frozen: its weights may lie in the precision of its arithmetic.
         self.network = load_denoiser(config.model.teacher, role.dtype, weights=role.dtype).to(self.device).eval()
-        self.null = PromptEmbeds.from_arrays(null, self.device)
 
     @ray.method(num_returns=2)
-    def predict(self, draws: Draws, x0, embeds) -> tuple[np.ndarray, dict]:
-        """The guided x0_ref [b, C, h, w] at the divergence's x_t."""
+    def predict(self, draws: Draws, x0, embeds, null) -> tuple[np.ndarray, dict]:
+        """The guided x0_ref [b, C, h, w] at the divergence's x_t; `null` are the embeddings of ''."""
         info = {}
         with busy(info):
             t = draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
@@ -40,7 +39,7 @@ class Teacher:
                 self.diffusion,
                 torch.tensor(x0, device=self.device),
                 PromptEmbeds.from_arrays(embeds, self.device),
-                self.null,
+                PromptEmbeds.from_arrays(null, self.device),
                 t,
                 eps,
                 self.objective.guidance_scale,

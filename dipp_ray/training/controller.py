@@ -110,8 +110,8 @@ class Controller:
         return [self.roles.score.rank_of(s.number).predict.remote(s.draws, s.x0, s.embeds) for s in batch]
 
     def ask_teacher(self, batch: list[Sample]) -> list:
-        teachers = self.roles.teachers
-        return [teachers[s.number % len(teachers)].predict.remote(s.draws, s.x0, s.embeds) for s in batch]
+        teachers, null = self.roles.teachers, self.roles.null
+        return [teachers[s.number % len(teachers)].predict.remote(s.draws, s.x0, s.embeds, null) for s in batch]
 
     def ask_reward(self, batch: list[Sample]) -> list:
         if not self.rewarded:

@@ -24,6 +24,7 @@ class Roles:
     score: Group
     teachers: list
     text: ray.actor.ActorHandle
+    null: ray.ObjectRef  # embeddings of the null prompt
     reward: ray.actor.ActorHandle | None
     private_application: str | None
     placement: Placement
@@ -58,7 +59,7 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
         text = Text.options(**placement.options("text", 0)).remote(config)
         null = text.encode.remote([""])
         teachers = [
-            Teacher.options(**placement.options("teacher", i)).remote(config, null)
+            Teacher.options(**placement.options("teacher", i)).remote(config)
             for i in range(config.roles.teacher.workers)
         ]
         say("starting generator and score model")
@@ -80,4 +81,4 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
             with suppress(Exception):  # what failed first is what a person must read
                 stop_rewards(private)
         raise
-    return Roles(generator, score, teachers, text, reward, private, placement)
+    return Roles(generator, score, teachers, text, null, reward, private, placement)
