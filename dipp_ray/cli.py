@@ -39,7 +39,10 @@ def guarded(work: Callable[[], None]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="dipp-ray", description=__doc__.splitlines()[0])
+    top = argparse.ArgumentParser(
+        prog="dipp-ray",
+        description="Align one-step text-to-image generators with human preferences by Diff-Instruct++.",
+    )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(function, text: str) -> argparse.ArgumentParser:
