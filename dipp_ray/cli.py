@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--config", type=Path, help="whose rewards and prompts (default: the run's config.yaml)")
     evaluate.add_argument("--out", type=Path, help="folder of evaluation.json and the grid (default: the run's)")
     export = verb(run_export, "A checkpoint as a diffusers pipeline folder.")
-    export.add_argument("checkpoint", type=Path, help="a run's folder, or one of its checkpoints/step_NNNNNN")
+    export.add_argument("checkpoint", type=Path, help="RUN (its latest), RUN@best, or RUN/checkpoints/step_NNNNNN")
     export.add_argument("out", type=Path)
     report = verb(run_report, "Write report.html of a run's folder anew.")
     report.add_argument("folder", type=Path)
@@ -142,6 +142,8 @@ def run_export(given) -> None:
 def run_report(given) -> None:
     from dipp_ray.reporting.report import write_report
 
+    if not (given.folder / "metrics.jsonl").is_file():
+        raise UserError(f"{given.folder} is no run's folder (no metrics.jsonl): give the folder that `train` wrote")
     print(write_report(given.folder))
 
 

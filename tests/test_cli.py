@@ -153,3 +153,4 @@ def test_sample_and_export_of_what_is_not_there(capsys, tmp_path):
     assert "/nowhere" in refused(capsys, "sample", "/nowhere", "--prompt", "a zero", "--out", out)
     assert "/nowhere" in refused(capsys, "export", "/nowhere", tmp_path / "out")
     assert "/nowhere" in refused(capsys, "evaluate", "/nowhere")
+    assert "no metrics.jsonl" in refused(capsys, "report", tmp_path)
