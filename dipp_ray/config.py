@@ -4,26 +4,20 @@
 `section.key=value` on the command line. Unknown keys are refused with the nearest right one.
 """
 
-import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from dipp_ray.errors import UserError
+from dipp_ray.rewards.terms import RewardTerm, unique_names
+from dipp_ray.settings import Positive, Section, load_settings
 
-Positive = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Timesteps = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]]
 Weight = Literal["unit", "sigma_squared", "x0_difference"]
 ROLES_OF_TRAJECTORY = ("generator", "score", "teacher", "reward", "text")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -98,14 +92,6 @@ class EmaSection(Section):
     decay: Decay = Field(0.98, description="Decay per update of the generator's moving average.")
 
 
-class RewardTerm(Section):
-    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="Name in metrics and replies.")
-    model: str = Field(description="`clip` or `package.module:Class`.")
-    folder: str | None = Field(None, description="Folder of its weights.")
-    weight: float = Field(1.0, description="Weight in the sum; 0 with `held_out`.")
-    held_out: bool = Field(False, description="Scored and reported, never trained on.")
-
-
 class RewardSection(Section):
     terms: list[RewardTerm] = Field(default_factory=list)
     app: str | None = Field(None, description="Serve application to use; null: a private one for this run.")
@@ -117,9 +103,7 @@ class RewardSection(Section):
 
     @model_validator(mode="after")
     def _unique(self):
-        names = [term.name for term in self.terms]
-        if len(set(names)) != len(names):
-            raise ValueError("reward.terms has two terms of one name: rename one")
+        unique_names(self.terms, "reward.terms")
         return self
 
 
@@ -281,68 +265,6 @@ def allowed_group_sizes(micro_batches: int) -> list[int]:
     return [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None, model: type[Section] = RunConfig):
-    """Read `path` (YAML), apply `section.key=value` overrides, validate. Raises UserError with one sentence."""
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"configuration {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"configuration {path} holds no sections: expected lines such as 'run:'")
-    for override in overrides or []:
-        apply_override(data, override)
-    return validate(data, model, str(path))
-
-
-def apply_override(data: dict, override: str) -> None:
-    """Set one `section.key=value` in the nested mapping `data`; the value is read as YAML."""
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise UserError(f"'{override}' is no setting: write section.key=value")
-    *sections, last = key.split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise UserError(f"'{override}': '{section}' is a value, not a section")
-    try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"'{override}': the value is not YAML; quote it") from None
-
-
-def validate(data: dict[str, Any], model: type[Section], source: str):
-    """The typed configuration of `data`. Raises UserError that names the first fault and the nearest right key."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"{source}: {_unknown_key(where, model)}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] in ("missing", "value_error") else f" (given: {first['input']!r})"
-        raise UserError(f"{source}: {f'{where}: ' if where else ''}{message}{given}") from None
-
-
-def _unknown_key(where: str, model: type[Section]) -> str:
-    where = ".".join(part for part in where.split(".") if not part.isdigit())  # list elements share their keys
-    leaf, section = where.rsplit(".", 1)[-1], where.rpartition(".")[0]
-    leaves = [key for key in _keys(model) if key != section]
-    near = [key for key in leaves if key.rsplit(".", 1)[-1] == leaf]
-    near = near or difflib.get_close_matches(where, leaves, n=1, cutoff=0.7)
-    near = near or [key for key in leaves if difflib.get_close_matches(leaf, [key.rsplit(".", 1)[-1]], n=1)]
-    return f"unknown key '{leaf}' in {section or 'the top level'}" + (
-        f": did you mean {near[0]}?" if near else ": remove it"
-    )
-
-
-def _keys(model: type[Section], prefix: str = ""):
-    """Every key of the configuration with its sections; those of a list's elements follow the list's name."""
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _keys(kind, f"{prefix}{name}.")
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """The configuration of a run in the YAML file `path`, with its overrides. Raises UserError with one sentence."""
+    return load_settings(path, overrides, RunConfig)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from dipp_ray.config import RunConfig, apply_override, validate
+from dipp_ray.config import RunConfig
+from dipp_ray.settings import apply_override, validate
 
 
 class InkReward(torch.nn.Module):

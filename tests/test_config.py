@@ -168,7 +168,7 @@ def test_a_folder_is_no_configuration(tmp_path):
         ("objective.divergence_timesteps=[0, 980]", "starts at 0, where the score is not defined"),
         ("objective.score_timesteps=[500, 500]", "is empty: low must be below high"),
         ("init.score=checkpoint", "init.score_checkpoint go together"),
-        ("reward.terms=[{name: a, model: clip}, {name: a, model: clip}]", "two terms of one name"),
+        ("reward.terms=[{name: a, model: clip}, {name: a, model: clip}]", "two entries named 'a'"),
     ],
 )
 def test_settings_that_contradict_each_other(path, override, message):

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dipp_ray.config import RewardTerm, RunConfig
+from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.errors import UserError
+from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.scoring import Scorer
 
 Judge = Callable[[Tensor, list[str]], dict[str, float]]

@@ -19,10 +19,10 @@ from ray.util.queue import Queue
 from torch import nn
 from torch.nn import functional as F
 
-from dipp_ray.config import Positive, Section
 from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.preferences.dataset import Pairs, check_pairs, read_pairs
 from dipp_ray.rewards.clip import image_features, image_statistics, load_clip, text_features, tokenize
+from dipp_ray.settings import Positive, Section
 
 LARGEST_LOGIT_SCALE = math.log(100.0)  # CLIP's own bound
 EVALUATION_ROWS = 512

@@ -5,8 +5,8 @@ import contextlib
 import torch
 from torch import nn
 
-from dipp_ray.config import RewardTerm
 from dipp_ray.rewards.loading import load_reward
+from dipp_ray.rewards.terms import RewardTerm
 
 
 class RewardCombination(nn.Module):

@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from dipp_ray.config import RewardTerm
 from dipp_ray.errors import UserError
+from dipp_ray.rewards.terms import RewardTerm
 
 
 class Reward(Protocol):

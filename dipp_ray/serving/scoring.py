@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from dipp_ray.config import RewardTerm
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.combination import RewardCombination
+from dipp_ray.rewards.terms import RewardTerm
 
 Space = Literal["latents", "images"]
 

@@ -16,9 +16,10 @@ import torch
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from dipp_ray.config import RewardTerm, RoleSection
+from dipp_ray.config import RoleSection
 from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.scoring import Scorer, ScoreReply, Space
 
 BATCH_WAIT_S = 0.005  # How long a batch waits for other callers.

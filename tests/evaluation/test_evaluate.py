@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dipp_ray.config import RunConfig, validate
+from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation import evaluate as evaluation
@@ -12,6 +12,7 @@ from dipp_ray.evaluation.evaluate import evaluate_command, evaluate_run
 from dipp_ray.evaluation.measure import diversity, load_judge, spread
 from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.models.export import load_pipeline
+from dipp_ray.settings import validate
 from settings import InkReward
 from tiny import PROMPTS
 

@@ -2,11 +2,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dipp_ray.config import RewardTerm
 from dipp_ray.errors import UserError
 from dipp_ray.rewards.clip import ClipReward, tokenize
 from dipp_ray.rewards.combination import RewardCombination
 from dipp_ray.rewards.loading import load_reward
+from dipp_ray.rewards.terms import RewardTerm
 from tiny_models import PROMPTS, save_clip
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dipp_ray.config import RewardTerm
 from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.scoring import Scorer
 from tiny_models import PROMPTS, save_clip, save_pipeline
 

@@ -10,9 +10,10 @@ import pytest
 import ray
 import torch
 
-from dipp_ray.config import RewardTerm, RoleSection
+from dipp_ray.config import RoleSection
 from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.scoring import Scorer
 from tiny_models import PROMPTS, save_clip, save_pipeline
 

@@ -1,0 +1,32 @@
+"""What one reward model of a weighted sum is, in the configuration of a run and of a reward service alike."""
+
+from pydantic import Field, model_validator
+
+from dipp_ray.settings import Positive, Section
+
+
+class RewardTerm(Section):
+    name: str = Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$", description="Name in metrics and replies.")
+    model: str = Field(description="A name that `rewards/loading.py` knows, such as `clip`, or `package.module:Class`.")
+    folder: str | None = Field(None, description="Folder of its weights.")
+    weight: float = Field(1.0, description="Weight in the sum.")
+    held_out: bool = Field(False, description="Scored and reported; enters no sum and is never trained on.")
+    mean: float = Field(0.0, description="Subtracted from the raw score, in its units.")
+    deviation: Positive = Field(1.0, description="Divides the score after that, in the raw score's units.")
+    hinge: float | None = Field(None, description="-max(0, hinge - s) in place of the standardised score s, as ReFL.")
+    cap: float | None = Field(None, description="min(s, cap) in place of the standardised score s.")
+    required: bool = Field(True, description="If false, calls are answered without this term where its model fails.")
+
+    @model_validator(mode="after")
+    def _one_bound(self):
+        if self.hinge is not None and self.cap is not None:
+            raise ValueError(f"reward term '{self.name}' has both hinge and cap, which bend alike: keep one")
+        return self
+
+
+def unique_names(terms: list[RewardTerm], where: str) -> None:
+    """Raise ValueError where two terms bear one name."""
+    names = [term.name for term in terms]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{where} has two entries named '{twice}': rename one")
