@@ -1,7 +1,7 @@
-"""A CLIP model as a reward, in PickScore's form: logit_scale.exp() times the cosine of image and prompt."""
+"""CLIP models as rewards: the cosine of image and prompt, in PickScore's form and as the CLIP score."""
 
 import json
-from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,54 +11,74 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from dipp_ray.errors import UserError
 from dipp_ray.rewards.preprocess import normalise, to_square
+from dipp_ray.rewards.text import PromptCache, load_tokenizer, require_tokenizer
+from dipp_ray.rewards.weights import refuse_keys
 
 # The channel statistics that CLIP was trained with; a folder's preprocessor_config.json overrides them.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-CACHED_PROMPTS = 16_384
+ORIGIN = "a CLIP model that save_pretrained wrote"
 
 
-class ClipReward(nn.Module):
-    """r(x, c) = logit_scale.exp() cos(image features, text features), from a local folder; weights frozen.
+class CosineReward(nn.Module):
+    """r(x, c) = scale cos(image features, text features) of a CLIPModel; weights frozen.
 
     Text features are computed once for each distinct prompt, one prompt at a time and without padding, so that their
-    bits do not depend on which prompts came together. The newest `CACHED_PROMPTS` are kept.
+    bits do not depend on which prompts came together. `square` brings images to the model's size.
     """
 
-    def __init__(self, folder: str | Path):
+    differentiable = True
+
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, mean, std, square: Callable = to_square):
         super().__init__()
-        self.model, self.tokenizer = load_clip(folder)
+        self.model, self.tokenizer = model, tokenizer
+        self.mean, self.std, self.square = mean, std, square
+        self.cache = PromptCache()
         self.requires_grad_(False).eval()
-        self.mean, self.std = image_statistics(folder)
-        self._text: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    def scale(self) -> torch.Tensor | float:
+        """The factor before the cosine."""
+        return 100.0
 
     def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """Images [B, 3, H, W] in [0, 1] of any size, B prompts -> rewards [B], in fp32 or better."""
-        features = image_features(self.model, images, self.mean, self.std)
-        text = torch.stack([self._text_features(prompt) for prompt in prompts])
-        return self.model.logit_scale.exp() * (features * text).sum(-1)
+        features = image_features(self.model, images, self.mean, self.std, self.square)
+        text = self.cache.stack(prompts, self._text_features)
+        return self.scale() * (features * text).sum(-1)
 
     forward = reward
 
-    @torch.no_grad()
     def _text_features(self, prompt: str) -> torch.Tensor:
-        if prompt in self._text:
-            self._text.move_to_end(prompt)
-        else:
-            tokens = tokenize(self.tokenizer, [prompt], self.model)
-            self._text[prompt] = text_features(self.model, tokens)[0]
-            if len(self._text) > CACHED_PROMPTS:
-                self._text.popitem(last=False)
-        return self._text[prompt]
-
-    def _apply(self, fn, recurse=True):
-        self._text.clear()  # A move or a cast makes the cached features another model's.
-        return super()._apply(fn, recurse)
+        return text_features(self.model, tokenize(self.tokenizer, [prompt], self.model))[0]
 
 
-def image_features(model: CLIPModel, images: torch.Tensor, mean, std) -> torch.Tensor:
+class ClipScore(CosineReward):
+    """The CLIP score: 100 cos(image, prompt), not clamped at zero and without a prefix such as "A photo depicts".
+
+    Hessel et al. 2021 take 2.5 max(cos, 0) with that prefix; torchmetrics takes max(100 cos, 0). The clamp is left out
+    because it has no gradient. From a folder that CLIPModel.save_pretrained wrote.
+    """
+
+    def __init__(self, folder: str | Path):
+        super().__init__(*load_clip(folder), *image_statistics(folder))
+
+    @staticmethod
+    def check_folder(folder: str | Path) -> None:
+        """Raise UserError where a file is missing; nothing is loaded."""
+        require_clip(folder)
+        require_tokenizer(CLIPTokenizer, folder, ORIGIN)
+
+
+class ClipReward(ClipScore):
+    """r = logit_scale.exp() cos(image, prompt): PickScore (Kirstain et al. 2023), or any CLIPModel so fitted."""
+
+    def scale(self) -> torch.Tensor:
+        return self.model.logit_scale.exp()
+
+
+def image_features(model: CLIPModel, images: torch.Tensor, mean, std, square: Callable = to_square) -> torch.Tensor:
     """Unit image features [B, D] of images [B, 3, H, W] in [0, 1], in fp32 or better."""
-    pixels = normalise(to_square(images, model.config.vision_config.image_size), mean, std)
+    pixels = normalise(square(images, model.config.vision_config.image_size), mean, std)
     return _unit(model.get_image_features(pixel_values=pixels.to(model.dtype)).pooler_output)
 
 
@@ -76,20 +96,28 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str], model: CLIPModel) -> 
 
 def load_clip(folder: str | Path) -> tuple[CLIPModel, CLIPTokenizer]:
     """CLIPModel (safetensors, every weight present) and CLIPTokenizer of a local folder. Raises UserError."""
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"there is no CLIP model in {folder}: give a folder that CLIPModel.save_pretrained wrote")
+    return load_clip_model(folder), load_tokenizer(CLIPTokenizer, folder, ORIGIN)
+
+
+def load_clip_model(folder: str | Path) -> CLIPModel:
+    """The CLIPModel of a local folder in fp32, from safetensors, every weight present. Raises UserError."""
+    require_clip(folder)
     try:
         model, info = CLIPModel.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"the CLIP model in {folder} does not load: {' '.join(str(error).split())}") from error
     # transformers fills what is missing with random weights and only warns: such a reward would be noise.
-    wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
-    if wrong:
-        raise UserError(f"the weights in {folder} are not those of its CLIP model: {wrong}")
-    return model, tokenizer
+    shapes = [f"{key} {list(given)} for {list(expected)}" for key, given, expected in info["mismatched_keys"]]
+    refuse_keys(folder, info["missing_keys"], info["unexpected_keys"], shapes)
+    return model
+
+
+def require_clip(folder: str | Path) -> None:
+    """Raise UserError where the folder holds no CLIP model."""
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"there is no CLIP model in {folder} (no config.json): give a folder of {ORIGIN}")
 
 
 def image_statistics(folder: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

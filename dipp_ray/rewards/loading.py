@@ -10,25 +10,40 @@ from torch import nn
 from dipp_ray.errors import UserError
 from dipp_ray.rewards.terms import RewardTerm
 
+# Imported when asked for: transformers takes a second.
+MODELS = {
+    "imagereward": "dipp_ray.rewards.imagereward:ImageReward",
+    "hpsv2": "dipp_ray.rewards.hpsv2:Hpsv2",
+    "hpsv2.1": "dipp_ray.rewards.hpsv2:Hpsv21",
+    "pickscore": "dipp_ray.rewards.clip:ClipReward",
+    "clip": "dipp_ray.rewards.clip:ClipReward",
+    "clip-score": "dipp_ray.rewards.clip:ClipScore",
+    "aesthetic": "dipp_ray.rewards.aesthetic:AestheticReward",
+    "jpeg": "dipp_ray.rewards.jpeg:JpegReward",
+}
+WITHOUT_FOLDER = ("jpeg",)
+
 
 class Reward(Protocol):
-    """What every reward model is. Differentiable in the images, unless it is only ever held out."""
+    """What every reward model is. An attribute `differentiable`, a bool, says whether it has a gradient in the images;
+    without it, it has."""
 
     def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """Images [B, 3, H, W] in [0, 1] and B prompts -> rewards [B]; row i depends on image i and prompt i alone."""
 
 
+def is_differentiable(model: Reward | type) -> bool:
+    """Whether a reward model, or a class of them, has a gradient in the images."""
+    return bool(getattr(model, "differentiable", True))
+
+
 def load_reward(term: RewardTerm) -> Reward:
     """The model of one term, frozen and in eval mode, on the CPU.
 
-    `clip` is `ClipReward(folder)`. `package.module:Class` is `Class.load(folder)` where the class has a `load`, else
-    `Class(folder)`, or `Class()` without a folder. Raises UserError where folder, class or method are missing.
+    A class is loaded by `Class.load(folder)` where it has a `load`, else `Class(folder)`, or `Class()` without a folder.
+    Raises UserError where folder, files, class or method are missing.
     """
     check_term(term)
-    if term.model == "clip":
-        from dipp_ray.rewards.clip import ClipReward  # transformers takes a second to import
-
-        return ClipReward(term.folder)
     model = _construct(reward_class(term), term)
     if not callable(getattr(model, "reward", None)):
         raise UserError(f"reward '{term.name}': {term.model} has no method reward(images, prompts): add it")
@@ -36,20 +51,29 @@ def load_reward(term: RewardTerm) -> Reward:
 
 
 def check_term(term: RewardTerm) -> None:
-    """Raise UserError where folder or class of a term are missing; nothing is constructed."""
+    """Raise UserError where folder, files or class of a term are missing; nothing is constructed.
+
+    A class may say itself, in a static method check_folder(folder), what its folder must hold.
+    """
+    where = f"reward '{term.name}'"
+    if term.model in MODELS and (term.folder is None) != (term.model in WITHOUT_FOLDER):
+        if term.folder is None:
+            raise UserError(f"{where}: model {term.model} needs the folder of its weights: set its folder")
+        raise UserError(f"{where}: model {term.model} reads no folder: remove its folder")
     if term.folder is not None and not Path(term.folder).is_dir():
-        raise UserError(f"reward '{term.name}': there is no folder {term.folder}: correct reward.terms' folder")
-    if term.model != "clip":
-        reward_class(term)
-    elif term.folder is None:
-        raise UserError(f"reward '{term.name}': a clip reward needs the folder of its weights: set its folder")
+        raise UserError(f"{where}: there is no folder {term.folder}: correct reward.terms' folder")
+    check_folder = getattr(reward_class(term), "check_folder", None)
+    if check_folder is not None and term.folder is not None:
+        check_folder(term.folder)
 
 
 def reward_class(term: RewardTerm) -> type:
-    """The class that `package.module:Class` names. Raises UserError where there is none."""
-    module, separator, name = term.model.partition(":")
+    """The class that a term's model names. Raises UserError where there is none."""
+    module, separator, name = MODELS.get(term.model, term.model).partition(":")
     if not separator or not module or not name:
-        raise UserError(f"reward '{term.name}': model '{term.model}' is neither clip nor package.module:Class")
+        raise UserError(
+            f"reward '{term.name}': model '{term.model}' is neither package.module:Class nor one of {', '.join(MODELS)}"
+        )
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:

@@ -1,4 +1,10 @@
-"""Images as a vision tower wants them, differentiably and deterministically."""
+"""Images as a vision tower wants them, differentiably and deterministically.
+
+The original models read 8-bit images through PIL's antialiased bicubic. On photographs the functions here agree with
+that to 57 dB, which is the rounding to 8 bits; without antialiasing it would be 23 to 38 dB. Nothing is clamped: PIL cuts
+off what bicubic overshoots [0, 1], which on photographs is worth .7 dB at most, but a clamp would have no gradient there.
+(At hard edges between black and white it matters: 31 dB instead of 44 on a checkerboard of such pixels.)
+"""
 
 import functools
 
@@ -20,7 +26,7 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Images [B, C, H, W] -> [B, C, height, width]: bicubic with antialiasing, in fp32 or better.
 
     Two matrix products, because the backward pass of CUDA's own bicubic adds in no fixed order, and because fp16 and
-    bf16 resizing is neither precise nor everywhere implemented. Not clamped: bicubic may overshoot by a little.
+    bf16 resizing is neither precise nor everywhere implemented. Not clamped: see above.
     """
     images = images.to(torch.promote_types(images.dtype, torch.float32))
     with torch.autocast(images.device.type, enabled=False):
@@ -32,12 +38,40 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def to_square(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Images [B, C, H, W] -> [B, C, size, size]: the short side resized, the middle of the long side kept (CLIP)."""
+    """Images [B, C, H, W] -> [B, C, size, size]: the short side resized, the middle of the long side kept.
+
+    As transformers' CLIPImageProcessor: of an odd surplus, the smaller half is cut at the top or left.
+    """
+    images = _short_side(images, size)
+    return _window(images, size, (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2)
+
+
+def to_square_torchvision(images: torch.Tensor, size: int) -> torch.Tensor:
+    """`to_square` as torchvision's Resize and CenterCrop: half of an odd surplus is rounded to the even number."""
+    images = _short_side(images, size)
+    return _window(images, size, round((images.shape[-2] - size) / 2), round((images.shape[-1] - size) / 2))
+
+
+def pad_to_square(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Images [B, C, H, W] in [0, 1] -> [B, C, size, size]: the long side resized, black on both sides of the other.
+
+    As open_clip's ResizeMaxSize with its zero fill, which lies before the normalisation; of an odd gap, the larger half
+    is at the bottom or right. (The original leaves an oblong image that already has the long side unpadded, which its
+    network then refuses; here it is padded.)
+    """
+    scale = size / max(images.shape[-2:])
+    height, width = (round(side * scale) for side in images.shape[-2:])
+    top, left = (size - height) // 2, (size - width) // 2
+    return F.pad(resize(images, height, width), (left, size - width - left, top, size - height - top))
+
+
+def _short_side(images: torch.Tensor, size: int) -> torch.Tensor:
     height, width = images.shape[-2:]
     short = min(height, width)
-    height, width = size * height // short, size * width // short
-    images = resize(images, height, width)
-    top, left = (height - size) // 2, (width - size) // 2
+    return resize(images, size * height // short, size * width // short)
+
+
+def _window(images: torch.Tensor, size: int, top: int, left: int) -> torch.Tensor:
     return images[..., top : top + size, left : left + size]
 
 

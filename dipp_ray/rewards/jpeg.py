@@ -1,0 +1,30 @@
+"""JPEG compressibility: a reward without a gradient, for holding out and for trying black-box objectives."""
+
+import io
+
+import torch
+from PIL import Image
+
+QUALITY = 95
+BYTES_PER_KILOBYTE = 1000
+
+
+class JpegReward:
+    """r(x) = -(kilobytes of x as a JPEG at quality 95); the prompt is ignored. Black et al. 2023 (DDPO).
+
+    Range: below 0; a plain surface of 512 x 512 pixels has about -5, noise about -400.
+    """
+
+    differentiable = False
+
+    def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        """Images [B, 3, H, W] in [0, 1] -> rewards [B] in fp32 or better, on the images' device."""
+        pixels = (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        sizes = [_jpeg_bytes(Image.fromarray(image)) / BYTES_PER_KILOBYTE for image in pixels]
+        return -torch.tensor(sizes, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
+
+
+def _jpeg_bytes(image: Image.Image) -> int:
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=QUALITY)
+    return buffer.tell()
