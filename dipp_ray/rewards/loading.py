@@ -40,7 +40,7 @@ def is_differentiable(model: Reward | type) -> bool:
 def load_reward(term: RewardTerm) -> Reward:
     """The model of one term, frozen and in eval mode, on the CPU.
 
-    A class is loaded by `Class.load(folder)` where it has a `load`, else `Class(folder)`, or `Class()` without a folder.
+    A class is loaded by `Class.load(folder)` where it has a `load`, else `Class(folder)`; without a folder, without it.
     Raises UserError where folder, files, class or method are missing.
     """
     check_term(term)

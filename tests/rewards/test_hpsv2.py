@@ -1,0 +1,147 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from comparing import (
+    CLIP_VOCABULARY,
+    PROMPTS,
+    assert_finite_differences,
+    assert_parity,
+    assert_rows_stand_alone,
+    clip_ids,
+    photos,
+    randomise,
+    save_clip_vocabulary,
+)
+from open_clip_original import OpenClip
+from torch.nn import functional as F
+
+from dipp_ray.errors import UserError
+from dipp_ray.rewards.hpsv2 import VIT_H_14, Hpsv2, Hpsv21, clip_config
+
+SMALL = replace(
+    VIT_H_14,
+    image=8,
+    patch=4,
+    vision_width=24,
+    vision_layers=2,
+    vision_heads=2,
+    text_width=16,
+    text_layers=2,
+    text_heads=2,
+    vocabulary=len(CLIP_VOCABULARY),
+    tokens=11,
+    eos=len(CLIP_VOCABULARY) - 1,
+    features=16,  # as wide as the text, as in the published model: a forgotten transposition has the right shape
+)
+
+
+@pytest.fixture(scope="module")
+def original():
+    model = OpenClip(SMALL).eval()
+    randomise(model)
+    return model
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    save_clip_vocabulary(tmp_path)
+    torch.save({"epoch": 1, "state_dict": original.state_dict()}, tmp_path / Hpsv2.FILE)
+    return tmp_path
+
+
+def benchmark(model, prompts):
+    """images [B, 3, 16, 10] -> 100 cosines, as the benchmark: long side to 8, one black column left and two right."""
+    ids = torch.stack([clip_ids(prompt, SMALL.tokens) for prompt in prompts])
+
+    def score(images):
+        small = F.interpolate(images, size=(8, 5), mode="bicubic", antialias=True)
+        return 100 * model.cosine(F.pad(small, (1, 2)), ids)
+
+    return score
+
+
+def test_it_is_the_original(original, folder):
+    model = Hpsv2(folder, SMALL)
+    assert clip_ids(PROMPTS[1], 99).count_nonzero() > SMALL.tokens  # or nothing would be cut
+    assert_parity(lambda x: model.reward(x, PROMPTS), benchmark(original, PROMPTS), photos(4, 16, 10))
+
+
+def test_gradient_is_that_of_finite_differences(folder):
+    model = Hpsv2(folder, SMALL).double()
+    assert_finite_differences(lambda x: model.reward(x, PROMPTS), photos(4, 16, 10, torch.float64))
+
+
+def test_a_row_does_not_depend_on_its_companions(folder):
+    assert_rows_stand_alone(Hpsv2(folder, SMALL), photos(4, 9, 13), PROMPTS)
+
+
+def test_half_precision_files_are_computed_in_fp32(original, folder):
+    halves = {key: value.half() for key, value in original.state_dict().items()}
+    torch.save({"state_dict": halves}, folder / Hpsv2.FILE)
+    model = Hpsv2(folder, SMALL)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in model.parameters())
+    rounded = OpenClip(SMALL).eval()
+    rounded.load_state_dict({key: value.float() for key, value in halves.items()})
+    assert_parity(lambda x: model.reward(x, PROMPTS), benchmark(rounded, PROMPTS), photos(4, 16, 10))
+
+
+def test_the_two_versions_are_two_files(original, folder):
+    with pytest.raises(UserError, match=r"HPS_v2\.1_compressed\.pt is missing"):
+        Hpsv21(folder, SMALL)
+    randomise(second := OpenClip(SMALL), seed=1)
+    torch.save({"state_dict": second.state_dict()}, folder / Hpsv21.FILE)
+    images = photos(4, 8, 8)
+    assert (
+        Hpsv21(folder, SMALL).reward(images, PROMPTS) - Hpsv2(folder, SMALL).reward(images, PROMPTS)
+    ).abs().min() > 0.1
+
+
+def broken(weights, what):
+    weights = dict(weights)
+    if what == "missing":
+        del weights["visual.ln_pre.bias"]
+    elif what == "unexpected":
+        weights["visual.head"] = torch.zeros(1)
+    else:
+        weights["text_projection"] = torch.zeros(16, 17)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", r"missing: vision_model\.pre_layrnorm\.bias$"),
+        ("unexpected", r"unexpected: visual\.head$"),
+        ("shape", r"of another shape: text_projection\.weight \[17, 16\] for \[16, 16\]$"),
+    ],
+)
+def test_other_weights_are_refused(original, folder, what, message):
+    torch.save({"state_dict": broken(original.state_dict(), what)}, folder / Hpsv2.FILE)
+    with pytest.raises(UserError, match=message):
+        Hpsv2(folder, SMALL)
+
+
+def test_a_constant_mask_in_the_file_is_no_weight(original, folder):
+    torch.save({"state_dict": {**original.state_dict(), "attn_mask": torch.zeros(11, 11)}}, folder / Hpsv2.FILE)
+    Hpsv2(folder, SMALL)
+
+
+def test_a_missing_or_another_tokenizer_is_refused(folder):
+    with pytest.raises(UserError, match=r"ends texts with token 53 of 54, not with 49407"):
+        Hpsv2(folder, replace(SMALL, eos=49_407))
+    (folder / "merges.txt").unlink()
+    for look in (Hpsv2.check_folder, lambda folder: Hpsv2(folder, SMALL)):
+        with pytest.raises(UserError, match=r"vocab\.json and merges\.txt\) is missing .*clip-vit-large-patch14"):
+            look(folder)
+
+
+def test_published_sizes_are_vit_h_14s():
+    from transformers import CLIPModel
+
+    with torch.device("meta"):
+        model = CLIPModel(clip_config(VIT_H_14))
+    assert sum(p.numel() for p in model.parameters()) == 986_109_441  # as open_clip counts ViT-H-14
+    with torch.device("meta"):
+        assert sum(p.numel() for p in OpenClip(VIT_H_14).parameters()) == 986_109_441
