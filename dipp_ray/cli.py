@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     for function, text in (
         (run_train, "Distil or align; finds and resumes its own committed checkpoint."),
         (run_check, "Check all that can fail before a GPU is taken: files, shapes, placement against the cluster."),
+        (run_fit_reward, "A reward model from your own preference pairs; goes on from its last checkpoint."),
     ):
         sub = verb(function, text)
         sub.add_argument("config", type=Path, help="YAML configuration")
@@ -118,6 +119,12 @@ def run_check(given) -> None:
     rich.print(planned.table())
     planned.require()
     print(f"{given.config}: ready. {len(prompts.texts)} prompts; {sizes_line(config)}")
+
+
+def run_fit_reward(given) -> None:
+    from dipp_ray.preferences.command import fit_command
+
+    fit_command(given.config, given.settings, connect)
 
 
 def run_sample(given) -> None:

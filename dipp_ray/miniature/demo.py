@@ -10,12 +10,14 @@ from dipp_ray.config import RunConfig, load_config
 from dipp_ray.evaluation.evaluate import evaluate_run
 from dipp_ray.miniature.build import Miniature, build_miniature
 from dipp_ray.miniature.stages import Progress, build_stage, only_builder
-from dipp_ray.preferences.fit import FitSettings, fit_reward
+from dipp_ray.preferences.fit import fit_reward
+from dipp_ray.preferences.settings import FitConfig, FitSettings, WorkerSettings
 from dipp_ray.reporting.report import write_report
 from dipp_ray.training.run import train
 
 PRESETS = Path(__file__).parent
-FIT = FitSettings(steps=1500, threads=2)
+FIT = FitSettings(steps=1500)
+FIT_WORKERS = WorkerSettings(threads=2)
 
 
 def cache_folder() -> Path:
@@ -55,9 +57,13 @@ def fitted_reward(miniature: Miniature, say: Progress) -> Path:
 
     def make(aside: Path) -> None:
         def progress(step: int, values: dict) -> None:
-            say(f"  fit {step}/{FIT.steps}: held-out pair accuracy {values.get('accuracy', float('nan')):.3f}")
+            if "accuracy" in values:
+                say(f"  fit {step}/{FIT.steps}: held-out pair accuracy {values['accuracy']:.3f}")
 
-        fit_reward(miniature.reward_base, miniature.pairs_train, miniature.pairs_test, aside, FIT, progress)
+        files = {"base": miniature.reward_base, "pairs": miniature.pairs_train, "held_out": miniature.pairs_test}
+        paths = {key: str(path) for key, path in (files | {"out": aside}).items()}
+        # `replace`: an interrupted fit of an older recipe is not worth asking about.
+        fit_reward(FitConfig(**paths, fit=FIT, workers=FIT_WORKERS, replace=True), progress, say)
 
     base = hashlib.sha256((miniature.reward_base / "model.safetensors").read_bytes()).hexdigest()
     with only_builder(miniature.root, say):

@@ -1,80 +1,105 @@
-"""Preference pairs: two images for one prompt, and how probably a person prefers the first."""
+"""Preference pairs at the model's size, decoded once into files that every worker maps into memory."""
 
-import io
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import torch
-from PIL import Image, UnidentifiedImageError
+from safetensors.torch import load_file, save_file
 
 from dipp_ray.errors import UserError
-from dipp_ray.rewards.preprocess import to_square
-
-COLUMNS = ("prompt", "image_a", "image_b", "label")
+from dipp_ray.preferences.reading import Labels, read_images
+from dipp_ray.preferences.settings import ColumnSettings
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """N pairs in memory. prompts: the distinct texts; prompt [N]: indices into them; a, b: uint8 [N, 3, size, size];
-    label [N]: probability in [0, 1] that a is preferred.
+    """N pairs. prompts: the distinct texts; prompt [N]: indices into them; images: uint8 [N, 2, 3, size, size], a then
+    b, on disk; label [N]: probability in [0, 1] that a is preferred.
     """
 
     prompts: list[str]
     prompt: torch.Tensor
-    a: torch.Tensor
-    b: torch.Tensor
+    images: np.ndarray
     label: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.label)
 
-
-def check_pairs(path: str | Path) -> int:
-    """The number of pairs in a parquet file, its columns checked. Raises UserError."""
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"preference pairs {path}: {str(error).splitlines()[0]}") from None
-    missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
-    if missing:
-        raise UserError(f"preference pairs {path}: no column {', '.join(missing)}: it needs {', '.join(COLUMNS)}")
-    if file.metadata.num_rows == 0:
-        raise UserError(f"preference pairs {path} is empty: give at least one pair")
-    return file.metadata.num_rows
+    def both(self, rows: torch.Tensor) -> torch.Tensor:
+        """The images of these rows [B]: uint8 [B, 2, 3, size, size], in memory."""
+        return torch.from_numpy(self.images[rows.numpy()])
 
 
-def read_pairs(path: str | Path, size: int) -> Pairs:
-    """All pairs of a parquet file, images (PNG or JPEG bytes) brought to size x size as the model sees them.
+def is_held_out(prompt: str, share: float) -> bool:
+    """Whether a prompt is set aside: by a hash of its text alone, so that a growing file keeps its split."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=8, person=b"held-out").digest()
+    return int.from_bytes(digest, "little") < share * 2**64
 
-    Raises UserError for a missing column, an image that does not decode, or a label outside [0, 1].
+
+def split(labels: Labels, share: float) -> tuple[list[int], list[int]]:
+    """Rows to train on and rows held out, all pairs of a prompt on one side. Raises UserError if a side is empty."""
+    aside = {prompt: is_held_out(prompt, share) for prompt in set(labels.prompts)}
+    held_out = [row for row, prompt in enumerate(labels.prompts) if aside[prompt]]
+    train = [row for row, prompt in enumerate(labels.prompts) if not aside[prompt]]
+    if not train or not held_out:
+        raise UserError(
+            f"held_out_share={share} puts {'all' if held_out else 'none'} of the {len(aside)} prompts of {labels.path} "
+            "aside: change it, or name another file in held_out"
+        )
+    return train, held_out
+
+
+def digest(parts: Iterable[Labels]) -> str:
+    """SHA-256 of prompts, labels and file sizes, wherever the files lie. The images are known by the size alone."""
+    sha = hashlib.sha256()
+    for labels in parts:
+        sha.update(json.dumps([labels.size, labels.prompts], ensure_ascii=False).encode())
+        sha.update(labels.label.tobytes())
+    return sha.hexdigest()
+
+
+def store_pairs(
+    folder: Path, labels: Labels, rows: list[int], columns: ColumnSettings, size: int, tick: Callable[[int], None]
+) -> None:
+    """Decode the images of `rows` to size x size and leave the pairs in `folder`, which appears when it is whole.
+
+    tick(n): n pairs are decoded. Raises UserError for an image that is refused, or a full disk.
     """
-    check_pairs(path)
-    table = pyarrow.parquet.read_table(path, columns=list(COLUMNS))
-    label = table["label"].to_numpy().astype(np.float32)
-    if not ((label >= 0) & (label <= 1)).all():
-        raise UserError(f"preference pairs {path}: a label is no probability: give values in [0, 1]")
-    prompts = table["prompt"].to_pylist()
-    distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-    return Pairs(
-        list(distinct),
-        torch.tensor([distinct[prompt] for prompt in prompts]),
-        _images(table["image_a"], size, path),
-        _images(table["image_b"], size, path),
-        torch.from_numpy(label),
-    )
+    aside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    wanted = set(rows)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), 2, 3, size, size)}
+    done = 0
+    try:
+        # Written from end to end, not through a map: a full disk is then an error instead of a signal.
+        with open(aside / "images.npy", "wb") as file:
+            np.lib.format.write_array_header_2_0(file, header)
+            for images in read_images(labels.path, columns, size, wanted.__contains__):
+                file.write(images.tobytes())
+                done += len(images)
+                tick(done)
+        prompts = [labels.prompts[row] for row in rows]
+        distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+        (aside / "prompts.json").write_text(json.dumps(list(distinct)))
+        index = torch.tensor([distinct[prompt] for prompt in prompts])
+        save_file({"prompt": index, "label": torch.from_numpy(labels.label[rows])}, aside / "pairs.safetensors")
+    except OSError as error:
+        raise UserError(f"the decoded pairs do not fit in {folder.parent}: {error.strerror or error}") from None
+    os.rename(aside, folder)
 
 
-def _images(column: pyarrow.ChunkedArray, size: int, path: str | Path) -> torch.Tensor:
-    images = torch.empty(len(column), 3, size, size, dtype=torch.uint8)
-    for row, data in enumerate(column):
-        try:
-            image = torch.from_numpy(np.array(Image.open(io.BytesIO(data.as_py())).convert("RGB"))).permute(2, 0, 1)
-        except (UnidentifiedImageError, OSError, TypeError):
-            raise UserError(
-                f"preference pairs {path}: an image of row {row} does not decode: write PNG bytes"
-            ) from None
-        images[row] = to_square(image[None], size)[0].round().clamp(0, 255)
-    return images
+def load_pairs(folder: Path) -> Pairs:
+    """The pairs that `store_pairs` left. Raises UserError where this machine does not see the folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not seen on this machine: `out` must lie on a disk that all nodes share")
+    tensors = load_file(folder / "pairs.safetensors")
+    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    return Pairs(json.loads((folder / "prompts.json").read_text()), tensors["prompt"], images, tensors["label"])

@@ -1,271 +1,287 @@
-"""Fitting a CLIP reward to preference pairs by Bradley-Terry, with Ray Train: P(a preferred) = sigmoid(r_a - r_b)."""
+"""Fitting a CLIP reward to preference pairs with Ray Train: checks and decoding, then the workers, then the folder.
 
+While a fit is unfinished, `.OUT.fit` beside its out folder holds
+    configuration.json  lock  train/  held_out/     what is fitted, and the pairs at the model's size
+    ray/session_000/checkpoint_*/                   Ray Train's checkpoints, one session for each start of the driver
+"""
+
+import fcntl
 import json
 import logging
-import math
 import os
 import shutil
-import tempfile
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty
 
-import torch
-from pydantic import Field
+import ray
 from ray import train
-from ray.train.torch import TorchTrainer, prepare_model
+from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
-from torch import nn
-from torch.nn import functional as F
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dipp_ray.errors import NonFiniteError, UserError
-from dipp_ray.preferences.dataset import Pairs, check_pairs, read_pairs
-from dipp_ray.rewards.clip import image_features, image_statistics, load_clip, text_features, tokenize
-from dipp_ray.settings import Positive, Section
+from dipp_ray.errors import NonFiniteError, RoleFailure, UserError
+from dipp_ray.preferences.dataset import split, store_pairs
+from dipp_ray.preferences.identity import configuration_hash, refuse_other, trajectory
+from dipp_ray.preferences.output import put_in_place, read_record, write_output
+from dipp_ray.preferences.reading import Labels, read_labels
+from dipp_ray.preferences.room import await_room, cluster_has
+from dipp_ray.preferences.settings import FitConfig
+from dipp_ray.preferences.state import WEIGHTS, latest_state
+from dipp_ray.preferences.worker import fit_worker
+from dipp_ray.rewards.clip import load_clip
 
-LARGEST_LOGIT_SCALE = math.log(100.0)  # CLIP's own bound
-EVALUATION_ROWS = 512
+CONFIGURATION = "configuration.json"
+SILENCE_S = 60.0  # without a word from the workers that is said, seconds
+TELL_EVERY_S = 2.0
 
-
-class FitSettings(Section):
-    steps: int = Field(1000, ge=1, description="Optimiser updates.")
-    batch_size: int = Field(64, ge=1, description="Pairs of one update, over all workers.")
-    lr: Positive = Field(1e-3, description="Largest learning rate of AdamW; cosine decay to zero.")
-    weight_decay: float = Field(0.05, ge=0)
-    warmup_steps: int = Field(50, ge=0, description="Updates of linear learning-rate warm-up.")
-    noise: float = Field(0.0, ge=0, description="Deviation of noise added to both images, in units of [0, 1] pixels.")
-    shift: int = Field(0, ge=0, description="Both images of a pair are moved alike by up to so many pixels.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Keys the order of pairs and the augmentation.")
-    report_every: int = Field(100, ge=1, description="Updates between measurements on the held-out pairs.")
-    workers: int = Field(1, ge=1, description="Data-parallel workers; must divide batch_size.")
-    cpus: float = Field(1.0, ge=0, description="Ray CPUs of one worker.")
-    gpus: float = Field(0.0, ge=0, description="GPUs of one worker.")
-    threads: int = Field(1, ge=1, description="CPU threads of torch in one worker.")
+Progress = Callable[[int, dict], None]
+Say = Callable[[str], None]
 
 
-class PairModel(nn.Module):
-    """The margin r(a, c) - r(b, c) of a CLIPModel as a reward."""
+def fit_reward(config: FitConfig, progress: Progress | None = None, say: Say = print) -> dict:
+    """Fit, or go on with a fit, and leave the model in `config.out` as `ClipReward` loads it; answers its fit.json.
 
-    def __init__(self, clip, tokens: dict[str, torch.Tensor], statistics: tuple):
-        super().__init__()
-        self.clip, self.tokens, self.statistics = clip, tokens, statistics
-
-    def forward(self, a: torch.Tensor, b: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """a, b [B, 3, H, W] in [0, 1]; prompt [B], indices of the tokens -> margins [B]."""
-        distinct, index = prompt.unique(return_inverse=True)
-        text = text_features(self.clip, {key: value[distinct] for key, value in self.tokens.items()})[index]
-        of_a, of_b = image_features(self.clip, torch.cat([a, b]), *self.statistics).chunk(2)
-        return self.clip.logit_scale.exp() * ((of_a - of_b) * text).sum(-1)
-
-
-def bradley_terry_loss(margin: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the label [B], P(a preferred), under sigmoid(margin [B])."""
-    return F.binary_cross_entropy_with_logits(margin, label)
-
-
-def pair_accuracy(margin: torch.Tensor, label: torch.Tensor) -> float:
-    """Share of pairs whose margin [B] has the sign of label - 1/2; pairs labelled 1/2 are left out."""
-    decided = label != 0.5
-    return ((margin > 0) == (label > 0.5))[decided].float().mean().item()
-
-
-def fit_reward(
-    base_folder: str | Path,
-    pairs_train: str | Path,
-    pairs_test: str | Path,
-    out_folder: str | Path,
-    settings: FitSettings | None = None,
-    progress: Callable[[int, dict], None] | None = None,
-) -> dict:
-    """Fit the CLIP model in `base_folder` and leave it in `out_folder`, as `ClipReward` loads it, with fit.json.
-
-    pairs_*: parquet files with columns prompt, image_a, image_b (PNG bytes) and label (probability that a is
-    preferred). progress(step, metrics) is called at step 0 and every `report_every` updates, in another thread.
-    Returns what fit.json holds: accuracy and log_loss on `pairs_test`, those of the base, counts, seconds, settings.
-    Needs Ray, and folders that its workers see. Raises UserError for bad input (files and columns before any worker
-    starts), NonFiniteError where the fit diverges; an `out_folder` that was there is then as it was.
+    progress(step, message) is called, in another thread, with what `fit_worker` tells: the keys "accuracy" and so on
+    at step 0 and every `report_every` updates. Needs Ray, and folders that its workers see. Raises UserError for bad
+    input, before any worker starts; NonFiniteError where the fit diverges; RoleFailure where workers are lost too
+    often. What is in `out` stays until the new model is whole, and a finished fit of this configuration is answered
+    without another.
     """
-    settings = settings or FitSettings()
-    if settings.batch_size % settings.workers:
-        raise UserError(f"batch_size={settings.batch_size} does not split among {settings.workers} workers")
-    load_clip(base_folder)
-    counts = {"train_pairs": check_pairs(pairs_train), "test_pairs": check_pairs(pairs_test)}
-    started = time.perf_counter()
-    out = Path(out_folder).absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for name in ("ray.train", "ray.train.v2"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fit-") as storage:
-        queue = Queue(actor_options={"num_cpus": 0})
-        listener = threading.Thread(target=_listen, args=(queue, progress), daemon=True)
-        listener.start()
+    with prepared(config, say) as fit:
+        return fit.record or fit.run(progress)
+
+
+@contextmanager
+def prepared(config: FitConfig, say: Say = print) -> Iterator["RewardFit"]:
+    """All that needs no Ray: input checked, pairs decoded, and the work folder held against a second driver."""
+    _, _ = load_clip(config.base)
+    labels = read_labels(config.pairs, config.columns)
+    parts = [labels, *([read_labels(config.held_out, config.columns)] if config.held_out else [])]
+    if config.held_out:
+        shares = [(part, list(range(len(part)))) for part in parts]
+    else:
+        shares = [(labels, rows) for rows in split(labels, config.held_out_share)]
+    fit = RewardFit(config, configuration_hash(config, parts), tuple(len(rows) for _, rows in shares), say)
+    if (record := read_record(config.out_folder)) is not None:
+        if record["configuration"] == fit.configuration:
+            fit.record = record
+            yield fit
+            return
+        refuse_other(config, record.get("settings", {}), config.out_folder, "a fit")
+    try:
+        config.work_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{config.out_folder} cannot be written: {error.strerror}: choose another `out`") from None
+    with _only_driver(config.work_folder):
+        fit.take_over()
+        fit.decode(shares)
+        yield fit
+
+
+class RewardFit:
+    """One fit in its work folder. record: its fit.json if it was finished before, else None."""
+
+    def __init__(self, config: FitConfig, configuration: str, counts: tuple[int, int], say: Say):
+        self.config, self.configuration, self.counts, self.say = config, configuration, counts, say
+        self.work = config.work_folder
+        self.record: dict | None = None
+
+    def take_over(self) -> None:
+        """Keep the work folder if it is this fit's; else empty it, unless that would lose a checkpoint."""
+        note = self.work / CONFIGURATION
+        try:
+            found = json.loads(note.read_text())
+        except (OSError, ValueError):
+            found = {}
+        if found.get("configuration") == self.configuration:
+            return
+        if latest_state(self.work / "ray"):
+            refuse_other(self.config, found.get("settings", {}), self.work, "an unfinished fit")
+        for path in self.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        body = {"configuration": self.configuration, "settings": trajectory(self.config)}
+        note.write_text(json.dumps(body))
+
+    def decode(self, shares: list[tuple[Labels, list[int]]]) -> None:
+        """Bring the pairs to the model's size, once."""
+        clip, _ = load_clip(self.config.base)
+        size = clip.config.vision_config.image_size
+        for name, (labels, rows) in zip(("train", "held_out"), shares, strict=True):
+            if not (self.work / name).is_dir():
+                tick = _ticker(f"decoding {name.replace('_', '-')} pairs", len(rows), self.say)
+                store_pairs(self.work / name, labels, rows, self.config.columns, size, tick)
+
+    def run(self, progress: Progress | None = None) -> dict:
+        """Train from the last checkpoint on and leave the model in place; answers its fit.json."""
+        started, config = time.perf_counter(), self.config
+        found = latest_state(self.work / "ray")
+        resumed = found[1]["step"] if found else 0
+        if resumed < config.fit.steps:
+            self._train(found[0] if found else None, progress)
+            found = latest_state(self.work / "ray")
+        folder, state = found
+        record = {
+            "configuration": self.configuration,
+            "held_out": {key: value for key, value in state["history"][-1].items() if key not in ("step", "loss")}
+            | {"reliability": state["reliability"]},
+            "base": {key: value for key, value in state["history"][0].items() if key not in ("step", "loss")},
+            "train_pairs": self.counts[0],
+            "held_out_pairs": self.counts[1],
+            "seconds": round(time.perf_counter() - started, 1),
+            "resumed_at": resumed,
+            "settings": trajectory(config),
+            "files": {"base": config.base, "pairs": config.pairs, "held_out": config.held_out},
+            "history": state["history"],
+        }
+        fitted = self.work / "fitted"
+        shutil.rmtree(fitted, ignore_errors=True)
+        fitted.mkdir()
+        write_output(fitted, config, folder / WEIGHTS, record)
+        put_in_place(fitted, config.out_folder)
+        shutil.rmtree(self.work)
+        return record
+
+    def _train(self, resume: Path | None, progress: Progress | None) -> None:
+        root, workers = self.work / "ray", self.config.workers
+        sessions = sorted(root.glob("session_*"))
+        for session in sessions:
+            if resume is None or not resume.is_relative_to(session):
+                shutil.rmtree(session)
+        number = int(sessions[-1].name.removeprefix("session_")) + 1 if sessions else 0
+        await_room(workers)
+        for name in ("ray.train", "ray.train.v2"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        listener = Listener(queue, progress, self.say if workers.most > 1 or resume else None, self.say)
         trainer = TorchTrainer(
-            _fit_worker,
+            fit_worker,
             train_loop_config={
-                "base": str(Path(base_folder).absolute()),
-                "train": str(Path(pairs_train).absolute()),
-                "test": str(Path(pairs_test).absolute()),
-                "settings": settings.model_dump(),
+                "base": str(Path(self.config.base).absolute()),
+                "work": str(self.work),
+                "resume": str(resume) if resume else None,
+                "settings": self.config.fit.model_dump(),
+                "threads": workers.threads,
+                "every": self.config.checkpoint.every,
                 "queue": queue,
             },
             scaling_config=train.ScalingConfig(
-                num_workers=settings.workers,
-                use_gpu=settings.gpus > 0,
-                resources_per_worker={"CPU": settings.cpus} | ({"GPU": settings.gpus} if settings.gpus else {}),
+                num_workers=workers.count,
+                use_gpu=workers.gpus > 0,
+                resources_per_worker=workers.resources,
+                accelerator_type=workers.accelerator,
+                label_selector=workers.labels or None,
+                elastic_resize_monitor_interval_s=workers.resize_every_s,
             ),
             run_config=train.RunConfig(
-                name="fit", storage_path=storage, logging_config=train.LoggingConfig(log_level="ERROR")
+                name=f"session_{number:03d}",
+                storage_path=str(root),
+                checkpoint_config=train.CheckpointConfig(num_to_keep=self.config.checkpoint.keep),
+                failure_config=train.FailureConfig(max_failures=workers.max_failures),
+                logging_config=train.LoggingConfig(log_level="ERROR"),
             ),
         )
         try:
-            result = trainer.fit()
+            with _interruptible():
+                trainer.fit()
         except train.WorkerGroupError as error:
-            for failure in error.worker_failures.values():
-                cause = getattr(failure, "_base_exc", failure)
-                if isinstance(cause, (UserError, NonFiniteError)):
-                    raise cause from None  # the sentence, not Ray's account of where it was said
-            raise
+            raise _cause(error, self.config) from error
         finally:
-            queue.put(None)
-            listener.join()
-            queue.shutdown()
-        history = result.metrics["history"]
-        fitted = Path(tempfile.mkdtemp(dir=storage))
-        result.checkpoint.to_directory(fitted)
-        record = {
-            "accuracy": history[-1]["accuracy"],
-            "log_loss": history[-1]["log_loss"],
-            "base_accuracy": history[0]["accuracy"],
-            "base_log_loss": history[0]["log_loss"],
-            **counts,
-            "seconds": round(time.perf_counter() - started, 1),
-            "settings": settings.model_dump(),
-            "history": history,
-        }
-        (fitted / "fit.json").write_text(json.dumps(record, indent=1))
-        # The old one goes only now that the new one is whole.
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(fitted, out)
-    out.chmod(0o755)  # mkdtemp makes it private
-    return record
+            listener.stop()
+        if listener.not_finite:
+            shutil.rmtree(root)  # its checkpoints lead there again
+            raise NonFiniteError(listener.not_finite)
 
 
-def _listen(queue: Queue, progress: Callable[[int, dict], None] | None) -> None:
-    while (metrics := queue.get()) is not None:
-        if progress:
-            progress(metrics["step"], metrics)
+class Listener:
+    """Passes on what the workers tell, in a thread of its own."""
+
+    def __init__(self, queue: Queue, progress: Progress | None, say_start: Say | None, say: Say):
+        self.queue, self.progress, self.say_start, self.say = queue, progress, say_start, say
+        self.not_finite: str | None = None
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.queue.put(None)
+        self.thread.join()
+        self.queue.shutdown()
+
+    def _listen(self) -> None:
+        silent = 0.0
+        while True:
+            try:
+                message = self.queue.get(timeout=SILENCE_S)
+            except Empty:
+                silent += SILENCE_S
+                self.say(f"waiting for the workers, no word for {silent:.0f} s; {cluster_has()}")
+                continue
+            silent = 0.0
+            if message is None:
+                return
+            if "not_finite" in message:
+                self.not_finite = message["not_finite"]
+                continue
+            if "started" in message and self.say_start:
+                count, step = message["workers"], message["step"]
+                self.say_start(f"fitting with {count} worker{'s' if count > 1 else ''} from update {step}")
+            if self.progress:
+                self.progress(message["step"], message)
 
 
-def _fit_worker(config: dict) -> None:
-    """The training loop of one Ray Train worker."""
-    settings = FitSettings(**config["settings"])
-    torch.set_num_threads(settings.threads)
-    context = train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = train.torch.get_device()
-    clip, tokenizer = load_clip(config["base"])
-    statistics = image_statistics(config["base"])
-    clip.to(device)
-    size = clip.config.vision_config.image_size
-    pairs = read_pairs(config["train"], size)
-    model = PairModel(clip, tokenize(tokenizer, pairs.prompts, clip), statistics)
-    wrapped = prepare_model(model)
-    optimiser = torch.optim.AdamW(clip.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings))
-    test = read_pairs(config["test"], size) if rank == 0 else None
-    history = []
-
-    def measure(step: int, loss: float | None) -> None:
-        if rank == 0:
-            held_out = PairModel(clip, tokenize(tokenizer, test.prompts, clip), statistics)
-            history.append({"step": step, "loss": loss, **evaluate(held_out, test)})
-            config["queue"].put(history[-1])
-
-    measure(0, None)
-    total, since = 0.0, 0
-    for step, rows in enumerate(_batches(len(pairs), settings), start=1):
-        rows = rows[rank::world]
-        a, b = _augment(pairs.a[rows], pairs.b[rows], settings, (settings.seed, step, rank))
-        margin = wrapped(a.to(device), b.to(device), pairs.prompt[rows].to(device))
-        loss = bradley_terry_loss(margin, pairs.label[rows].to(device))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        with torch.no_grad():
-            clip.logit_scale.clamp_(max=LARGEST_LOGIT_SCALE)
-        total, since = total + loss.item(), since + 1
-        if not math.isfinite(total):
-            raise NonFiniteError(f"fitting the reward: the loss is not finite at step {step}: lower lr={settings.lr}")
-        if step % settings.report_every == 0 or step == settings.steps:
-            measure(step, total / since)
-            total, since = 0.0, 0
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            clip.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            if (preprocessor := Path(config["base"]) / "preprocessor_config.json").is_file():
-                shutil.copy(preprocessor, folder)
-            checkpoint = train.Checkpoint.from_directory(folder)
-        train.report({"history": history}, checkpoint=checkpoint)
+def _cause(error: train.WorkerGroupError, config: FitConfig) -> Exception:
+    """What a person needs of Ray's account of a failed worker group."""
+    causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return cause
+    first = next(iter(causes), error)
+    text = (str(first).strip().splitlines() or [""])[0]
+    return RoleFailure(
+        f"fitting the reward: a worker failed, and workers.max_failures={config.workers.max_failures} were survived "
+        f"({type(first).__name__}: {text}); the same command goes on from the last checkpoint"
+    )
 
 
-@torch.no_grad()
-def evaluate(model: PairModel, pairs: Pairs) -> dict[str, float]:
-    """Accuracy and mean log loss of the model on pairs."""
-    device = model.clip.device
-    margins = []
-    for rows in torch.arange(len(pairs)).split(EVALUATION_ROWS):
-        a, b, prompt = (part[rows].to(device) for part in (pairs.a, pairs.b, pairs.prompt))
-        margins.append(model(a / 255, b / 255, prompt).cpu())
-    margins = torch.cat(margins)
-    return {
-        "accuracy": pair_accuracy(margins, pairs.label),
-        "log_loss": bradley_terry_loss(margins, pairs.label).item(),
-    }
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C stays Ctrl-C: Ray Train's own handler stops the workers, then ends the program, and would stay on."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
-def _rate(step: int, settings: FitSettings) -> float:
-    """Factor on lr: linear warm-up, then cosine to zero."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+@contextmanager
+def _only_driver(work: Path) -> Iterator[None]:
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another program is fitting in {work}: wait for it, or choose another `out`") from None
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
-def _batches(count: int, settings: FitSettings):
-    """The rows of every update: all pairs in a new order, again and again; the same for any number of workers."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(settings.steps):
-        while len(order) < settings.batch_size:
-            order = torch.cat([order, torch.randperm(count, generator=generator)])
-        yield order[: settings.batch_size]
-        order = order[settings.batch_size :]
+def _ticker(what: str, total: int, say: Say) -> Callable[[int], None]:
+    """Says how far it is, at most every TELL_EVERY_S seconds."""
+    told = [time.monotonic()]
 
+    def tick(done: int) -> None:
+        if time.monotonic() - told[0] >= TELL_EVERY_S:
+            told[0] = time.monotonic()
+            say(f"{what} {done:,}/{total:,}")
 
-def _augment(
-    a: torch.Tensor, b: torch.Tensor, settings: FitSettings, key: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 [B, 3, H, W] -> [0, 1]: both images of a pair moved alike, the border repeated, and noise added."""
-    a, b = a / 255, b / 255
-    if not settings.shift and not settings.noise:
-        return a, b
-    seed = 0
-    for part in key:
-        seed = (seed * 1_000_003 + part) % 2**63
-    generator = torch.Generator().manual_seed(seed)
-    both = torch.stack([a, b], dim=1)  # [B, 2, 3, H, W]
-    if settings.shift:
-        height, width = both.shape[-2:]
-        dy, dx = torch.randint(-settings.shift, settings.shift + 1, (2, len(both), 1), generator=generator)
-        rows = (torch.arange(height) + dy).clamp(0, height - 1)
-        columns = (torch.arange(width) + dx).clamp(0, width - 1)
-        index = torch.arange(len(both))[:, None, None]
-        both = both.permute(0, 3, 4, 1, 2)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 4, 1, 2)
-    if settings.noise:
-        both = (both + settings.noise * torch.randn(both.shape, generator=generator)).clamp(0, 1)
-    return both[:, 0], both[:, 1]
+    return tick

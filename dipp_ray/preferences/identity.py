@@ -1,0 +1,48 @@
+"""Which fit a folder holds: two configurations are the same when the same weights and figures come out."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from dipp_ray.errors import UserError
+from dipp_ray.preferences.dataset import digest
+from dipp_ray.preferences.reading import Labels
+from dipp_ray.preferences.settings import FitConfig
+
+BLOCK = 8 * 1024 * 1024  # bytes hashed at a time
+
+
+def configuration_hash(config: FitConfig, parts: list[Labels]) -> str:
+    """SHA-256 of the base's files, of the pairs (their prompts, labels and sizes) and of the settings of the fit.
+
+    Workers, checkpoints, and where things lie may change.
+    """
+    body = {"settings": trajectory(config), "pairs": digest(parts), "base": base_digest(config.base)}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def trajectory(config: FitConfig) -> dict:
+    """The settings that the result depends on, apart from files."""
+    share = {} if config.held_out else {"held_out_share": config.held_out_share}
+    return config.fit.model_dump(mode="json") | share
+
+
+def base_digest(folder: str) -> str:
+    """SHA-256 of the weights and of the small files beside them."""
+    sha = hashlib.sha256()
+    for path in sorted(path for end in ("safetensors", "json", "txt") for path in Path(folder).glob(f"*.{end}")):
+        sha.update(path.name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                sha.update(block)
+    return sha.hexdigest()
+
+
+def refuse_other(config: FitConfig, theirs: dict, where: Path, what: str) -> None:
+    """Raise UserError: `where` holds a fit of other settings, `theirs`, and `replace` is not set."""
+    if config.replace:
+        return
+    ours = trajectory(config)
+    changed = [f"{key} is {theirs.get(key)} there, {ours[key]} here" for key in ours if theirs.get(key) != ours[key]]
+    why = ", ".join(changed[:3]) or "its base or its pairs are others"
+    raise UserError(f"{where} holds {what} of another configuration ({why}): choose another `out`, or set replace=true")

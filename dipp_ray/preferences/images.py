@@ -1,0 +1,54 @@
+"""One image of a pair: bytes of a PNG, JPEG or WebP file -> uint8 pixels as the model sees them."""
+
+import base64
+import binascii
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dipp_ray.errors import UserError
+from dipp_ray.rewards.preprocess import to_square
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+LARGEST_PIXELS = 64_000_000  # width x height; a few bytes of a file can claim far more than memory holds
+LARGEST_SIDE = 2048  # pixels; to_square's matrix grows with the square of it
+# How the three formats begin in base64; the middle one could be a path, but only an absolute one, which is refused.
+BASE64_BEGINS = ("iVBORw0KGgo", "/9j/", "UklGR")
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """Image file -> uint8 [3, size, size]: short side resized, middle of the long side kept. Raises UserError."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height <= LARGEST_PIXELS:
+            image = image.convert("RGB")
+    except Exception as error:  # on damaged files the decoders raise whatever they stumble over
+        raise UserError(f"it does not decode ({error}): write PNG, JPEG or WebP") from None
+    if width * height > LARGEST_PIXELS:
+        raise UserError(f"its {width} x {height} pixels are over the limit of {LARGEST_PIXELS:,}: make it smaller")
+    if max(width, height) > LARGEST_SIDE:
+        shrink = size / min(width, height)
+        image = image.resize(
+            (max(size, int(width * shrink)), max(size, int(height * shrink))), Image.Resampling.BICUBIC
+        )
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return to_square(pixels[None], size)[0].round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def from_base64(text: str) -> bytes | None:
+    """The bytes of an image in base64, bare or as a data: URI; None where the text is something else (a path).
+
+    Raises UserError where it begins like an image and is no base64.
+    """
+    head, comma, body = text.partition(",")
+    if not (comma and head.startswith("data:") and head.endswith(";base64")):
+        if not text.startswith(BASE64_BEGINS):
+            return None
+        body = text
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as error:
+        raise UserError(f"it is no base64 ({error}): encode the file's bytes without line breaks") from None

@@ -1,0 +1,196 @@
+"""Preference pairs as they lie in a file: parquet or JSONL, local or on an object store.
+
+Each row has a prompt, two images and a label. An image is a file's bytes, the {bytes, path} that the `datasets` library
+writes, base64 (JSONL), or a path relative to the pairs' file.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from os import sched_getaffinity
+from posixpath import isabs, normpath
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from fsspec.core import url_to_fs
+
+from dipp_ray.errors import UserError
+from dipp_ray.preferences.images import decode, from_base64
+from dipp_ray.preferences.settings import ColumnSettings
+
+ROWS = 64  # read, fetched and decoded together
+WORDS = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of N pairs before any image is looked at. label [N]: fp32 in [0, 1]; size: the file's bytes."""
+
+    path: str
+    prompts: tuple[str, ...]
+    label: np.ndarray
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def read_labels(path: str, columns: ColumnSettings) -> Labels:
+    """Prompts and labels of all rows. Raises UserError for what is missing, empty or no probability."""
+    fs, inside = _file_system(path)
+    prompts, labels = [], []
+    for where, prompt, label in _rows(path, (columns.prompt, columns.label), columns):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"preference pairs {path}, {where}: the prompt is empty or no text: remove the row")
+        prompts.append(prompt)
+        labels.append(_probability(label, path, where))
+    if not prompts:
+        raise UserError(f"preference pairs {path} is empty: give at least one pair")
+    with _said(path):
+        return Labels(path, tuple(prompts), np.array(labels, np.float32), fs.size(inside))
+
+
+def read_images(path: str, columns: ColumnSettings, size: int, wanted: Callable[[int], bool]) -> Iterator[np.ndarray]:
+    """The images of the rows whose number is `wanted`, in order: uint8 [n, 2, 3, size, size], n at most ROWS.
+
+    Raises UserError that names the row of an image that is not there or does not decode.
+    """
+    fs, inside = _file_system(path)
+    folder = inside.rpartition("/")[0]
+    with ThreadPoolExecutor(len(sched_getaffinity(0))) as pool:
+        chunk = []
+        rows = _rows(path, (columns.image_a, columns.image_b), columns)
+        for number, row in enumerate(rows):
+            if wanted(number):
+                chunk.append(row)
+            if len(chunk) == ROWS:
+                yield _decoded(chunk, path, fs, folder, size, pool)
+                chunk = []
+        if chunk:
+            yield _decoded(chunk, path, fs, folder, size, pool)
+
+
+def _decoded(chunk: list[tuple], path: str, fs, folder: str, size: int, pool: ThreadPoolExecutor) -> np.ndarray:
+    images = [(where, value) for where, *pair in chunk for value in pair]
+    with _said(path):
+        payloads = [_payload(value, path, where) for where, value in images]
+        named = [index for index, payload in enumerate(payloads) if isinstance(payload, str)]
+        paths = [f"{folder}/{payloads[index]}" for index in named]
+        # Not fs.cat: it takes a path's [ or * for a pattern.
+        found = fs.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return") if paths else []
+        for index, content in zip(named, found, strict=True):
+            if isinstance(content, Exception):
+                where = images[index][0]
+                raise UserError(
+                    f"preference pairs {path}, {where}: there is no image {payloads[index]} beside the file "
+                    f"({type(content).__name__}): give paths relative to it"
+                )
+            payloads[index] = content
+    wheres = [where for where, _ in images]
+    pixels = list(pool.map(partial(_decode, size=size, path=path), payloads, wheres))
+    return np.stack(pixels).reshape(-1, 2, 3, size, size)
+
+
+def _decode(data: bytes, where: str, size: int, path: str) -> np.ndarray:
+    try:
+        return decode(data, size)
+    except UserError as error:
+        raise UserError(f"preference pairs {path}, {where}: an image is refused: {error}") from None
+
+
+def _payload(value, path: str, where: str) -> bytes | str:
+    """The bytes of an image, or the path where they lie."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    try:
+        if isinstance(value, str):
+            value = from_base64(value) or value
+    except UserError as error:
+        raise UserError(f"preference pairs {path}, {where}: an image is refused: {error}") from None
+    if isinstance(value, str) and (isabs(value) or "://" in value or normpath(value).startswith("..")):
+        raise UserError(f"preference pairs {path}, {where}: {value[:80]} is not below the file's folder: move it there")
+    if not isinstance(value, (bytes, str)) or not value:
+        raise UserError(
+            f"preference pairs {path}, {where}: an image is neither bytes, base64 nor a path ({type(value).__name__})"
+        )
+    return value
+
+
+def _probability(label, path: str, where: str) -> float:
+    label = WORDS.get(label, label) if isinstance(label, str) else label
+    if isinstance(label, (int, float)) and 0 <= label <= 1:  # a NaN is not
+        return float(label)
+    raise UserError(
+        f"preference pairs {path}, {where}: label {label!r} is no probability: give a number in [0, 1], or a, b, tie"
+    )
+
+
+def _rows(path: str, names: tuple[str, ...], columns: ColumnSettings) -> Iterator[tuple]:
+    """(where, the values of `names`) of each row."""
+    fs, inside = _file_system(path)
+    with _said(path), fs.open(inside, "rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+        file.seek(0)
+        yield from (_parquet_rows if is_parquet else _json_rows)(file, path, names, columns)
+
+
+def _parquet_rows(file, path: str, names: tuple[str, ...], columns: ColumnSettings) -> Iterator[tuple]:
+    parquet = pyarrow.parquet.ParquetFile(file)
+    _require(parquet.schema_arrow.names, path, columns)
+    number = 0
+    for batch in parquet.iter_batches(batch_size=ROWS, columns=list(names)):
+        for values in zip(*(batch[name].to_pylist() for name in names), strict=True):
+            yield f"row {number}", *values
+            number += 1
+
+
+def _json_rows(file, path: str, names: tuple[str, ...], columns: ColumnSettings) -> Iterator[tuple]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise UserError(
+                f"preference pairs {path}, line {number}: neither JSON nor parquet: write one object a line"
+            ) from None
+        if not isinstance(row, dict):
+            raise UserError(f"preference pairs {path}, line {number}: no object: write {{...}} with its keys")
+        _require(row, f"{path}, line {number}", columns)
+        yield f"line {number}", *(row[name] for name in names)
+
+
+def _require(present, source: str, columns: ColumnSettings) -> None:
+    missing = [name for name in columns.names if name not in present]
+    if missing:
+        raise UserError(
+            f"preference pairs {source}: no column {', '.join(missing)} (it has: {', '.join(present) or 'none'}): "
+            "rename it, or name yours in columns"
+        )
+
+
+def _file_system(path: str):
+    with _said(path):
+        return url_to_fs(str(path))
+
+
+@contextmanager
+def _said(path: str) -> Iterator[None]:
+    """What a file system or pyarrow raises, as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"preference pairs {path} does not exist: give a parquet or JSONL file") from None
+    except Exception as error:
+        # Object stores have errors of their own (no credentials, no endpoint), which are no OSError.
+        known = isinstance(error, (OSError, ValueError, ImportError, pyarrow.ArrowException))
+        if not known and not type(error).__module__.startswith(("botocore", "aiohttp", "aiobotocore")):
+            raise
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"preference pairs {path} cannot be read: {text}") from None
