@@ -12,7 +12,7 @@ BYTES_PER_KILOBYTE = 1000
 class JpegReward:
     """r(x) = -(kilobytes of x as a JPEG at quality 95); the prompt is ignored. Black et al. 2023 (DDPO).
 
-    Range: below 0; a plain surface of 512 x 512 pixels has about -5, noise about -400.
+    Range: below 0; at 512 x 512 pixels -5 for a plain surface, -308 for white noise.
     """
 
     differentiable = False

@@ -2,7 +2,7 @@
 
 The original models read 8-bit images through PIL's antialiased bicubic. On photographs the functions here agree with
 that to 57 dB, which is the rounding to 8 bits; without antialiasing it would be 23 to 38 dB. Nothing is clamped: PIL
-cuts off what bicubic overshoots [0, 1], which on photographs is worth .7 dB at most, but a clamp would have no gradient
+cuts off what bicubic overshoots [0, 1], which on photographs is worth .8 dB at most, but a clamp would have no gradient
 there. (At hard edges between black and white it matters: 31 dB instead of 44 on a checkerboard of such pixels.)
 """
 

@@ -8,7 +8,14 @@ MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 
+def quick_gelu(x):
+    """OpenAI's CLIP has this where open_clip's models have GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 class Block(nn.Module):
+    activation = staticmethod(F.gelu)
+
     def __init__(self, width, heads):
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -18,7 +25,7 @@ class Block(nn.Module):
     def forward(self, x, mask=None):
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
-        return x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x))))
+        return x + self.mlp["c_proj"](self.activation(self.mlp["c_fc"](self.ln_2(x))))
 
 
 class Transformer(nn.Module):
@@ -61,6 +68,12 @@ class OpenClip(nn.Module):
         self.text_projection = nn.Parameter(torch.empty(sizes.text_width, sizes.features))
         self.logit_scale = nn.Parameter(torch.tensor(4.6))
 
+    def openai(self):
+        """This model as OpenAI's CLIP computes."""
+        for block in (*self.visual.transformer.resblocks, *self.transformer.resblocks):
+            block.activation = quick_gelu
+        return self
+
     def text(self, ids):
         """[B, length] -> [B, features]; the features of the highest id, which is the end of text."""
         length = ids.shape[1]
@@ -70,5 +83,8 @@ class OpenClip(nn.Module):
 
     def cosine(self, images, ids):
         """images [B, 3, size, size] in [0, 1] -> [B]"""
-        pixels = (images - MEAN.to(images)) / STD.to(images)
-        return (F.normalize(self.visual(pixels), dim=-1) * F.normalize(self.text(ids), dim=-1)).sum(-1)
+        return (self.image(images) * F.normalize(self.text(ids), dim=-1)).sum(-1)
+
+    def image(self, images):
+        """images [B, 3, size, size] in [0, 1] -> unit features [B, features]"""
+        return F.normalize(self.visual((images - MEAN.to(images)) / STD.to(images)), dim=-1)

@@ -3,44 +3,27 @@ from dataclasses import replace
 import pytest
 import torch
 from comparing import (
-    CLIP_VOCABULARY,
     PROMPTS,
     assert_finite_differences,
     assert_parity,
     assert_rows_stand_alone,
     clip_ids,
     photos,
-    randomise,
     save_clip_vocabulary,
 )
 from open_clip_original import OpenClip
+from small_clip import SMALL, all_ids, small_open_clip
 from torch.nn import functional as F
+from transformers import CLIPModel
 
 from dipp_ray.errors import UserError
-from dipp_ray.rewards.hpsv2 import VIT_H_14, Hpsv2, Hpsv21, clip_config
-
-SMALL = replace(
-    VIT_H_14,
-    image=8,
-    patch=4,
-    vision_width=24,
-    vision_layers=2,
-    vision_heads=2,
-    text_width=16,
-    text_layers=2,
-    text_heads=2,
-    vocabulary=len(CLIP_VOCABULARY),
-    tokens=11,
-    eos=len(CLIP_VOCABULARY) - 1,
-    features=16,  # as wide as the text, as in the published model: a forgotten transposition has the right shape
-)
+from dipp_ray.rewards.hpsv2 import VIT_H_14, Hpsv2, Hpsv21, clip_config, from_open_clip
+from dipp_ray.rewards.weights import refuse_mismatch
 
 
 @pytest.fixture(scope="module")
 def original():
-    model = OpenClip(SMALL).eval()
-    randomise(model)
-    return model
+    return small_open_clip()
 
 
 @pytest.fixture
@@ -52,11 +35,10 @@ def folder(original, tmp_path):
 
 def benchmark(model, prompts):
     """images [B, 3, 16, 10] -> 100 cosines, as the benchmark: long side to 8, one black column left and two right."""
-    ids = torch.stack([clip_ids(prompt, SMALL.tokens) for prompt in prompts])
 
     def score(images):
         small = F.interpolate(images, size=(8, 5), mode="bicubic", antialias=True)
-        return 100 * model.cosine(F.pad(small, (1, 2)), ids)
+        return 100 * model.cosine(F.pad(small, (1, 2)), all_ids(prompts))
 
     return score
 
@@ -90,8 +72,7 @@ def test_half_precision_files_are_computed_in_fp32(original, folder):
 def test_the_two_versions_are_two_files(original, folder):
     with pytest.raises(UserError, match=r"HPS_v2\.1_compressed\.pt is missing"):
         Hpsv21(folder, SMALL)
-    randomise(second := OpenClip(SMALL), seed=1)
-    torch.save({"state_dict": second.state_dict()}, folder / Hpsv21.FILE)
+    torch.save({"state_dict": small_open_clip(seed=1).state_dict()}, folder / Hpsv21.FILE)
     images = photos(4, 8, 8)
     assert (
         Hpsv21(folder, SMALL).reward(images, PROMPTS) - Hpsv2(folder, SMALL).reward(images, PROMPTS)
@@ -138,10 +119,7 @@ def test_a_missing_or_another_tokenizer_is_refused(folder):
 
 
 def test_published_sizes_are_vit_h_14s():
-    from transformers import CLIPModel
-
     with torch.device("meta"):
-        model = CLIPModel(clip_config(VIT_H_14))
-    assert sum(p.numel() for p in model.parameters()) == 986_109_441  # as open_clip counts ViT-H-14
-    with torch.device("meta"):
-        assert sum(p.numel() for p in OpenClip(VIT_H_14).parameters()) == 986_109_441
+        model, original = CLIPModel(clip_config(VIT_H_14)), OpenClip(VIT_H_14)
+    assert sum(p.numel() for p in original.parameters()) == 986_109_441  # as open_clip counts ViT-H-14
+    refuse_mismatch(model.state_dict(), dict(from_open_clip(original.state_dict())), "the original")

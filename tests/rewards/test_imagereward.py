@@ -80,7 +80,9 @@ def test_the_prompt_matters_and_long_ones_are_cut(folder):
     model, image = ImageReward(folder, SMALL), photos(1, 8, 8)
     red, blue = (model.reward(image, [prompt]) for prompt in ("red circle", "blue circle"))
     assert (red - blue).abs() > 1e-3
-    assert torch.equal(model.reward(image, ["red " * 33]), model.reward(image, ["red " * 50]))
+    of = {count: model.reward(image, ["red " * count]) for count in (32, 33, 50)}
+    assert torch.equal(of[33], of[50])  # 35 tokens with the two marks
+    assert not torch.equal(of[32], of[33])
 
 
 def test_both_forms_of_the_tokenizers_files_are_read(folder, tmp_path):

@@ -1,0 +1,52 @@
+import subprocess
+import sys
+
+import pytest
+
+from dipp_ray.errors import UserError
+from dipp_ray.rewards.clip import ClipReward, ClipScore
+from dipp_ray.rewards.jpeg import JpegReward
+from dipp_ray.rewards.loading import MODELS, WITHOUT_FOLDER, check_term, is_differentiable, load_reward, reward_class
+from dipp_ray.rewards.terms import RewardTerm
+from tiny_models import Brightness, save_clip
+
+
+def term(model, folder=None):
+    return RewardTerm(name="r", model=model, folder=folder and str(folder))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_name_is_a_class_that_says_what_it_is(name, tmp_path):
+    kind = reward_class(term(name))
+    assert callable(kind.reward)
+    assert is_differentiable(kind) == (name != "jpeg")
+    if name in WITHOUT_FOLDER:
+        check_term(term(name))
+        with pytest.raises(UserError, match="reads no folder"):
+            check_term(term(name, tmp_path))
+    else:
+        with pytest.raises(UserError, match=f"model {name} needs the folder"):
+            check_term(term(name))
+        with pytest.raises(UserError, match=r"missing in|no CLIP model"):  # an empty folder, before anything loads
+            check_term(term(name, tmp_path))
+
+
+def test_names_load_their_class(tmp_path):
+    save_clip(tmp_path)
+    assert type(load_reward(term("jpeg"))) is JpegReward
+    assert type(load_reward(term("clip", tmp_path))) is type(load_reward(term("pickscore", tmp_path))) is ClipReward
+    assert type(load_reward(term("clip-score", tmp_path))) is ClipScore
+
+
+def test_a_model_that_does_not_say_is_differentiable():
+    assert is_differentiable(Brightness())
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(UserError, match=r"'hps' is neither package.module:Class nor one of imagereward, .*jpeg$"):
+        check_term(term("hps"))
+
+
+def test_importing_the_registry_imports_no_model():
+    code = "import sys, dipp_ray.rewards.loading; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
