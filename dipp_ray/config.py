@@ -94,7 +94,10 @@ class EmaSection(Section):
 
 class RewardSection(Section):
     terms: list[RewardTerm] = Field(default_factory=list)
-    app: str | None = Field(None, description="Serve application to use; null: a private one for this run.")
+    app: str | None = Field(None, description="Shared service, by its Serve application; null: a private one.")
+    urls: list[str] = Field(default_factory=list, description="Shared service, by HTTP; several serve the same.")
+    token: str | None = Field(None, description="File of this run's bearer token; null: of DIPP_RAY_REWARD_TOKEN.")
+    wire_dtype: Literal["fp32", "fp16"] = Field("fp32", description="Of x0 and its gradient by HTTP.")
     standardise: bool = Field(False, description="Divide by the deviation of the starting generator's reward.")
     standardise_samples: int = Field(256, ge=2, description="Samples that measure mean and deviation.")
     on_nonfinite: Literal["raise", "drop"] = Field("raise", description="drop: keep the divergence, count it.")
@@ -105,6 +108,17 @@ class RewardSection(Section):
     def _unique(self):
         unique_names(self.terms, "reward.terms")
         return self
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if self.app and self.urls:
+            raise ValueError("reward.app and reward.urls are two ways to a shared service: keep one")
+        return self
+
+    @property
+    def shared(self) -> bool:
+        """Whether a service is used that is not this run's own."""
+        return bool(self.app or self.urls)
 
 
 class RoleSection(Section):
@@ -221,9 +235,10 @@ class RunConfig(Section):
                     f"roles.{name}.workers={workers} does not divide data.micro_batches={micro_batches}: "
                     f"allowed sizes are {sizes}"
                 )
-        if self.objective.reward_scale > 0 and not self.trained_terms and not self.reward.app:
+        if self.objective.reward_scale > 0 and not self.trained_terms and not self.reward.shared:
             raise ValueError(
-                "objective.reward_scale is above 0 but reward.terms has no trained term: add one, or set the scale to 0"
+                "objective.reward_scale is above 0 but reward.terms has no trained term: add one, name a shared "
+                "service by reward.app or reward.urls, or set the scale to 0"
             )
         for key in ("score_timesteps", "divergence_timesteps"):
             low, high = getattr(self.objective, key)
@@ -254,7 +269,7 @@ class RunConfig(Section):
         data = self.model_dump(mode="json", exclude={"roles", "checkpoint", "log", "evaluation"})
         for key in ("name", "folder", "steps"):
             data["run"].pop(key)
-        for key in ("deadline_s", "replicas", "app"):
+        for key in ("deadline_s", "replicas", "app", "urls", "token"):
             data["reward"].pop(key)
         data["dtype"] = {name: getattr(self.roles, name).dtype for name in ROLES_OF_TRAJECTORY}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -32,8 +32,13 @@ class LatentDecoder(nn.Module):
             )
 
     @classmethod
-    def from_pipeline(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "LatentDecoder":
-        """Load the `vae` of a diffusers pipeline folder (safetensors only). Raises UserError if there is none."""
+    def from_pipeline(
+        cls, folder: str | Path, dtype: torch.dtype = torch.float32, checkpoint: bool = False
+    ) -> "LatentDecoder":
+        """Load the `vae` of a diffusers pipeline folder (safetensors only). Raises UserError if there is none.
+
+        checkpoint: the backward pass recomputes activations, so that less memory is held.
+        """
         folder = Path(folder)
         try:
             library, name = json.loads((folder / "model_index.json").read_text())["vae"]
@@ -50,6 +55,8 @@ class LatentDecoder(nn.Module):
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"the VAE in {folder / 'vae'} does not load: {' '.join(str(error).split())}") from error
+        if checkpoint:
+            vae.enable_gradient_checkpointing()
         return cls(vae)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

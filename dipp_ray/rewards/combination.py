@@ -1,44 +1,71 @@
-"""Several reward models as one: r = sum_k weight_k r_k, with held-out ones beside it."""
+"""Several reward models as one: r = sum_k weight_k f_k((r_k - mean_k) / deviation_k), and its exact gradient.
 
-import contextlib
+The models of a sum may answer from different processes, so the sum is made from their answers. Rows do not depend on
+each other: the chain rule through f_k is one factor a row, and needs no graph.
+"""
 
-import torch
-from torch import nn
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from dipp_ray.rewards.loading import load_reward
+import numpy as np
+
 from dipp_ray.rewards.terms import RewardTerm
 
 
-class RewardCombination(nn.Module):
-    """The weighted sum of the terms' rewards. Held-out terms are scored, without gradient, and enter no sum."""
+@dataclass(frozen=True)
+class Answer:
+    """One model about B samples: its raw score [B], and d score_i / d x_i [B, C, h, w], None where nobody asked."""
 
-    def __init__(self, terms: list[RewardTerm]):
-        super().__init__()
-        self.terms = list(terms)
-        self.models = {term.name: load_reward(term) for term in self.terms}
-        self._registered = nn.ModuleList(m for m in self.models.values() if isinstance(m, nn.Module))
+    score: np.ndarray
+    gradient: np.ndarray | None
 
-    @property
-    def trained(self) -> list[str]:
-        """Names of the terms that enter the sum."""
-        return [term.name for term in self.terms if not term.held_out]
 
-    def forward(self, images: torch.Tensor, prompts: list[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Images [B, 3, H, W] in [0, 1], B prompts -> the sum [B] and every raw score {name: [B]}.
+@dataclass(frozen=True)
+class Combined:
+    """reward [B]: the sum. gradient [B, C, h, w] of it, or None. scores {name: [B]}: raw, held-out ones too."""
 
-        Without trained terms the sum is empty: zero.
-        Raises ValueError where the prompts are not B, or a model answers another shape.
-        """
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
-        total = torch.zeros(len(images), dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
-        scores = {}
-        for term in self.terms:
-            with torch.no_grad() if term.held_out else contextlib.nullcontext():
-                score = self.models[term.name].reward(images, prompts)
-            if score.shape != (len(images),):
-                raise ValueError(f"reward '{term.name}' answered shape {list(score.shape)}, not [{len(images)}]")
-            scores[term.name] = score.detach()
-            if not term.held_out:
-                total = total + term.weight * score.to(total.dtype)
-        return total, scores
+    reward: np.ndarray
+    scores: dict[str, np.ndarray]
+    gradient: np.ndarray | None
+
+
+def trained(terms: Sequence[RewardTerm]) -> list[RewardTerm]:
+    """The terms that enter the sum."""
+    return [term for term in terms if not term.held_out]
+
+
+def bend(term: RewardTerm, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the raw score [B] adds to the sum, and the derivative of that by the raw score; both [B] in fp64.
+
+    hinge h: -max(0, h - s) (ReFL, Xu et al. 2023); cap c: min(s, c), with s the standardised score. Either is flat
+    from its bound on, the bound included.
+    """
+    value = (score.astype(np.float64) - term.mean) / term.deviation
+    slope = np.full_like(value, term.weight / term.deviation)
+    bound = term.hinge if term.hinge is not None else term.cap
+    if bound is not None:
+        slope = np.where(value < bound, slope, 0.0)
+        value = np.minimum(value, bound) - (bound if term.hinge is not None else 0.0)
+    return term.weight * value, slope
+
+
+def combine(terms: Sequence[RewardTerm], answers: dict[str, Answer], gradient: bool) -> Combined:
+    """The sum of what the models of `terms` answered; a term without an answer is left out of it.
+
+    The reward has the scores' dtype, the gradient that of the models' gradients. Without trained terms the sum is
+    empty: zero. A score that is not finite stays so in the sum.
+    """
+    scores = {term.name: answers[term.name].score for term in terms if term.name in answers}
+    dtype = np.result_type(np.float32, *scores.values())
+    reward = np.zeros(len(next(iter(scores.values()))), np.float64)
+    slope = None
+    for term in trained(terms):
+        if term.name not in answers:
+            continue
+        value, derivative = bend(term, answers[term.name].score)
+        reward += value
+        if gradient:
+            own = answers[term.name].gradient
+            share = own * derivative.astype(own.dtype).reshape(-1, *[1] * (own.ndim - 1))
+            slope = share if slope is None else slope + share
+    return Combined(reward.astype(dtype), scores, slope)

@@ -32,7 +32,6 @@ class GeneratorRank(TrainedRank):
         # Several live graphs give wrong gradients at ZeRO 3, so there the forward runs again at the backward.
         self.keeps_graphs = self.role.zero_stage < 3 and not self.role.recompute
         self.sampled: dict[int, _Sampled] = {}
-        self.held_out = {term.name for term in config.reward.terms if term.held_out}
 
     def start(self) -> None:
         """The moving average begins at the starting weights."""
@@ -78,6 +77,8 @@ class GeneratorRank(TrainedRank):
                 raise NonFiniteError(f"generator, step {draws.step}: the gradient that came back for x0 is not finite")
             self.engine.backward(surrogate(x0, gradient))
             norm = self.engine.step("generator", draws.step)
+            for name in reward["failed"] if reward else ():
+                measured[f"reward_failed/{name}"] = 1.0
             if norm is not None:
                 measured["grad_norm/generator"] = norm
                 self.engine.update_average(self.config.ema.decay)
@@ -96,7 +97,7 @@ class GeneratorRank(TrainedRank):
             return None
         return RewardReply(
             self.tensor(reward["reward"]),
-            {name: self.tensor(score) for name, score in reward["scores"].items() if name not in self.held_out},
+            {name: self.tensor(score) for name, score in reward["scores"].items() if name not in reward["held_out"]},
             None if reward["gradient"] is None else self.tensor(reward["gradient"]),
             self.tensor(reward["finite"]),
         )

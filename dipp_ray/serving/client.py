@@ -1,4 +1,10 @@
-"""The reward client of a trainer: one deadline a call, retries for transport faults, no failure read as a number."""
+"""The reward client: one deadline a call, retries for transport faults, no failure read as a number.
+
+For a trainer's reward-client actor and for any other program; it needs neither torch nor, by URL, Ray:
+
+    async with RewardClient(HttpTransport(["http://127.0.0.1:8000"], token), trainer="me") as client:
+        reply = await client.score(latents, prompts)
+"""
 
 import asyncio
 import random
@@ -6,48 +12,38 @@ import time
 from typing import Literal, Protocol
 
 import numpy as np
-from ray import serve
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 
-from dipp_ray.errors import NonFiniteError, RewardUnavailableError
+from dipp_ray.errors import NonFiniteError, RewardUnavailableError, UserError
+from dipp_ray.serving.calls import Space
+from dipp_ray.serving.wire import ServiceRecord
 
-Space = Literal["latents", "images"]  # As in scoring.py, whose import would bring torch into the client's process.
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+FAULT_ATTEMPTS = 3  # where a model raised: once may be chance
 
 
 class TransportError(Exception):
-    """The call did not reach a model, or its answer got lost: the same call may succeed elsewhere."""
+    """The call did not reach a model, or its answer got lost: the same call may succeed elsewhere.
+
+    retry_after_s: the shortest pause that the service asks for, 0 for none. most_attempts: how often it is tried in
+    all, None for as often as the deadline allows.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 0.0, most_attempts: int | None = None):
+        super().__init__(message)
+        self.retry_after_s, self.most_attempts = retry_after_s, most_attempts
 
 
 class Transport(Protocol):
-    """How one attempt travels. Raises TransportError for what a retry may cure."""
+    """How one attempt travels. Raises TransportError for what a retry may cure, ValueError for a refused call."""
 
-    async def __call__(self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool) -> dict: ...
+    async def score(
+        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+    ) -> dict: ...
 
+    async def describe(self) -> ServiceRecord: ...
 
-class HandleTransport:
-    """Calls by a Serve handle, inside the cluster."""
-
-    def __init__(self, application: str):
-        self._handle = serve.get_app_handle(application)
-
-    async def __call__(self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool) -> dict:
-        response = None
-        try:
-            response = self._handle.score.remote(x, prompts, space, gradient)
-            return await response
-        except asyncio.CancelledError:
-            if response is not None:
-                response.cancel()  # work past its deadline is not begun
-            raise
-        except (RayActorError, ObjectLostError, BackPressureError, ReplicaUnavailableError) as error:
-            raise TransportError(f"{type(error).__name__}: {error}") from error
-        except RayTaskError as error:
-            if isinstance(error.cause, (RayActorError, ObjectLostError)):
-                raise TransportError(f"{type(error.cause).__name__}: {error.cause}") from error
-            raise
+    async def close(self) -> None: ...
 
 
 class RewardClient:
@@ -55,28 +51,47 @@ class RewardClient:
 
     deadline_s: longest wait for one answer in seconds, retries included. on_nonfinite: `raise` refuses an answer with
     a NaN or an infinity in it; `drop` returns it with the mask `finite`, for the generator to drop those terms.
+    trainer: who calls, where no token says it.
     """
 
     def __init__(
         self,
         transport: Transport,
-        deadline_s: float,
+        deadline_s: float = 120.0,
         on_nonfinite: Literal["raise", "drop"] = "raise",
         space: Space = "latents",
+        trainer: str = "anonymous",
     ):
         self._transport = transport
         self._deadline_s = deadline_s
         self._on_nonfinite = on_nonfinite
         self._space = space
+        self._trainer = trainer
+
+    async def __aenter__(self) -> "RewardClient":
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._transport.close()
 
     async def score(self, x: np.ndarray, prompts: list[str], gradient: bool = True) -> dict:
         """x [B, C, h, w] float32 (latents in the model's scale, or images in [0, 1]) and B prompts -> dict of arrays.
 
         reward [B]; scores {name: [B]}, raw and held-out ones too; gradient [B, C, h, w], the derivative of each row's
-        reward by that row, or None; finite [B], where reward and gradient are finite.
-        Raises RewardUnavailableError past the deadline, NonFiniteError by policy, and what the model itself raised.
+        reward by that row, or None; finite [B], where reward and gradient are finite. held_out [name]: models that
+        entered no sum. failed {name: reason}: models that are not required and gave no answer.
+        Raises RewardUnavailableError past the deadline, NonFiniteError by policy, and ValueError for a refused call.
         """
-        reply = await self._retried(x, prompts, gradient)
+        x = np.asarray(x)
+
+        async def attempt(left: float) -> dict:
+            return await self._transport.score(x, prompts, self._space, gradient, self._trainer, left)
+
+        reply = await self._retried(attempt, f"{len(x)} samples")
+        _require_complete(reply, x, gradient)
         finite = np.isfinite(reply["reward"])
         if gradient:
             finite &= np.isfinite(reply["gradient"]).reshape(len(x), -1).all(axis=1)
@@ -84,25 +99,79 @@ class RewardClient:
             _require_finite(reply)
         return {**reply, "finite": finite}
 
-    async def _retried(self, x: np.ndarray, prompts: list[str], gradient: bool) -> dict:
+    async def describe(self) -> ServiceRecord:
+        """What the service is: its models, their part in the sum, its limits. Raises RewardUnavailableError."""
+
+        async def attempt(_: float) -> ServiceRecord:
+            return await self._transport.describe()
+
+        return await self._retried(attempt, "the question what it serves")
+
+    async def check(self, names: list[str], held_out: list[str], rows: int) -> ServiceRecord:
+        """`describe`, after what a trainer needs has been found there: models of these names, and calls of `rows` rows.
+
+        Raises UserError where it is another service than was expected.
+        """
+        service = await self.describe()
+        served = {model.name: model for model in service.models}
+        missing = [name for name in names if name not in served]
+        if missing:
+            raise UserError(
+                f"the reward service {service.name} serves {', '.join(served)}, but not {', '.join(missing)}: correct "
+                "reward.terms, or call another service"
+            )
+        other = [name for name in names if served[name].held_out != (name in held_out)]
+        if other:
+            raise UserError(
+                f"the reward service {service.name} and reward.terms do not agree whether {other[0]} is held out: "
+                "correct the one or the other"
+            )
+        if self._space == "latents" and service.latent_channels is None:
+            raise UserError(f"the reward service {service.name} has no VAE and takes no latents: set its vae")
+        if rows > service.limits.rows:
+            raise UserError(
+                f"the reward service {service.name} takes {service.limits.rows} rows a call, this run sends {rows}: "
+                "raise its limits.rows, or data.micro_batches"
+            )
+        return service
+
+    async def _retried(self, attempt, what: str):
         until = time.monotonic() + self._deadline_s
         pause, attempts, last = FIRST_PAUSE_S, 0, "no answer yet"
         while (left := until - time.monotonic()) > 0:
             attempts += 1
+            asked = 0.0
             try:
                 async with asyncio.timeout(left):
-                    return await self._transport(x, prompts, self._space, gradient)
+                    return await attempt(left)
             except TimeoutError:
                 break
             except TransportError as error:
-                last = str(error).splitlines()[0]
+                last, asked = (str(error).splitlines() or [type(error).__name__])[0], error.retry_after_s
+                if attempts == error.most_attempts:
+                    break
             # Jitter, so that the callers of a lost replica do not come back all at once.
-            await asyncio.sleep(max(0.0, min(pause * random.uniform(0.5, 1.5), until - time.monotonic())))
+            wait = max(pause, asked) * random.uniform(1.0, 1.5)
+            await asyncio.sleep(max(0.0, min(wait, until - time.monotonic())))
             pause = min(2 * pause, LONGEST_PAUSE_S)
         raise RewardUnavailableError(
-            f"reward service: no answer for {len(x)} samples within {self._deadline_s:g} s and {attempts} attempts "
-            f"({last}): see `serve status`, or raise reward.deadline_s"
+            f"reward service: no answer for {what} within {self._deadline_s:g} s and {attempts} attempts "
+            f"({last}): see `serve status` and the service's log, or raise reward.deadline_s"
         )
+
+
+def _require_complete(reply: dict, x: np.ndarray, gradient: bool) -> None:
+    """Raise NonFiniteError where a value is missing: what was not answered is no number."""
+    wanted = {"reward": (reply["reward"], x.shape[:1])}
+    wanted |= {f"score {name}": (score, x.shape[:1]) for name, score in reply["scores"].items()}
+    if gradient:
+        wanted["gradient"] = (reply["gradient"], x.shape)
+    for name, (values, shape) in wanted.items():
+        if values is None or values.shape != shape:
+            got = None if values is None else list(values.shape)
+            raise NonFiniteError(
+                f"reward service: its {name} has shape {got}, not {list(shape)}: it is another version"
+            )
 
 
 def _require_finite(reply: dict) -> None:

@@ -81,9 +81,9 @@ class Plan:
 def requests(config: RunConfig) -> list[Request]:
     """One request for each worker of each role, in a fixed order.
 
-    The reward has `reward.replicas` workers, and none where it has no terms or another application is used.
+    The reward has `reward.replicas` workers a term, and none where it has no terms or a shared service is used.
     """
-    private_reward = bool(config.reward.terms) and not config.reward.app
+    private_reward = len(config.reward.terms) * (not config.reward.shared)
     found = []
     for role in ("generator", "score", "teacher", "reward", "text"):
         asked = getattr(config.roles, role)

@@ -14,7 +14,7 @@ from dipp_ray.roles.score import ScoreRank
 from dipp_ray.roles.teacher import Teacher
 from dipp_ray.roles.text import Text
 from dipp_ray.roles.waiting import wait_all
-from dipp_ray.serving.service import await_rewards, deploy_rewards, private_name, stop_rewards
+from dipp_ray.serving.app import await_rewards, deploy_rewards, private_config, private_name, stop_rewards
 from dipp_ray.training.placement import Placement
 
 
@@ -26,6 +26,7 @@ class Roles:
     text: ray.actor.ActorHandle
     null: ray.ObjectRef  # embeddings of the null prompt
     reward: ray.actor.ActorHandle | None
+    service: dict | None  # what the reward service said it is: see `ServiceRecord`
     private_application: str | None
     placement: Placement
 
@@ -44,17 +45,20 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
     """Start every role of the run, all side by side. What was started is ended again if one of them fails."""
     application, private = config.reward.app, None
     try:
-        if application is None and config.reward.terms:
+        if not config.reward.shared and config.reward.terms:
             application = private = private_name(config.path)
             say(f"starting the reward service {private}")
+            stop_rewards(private)  # an orphan of an earlier attempt
             deploy_rewards(
-                private,
-                config.reward.terms,
-                config.model.teacher,
-                config.roles.reward,
-                config.reward.replicas,
-                config.run.deterministic,
-                max_batch_images=config.micro_batch_size,
+                private_config(
+                    private,
+                    config.reward.terms,
+                    config.model.teacher,
+                    config.roles.reward,
+                    config.reward.replicas,
+                    config.run.deterministic,
+                    config.micro_batch_size,
+                )
             )
         text = Text.options(**placement.options("text", 0)).remote(config)
         null = text.encode.remote([""])
@@ -73,7 +77,11 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
         score.meet(config.model.teacher)
         if private:
             await_rewards(private, config.roles.wait_s, say)
-        reward = Reward.remote(application, config.reward) if application else None
+        reward, service = None, None
+        if application or config.reward.urls:
+            reward = Reward.remote(application, config.reward, config.run.name)
+            asked = reward.check.remote(config.micro_batch_size)
+            (service,) = wait_all([asked], "the reward service", config.reward.deadline_s + 60, say)
         wait_all([null, *[t.__ray_ready__.remote() for t in teachers]], "teacher and text", config.roles.wait_s, say)
     except BaseException:
         placement.release()  # Ray ends the actors in it
@@ -81,4 +89,4 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
             with suppress(Exception):  # what failed first is what a person must read
                 stop_rewards(private)
         raise
-    return Roles(generator, score, teachers, text, null, reward, private, placement)
+    return Roles(generator, score, teachers, text, null, reward, service, private, placement)

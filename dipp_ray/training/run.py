@@ -46,6 +46,7 @@ class Run:
             for group in (self.roles.generator, self.roles.score):
                 group.all("restore", self.store.url, checkpoint.step)
             self.record = checkpoint.record["reward"]
+            self.compare_service(checkpoint.record["reward_service"])
             self.watch.falls = checkpoint.record["falls"]
             best = checkpoint.record["best"]
             self.watch.best = tuple(best) if best else None
@@ -60,6 +61,15 @@ class Run:
                 self.record = self.controller.standardise()
         self.controller.reward_deviation = self.record.get("reward_deviation", 1.0)
         return checkpoint.step if checkpoint else 0
+
+    def compare_service(self, before: dict | None) -> None:
+        """A shared service may have another sum than it had: then the run goes on, but not as the same one."""
+        now = self.roles.service
+        if before and now and before["models"] != now["models"]:
+            self.say(
+                f"the reward service {now['name']} is not the one of the checkpoint: it was {before['models']}, and is "
+                f"{now['models']}; the run goes on with the new one"
+            )
 
     def loop(self, done: int, metrics: MetricsLog, progress: ProgressLine) -> int:
         """Train from step `done` to the end, or to the first checkpoint after an interrupt; answers the steps done."""
@@ -122,6 +132,7 @@ class Run:
             "sizes": {"generator": len(self.roles.generator.ranks), "score": len(self.roles.score.ranks)},
             "data_cursor": {"seed": self.config.run.seed, "next_step": done},
             "reward": self.record,
+            "reward_service": self.roles.service,
             "falls": self.watch.falls,
             "best": self.watch.best,
         }

@@ -50,9 +50,12 @@ class Watch:
         ]
         self.controller.wait([told for _, told in asked], "held-out reward")
         replies = [ray.get(reply) for reply, _ in asked]
-        names = replies[0]["scores"]
-        held_out = {term.name for term in self.config.reward.terms if term.held_out}
-        means = {name: float(np.concatenate([reply["scores"][name] for reply in replies]).mean()) for name in names}
+        held_out = {name for reply in replies for name in reply["held_out"]}
+        scores: dict[str, list[np.ndarray]] = {}
+        for reply in replies:
+            for name, values in reply["scores"].items():
+                scores.setdefault(name, []).append(values)
+        means = {name: float(np.concatenate(values).mean()) for name, values in scores.items()}
         return {f"{'held_out' if name in held_out else 'watched'}/{name}": value for name, value in means.items()}
 
     @property

@@ -4,7 +4,6 @@ from safetensors.torch import load_file, save_file
 
 from dipp_ray.errors import UserError
 from dipp_ray.rewards.clip import ClipReward, tokenize
-from dipp_ray.rewards.combination import RewardCombination
 from dipp_ray.rewards.loading import load_reward
 from dipp_ray.rewards.terms import RewardTerm
 from tiny_models import PROMPTS, save_clip
@@ -86,21 +85,3 @@ def test_an_empty_folder_is_no_clip(tmp_path):
 def test_a_class_is_loaded_by_load_or_by_its_constructor(tmp_path):
     assert load_reward(term("tiny_models:FromFolder", folder=str(tmp_path))).folder == str(tmp_path)
     assert not load_reward(term("tiny_models:Brightness")).training
-
-
-def test_the_sum_is_weighted_and_leaves_out_what_is_held_out(clip_folder, images):
-    terms = [
-        term("clip", name="clip", folder=clip_folder, weight=0.5),
-        term("tiny_models:Brightness", name="bright", weight=-2.0),
-        term("tiny_models:Brightness", name="watch", held_out=True),
-    ]
-    images.requires_grad_()
-    total, scores = RewardCombination(terms)(images, PROMPTS)
-    torch.testing.assert_close(total.detach(), 0.5 * scores["clip"] - 2 * scores["bright"])
-    assert torch.equal(scores["watch"], scores["bright"])
-    assert not scores["watch"].requires_grad
-
-
-def test_a_reward_of_another_shape_is_refused(images):
-    with pytest.raises(ValueError, match=r"'r' answered shape \[4, 3\]"):
-        RewardCombination([term("tiny_models:WrongShape")])(images, PROMPTS)

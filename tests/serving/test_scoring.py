@@ -28,7 +28,7 @@ def latents(count=4, dtype=torch.float32):
 def test_gradient_equals_finite_differences(terms, vae):
     scorer = Scorer(terms, LatentDecoder.from_pipeline(vae))
     scorer.decoder.double()
-    scorer.combination.double()
+    scorer.models["clip"].model.double()
     x = latents(2, torch.float64)
     reply = scorer.score(x, PROMPTS[:2])
     assert reply.gradient.dtype == torch.float64
@@ -81,8 +81,20 @@ def test_a_reward_without_gradient_is_refused_only_for_a_gradient():
     scorer = Scorer([RewardTerm(name="flat", model="tiny_models:NoGradient")], None)
     images = torch.rand(4, 3, 8, 8)
     assert scorer.score(images, PROMPTS, "images", gradient=False).gradient is None
-    with pytest.raises(ValueError, match=r"\['flat'\] have no gradient"):
+    with pytest.raises(ValueError, match="'flat' has no gradient"):
         scorer.score(images, PROMPTS, "images")
+
+
+def test_a_reward_of_another_shape_is_refused():
+    scorer = Scorer([RewardTerm(name="odd", model="tiny_models:WrongShape")], None)
+    with pytest.raises(ValueError, match=r"'odd' answered shape \[4, 3\]"):
+        scorer.score(torch.rand(4, 3, 8, 8), PROMPTS, "images", gradient=False)
+
+
+def test_recomputing_the_decoder_changes_no_bit(terms, vae):
+    plain = Scorer(terms, LatentDecoder.from_pipeline(vae)).score(latents(), PROMPTS)
+    again = Scorer(terms, LatentDecoder.from_pipeline(vae, checkpoint=True)).score(latents(), PROMPTS)
+    assert torch.equal(plain.gradient, again.gradient) and torch.equal(plain.reward, again.reward)
 
 
 def test_latents_without_a_vae_are_refused():

@@ -1,9 +1,7 @@
 """The service through its handle and client: equal to local, and faults that end in right values or a clear error."""
 
-import asyncio
 import os
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -23,9 +21,17 @@ CHUNK = 8
 
 @pytest.fixture(scope="module")
 def serving(ray_session):
-    from dipp_ray.serving import service
+    from dipp_ray.serving import app
 
-    return service
+    return app
+
+
+def start(serving, name, terms, vae=None, deterministic=True, replicas=1):
+    """An application of the tests, without HTTP, in chunks of CHUNK rows."""
+    config = serving.private_config(serving.private_name(name), terms, vae, ROLE, replicas, deterministic, CHUNK)
+    serving.deploy_rewards(config)
+    serving.await_rewards(config.name, 120, print)
+    return config.name
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +56,14 @@ def local(terms, vae):
 @pytest.fixture(scope="module")
 def strict(serving, terms, vae):
     """The application in deterministic mode, two replicas."""
-    name = serving.private_name("strict")
-    serving.start_rewards(name, terms, vae, ROLE, replicas=2, deterministic=True, max_batch_images=CHUNK)
+    name = start(serving, "strict", terms, vae, replicas=2)
     yield name
     serving.stop_rewards(name)
 
 
 @pytest.fixture(scope="module")
 def merging(serving, terms, vae):
-    name = serving.private_name("merging")
-    serving.start_rewards(name, terms, vae, ROLE, deterministic=False, max_batch_images=CHUNK)
+    name = start(serving, "merging", terms, vae, deterministic=False)
     yield name
     serving.stop_rewards(name)
 
@@ -74,7 +78,8 @@ class Caller:
     """A trainer's client in a process of its own."""
 
     def __init__(self, name, deadline_s, on_nonfinite, space):
-        from dipp_ray.serving.client import HandleTransport, RewardClient
+        from dipp_ray.serving.client import RewardClient
+        from dipp_ray.serving.transports import HandleTransport
 
         self.client = RewardClient(HandleTransport(name), deadline_s, on_nonfinite, space)
 
@@ -141,9 +146,8 @@ def test_a_nan_is_refused_or_masked_by_policy(ray_session, strict):
 
 
 def test_a_killed_replica_costs_no_call(ray_session, serving, terms, vae, local):
-    name = serving.private_name("killed")
     doomed = [RewardTerm(name="pid", model="tiny_models:ProcessId", held_out=True)]
-    serving.start_rewards(name, [*terms, *doomed], vae, ROLE, replicas=2, max_batch_images=CHUNK)
+    name = start(serving, "killed", [*terms, *doomed], vae, replicas=2)
     actor = client(name)
     x, prompts = call(3)
     victim = int(ray_session.get(actor.score.remote(x, prompts))["scores"]["pid"][0])
@@ -160,23 +164,21 @@ def test_a_killed_replica_costs_no_call(ray_session, serving, terms, vae, local)
 def test_no_answer_is_an_error_within_the_deadline(ray_session, serving):
     from dipp_ray.errors import RewardUnavailableError
 
-    name = serving.private_name("slow")
-    serving.start_rewards(name, [RewardTerm(name="never", model="tiny_models:Never")], None, ROLE)
+    name = start(serving, "slow", [RewardTerm(name="never", model="tiny_models:Never")])
     actor = client(name, 0.5, "raise", "images")
     with pytest.raises(RewardUnavailableError, match=r"no answer for 3 samples within 0\.5 s"):
         ray_session.get(actor.score.remote(np.zeros((3, 3, 8, 8), np.float32), PROMPTS[:3]))
-    for replica in _replicas(ray_session, name):
+    for replica in _replicas(ray_session, name, "never"):
         ray_session.kill(replica)  # it would never end by itself
     serving.stop_rewards(name)
 
 
-def test_an_orphan_is_replaced_and_others_are_left_alone(ray_session, serving, strict, vae):
+def test_a_later_configuration_takes_the_place_and_others_are_left_alone(ray_session, serving, strict, vae):
     from ray import serve
 
-    name = serving.private_name("orphan")
     bright, clipless = [RewardTerm(name="bright", model="tiny_models:Brightness")], call(4)
-    serving.start_rewards(name, bright, vae, ROLE)
-    serving.start_rewards(name, [bright[0].model_copy(update={"name": "renamed"})], vae, ROLE)
+    name = start(serving, "orphan", bright, vae)
+    start(serving, "orphan", [bright[0].model_copy(update={"name": "renamed"})], vae)
     assert ray_session.get(client(name).score.remote(*clipless))["scores"].keys() == {"renamed"}
     serving.stop_rewards(name)
     serving.stop_rewards(name)  # nothing left to remove
@@ -186,57 +188,15 @@ def test_an_orphan_is_replaced_and_others_are_left_alone(ray_session, serving, s
 
 
 def test_a_model_that_does_not_load_is_one_sentence(serving, tmp_path):
-    name = serving.private_name("broken")
     broken = RewardTerm(name="broken", model="clip", folder=str(tmp_path))
-    with pytest.raises(UserError, match=rf"{name} did not start: .*there is no CLIP model in {tmp_path}"):
-        serving.start_rewards(name, [broken], None, ROLE)
+    with pytest.raises(UserError, match=rf"did not start: .*there is no CLIP model in {tmp_path}"):
+        start(serving, "broken", [broken])
 
 
-class Flaky:
-    """A transport that fails `faults` times and then answers."""
-
-    def __init__(self, faults, error):
-        self.faults, self.error, self.attempts = faults, error, 0
-
-    async def __call__(self, x, prompts, space, gradient):
-        self.attempts += 1
-        if self.attempts <= self.faults:
-            raise self.error
-        return {"reward": np.ones(len(x), np.float32), "scores": {}, "gradient": None}
-
-
-def test_only_transport_faults_are_retried(monkeypatch):
-    from dipp_ray.serving import client as module
-
-    monkeypatch.setattr(module, "FIRST_PAUSE_S", 1e-3)
-    flaky = Flaky(3, module.TransportError("replica died"))
-    reply = asyncio.run(module.RewardClient(flaky, 30.0).score(*call(0), gradient=False))
-    assert flaky.attempts == 4 and reply["reward"].tolist() == [1, 1, 1]
-
-    wrong = Flaky(1, ValueError("bad call"))
-    with pytest.raises(ValueError, match="bad call"):
-        asyncio.run(module.RewardClient(wrong, 30.0).score(*call(0), gradient=False))
-    assert wrong.attempts == 1
-
-    gone = Flaky(10**9, module.TransportError("replica died"))
-    with pytest.raises(module.RewardUnavailableError, match=r"within 0\.05 s .*replica died"):
-        asyncio.run(module.RewardClient(gone, 0.05).score(*call(0), gradient=False))
-
-
-def test_the_deadline_bounds_one_attempt_too():
-    from dipp_ray.serving import client as module
-
-    async def hangs(x, prompts, space, gradient):
-        await asyncio.Event().wait()
-
-    started = time.monotonic()
-    with pytest.raises(module.RewardUnavailableError, match=r"within 0\.05 s and 1 attempts"):
-        asyncio.run(module.RewardClient(hangs, 0.05).score(*call(0)))
-    assert time.monotonic() - started < 5
-
-
-def _replicas(ray, name):
+def _replicas(ray, name, deployment):
     actors = ray.util.list_named_actors(all_namespaces=True)
     return [
-        ray.get_actor(a["name"], namespace=a["namespace"]) for a in actors if f"SERVE_REPLICA::{name}#" in a["name"]
+        ray.get_actor(a["name"], namespace=a["namespace"])
+        for a in actors
+        if f"SERVE_REPLICA::{name}#{deployment}#" in a["name"]
     ]

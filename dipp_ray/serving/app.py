@@ -1,0 +1,229 @@
+"""The reward service as a Ray Serve application: one ingress, one deployment for each reward model."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ray import cloudpickle, serve
+from ray.serve.schema import ApplicationStatus
+
+from dipp_ray.config import RoleSection
+from dipp_ray.errors import UserError
+from dipp_ray.reporting.quiet import SERVE_LOGGING
+from dipp_ray.rewards.loading import check_term
+from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.serving.config import LimitsSection, QueueSection, ServedModel, ServiceConfig
+from dipp_ray.serving.ingress import IngressSettings, Rewards
+from dipp_ray.serving.model import RewardModel
+from dipp_ray.serving.tokens import read_tokens
+from dipp_ray.settings import validate
+
+INGRESS = "ingress"
+ONGOING_CALLS = 10_000  # of the ingress: its own queue bounds them
+ONGOING_BATCHES = 2  # of a replica: one that is computed, one that is already there
+POLL_S, SAY_EVERY_S = 0.1, 10.0
+FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+Say = Callable[[str], None]
+
+
+def build(args: dict) -> serve.Application:
+    """The application of a Serve config file: `args` is a ServiceConfig. Raises UserError for a wrong one.
+
+    The terms of the sum and the tokens are the ingress's user_config; a Serve config may override that, and a change
+    of it alone restarts nothing.
+    """
+    config = validate(args, ServiceConfig, "application args")
+    check_service(config)
+    return application(config)
+
+
+def application(config: ServiceConfig) -> serve.Application:
+    """One deployment a model and the ingress in front. Every node that may run a replica must see the folders."""
+    settings = IngressSettings(
+        config.name,
+        config.batch_rows,
+        config.deterministic,
+        max(model.most_replicas for model in config.models),
+        latent_channels(config.vae),
+        config.limits,
+        config.queue,
+    )
+    models = {model.name: model_deployment(model, config) for model in config.models}
+    ingress = serve.deployment(
+        serve.ingress()(Rewards),
+        name=INGRESS,
+        num_replicas=1,
+        max_ongoing_requests=ONGOING_CALLS,
+        ray_actor_options={"num_cpus": 0},
+        user_config=user_config(config),
+        logging_config=SERVE_LOGGING,
+        max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=config.shutdown_s,
+        graceful_shutdown_wait_loop_s=0.1,
+    )
+    return _versioned(ingress, settings, sorted(models)).bind(settings, models)
+
+
+def model_deployment(model: ServedModel, config: ServiceConfig) -> serve.Application:
+    role = model.role
+    actor: dict = {"num_cpus": role.cpus, "num_gpus": role.gpus}
+    if role.accelerator:
+        actor["accelerator_type"] = role.accelerator
+    if role.resources:
+        actor["resources"] = role.resources
+    if role.labels:
+        actor["label_selector"] = role.labels
+    scaled = isinstance(model.replicas, tuple)
+    deployment = serve.deployment(
+        RewardModel,
+        name=model.name,
+        num_replicas=None if scaled else model.replicas,
+        # One batch in work for each replica is what full means: what waits lies in the ingress's queue.
+        autoscaling_config={"min_replicas": model.replicas[0], "max_replicas": model.replicas[1],
+                            "target_ongoing_requests": 1} if scaled else None,
+        max_ongoing_requests=ONGOING_BATCHES,
+        ray_actor_options=actor,
+        logging_config=SERVE_LOGGING,
+        max_constructor_retry_count=1,  # what fails to load once fails again: say so at once
+        health_check_period_s=5,
+        health_check_timeout_s=60,
+        graceful_shutdown_timeout_s=config.shutdown_s,
+        graceful_shutdown_wait_loop_s=0.1,
+    )  # fmt: skip
+    # Not what `reconfigure` may change: a new weight loads nothing anew.
+    model_only = {"name": model.name, "model": model.model, "folder": model.folder}
+    arguments = (config.vae, config.checkpoint_decoder, role, config.deterministic, config.stuck_s)
+    return _versioned(deployment, model_only, arguments).bind(model_only, *arguments)
+
+
+def _versioned(deployment: serve.Deployment, *what) -> serve.Deployment:
+    """The deployment, restarted by a later `serve.run` only where `what` differs.
+
+    Serve manages versions itself, and takes every `serve.run` for a new one: hence the private field.
+    """
+    deployment._version = hashlib.sha256(cloudpickle.dumps(what)).hexdigest()[:16]
+    return deployment
+
+
+def user_config(config: ServiceConfig) -> dict:
+    """What the ingress can change while it runs."""
+    return {
+        "terms": [model.term.model_dump() for model in config.models],
+        "tokens": read_tokens(config.http.tokens),
+    }
+
+
+def check_service(config: ServiceConfig) -> None:
+    """Raise UserError for files, classes or tokens that are not there, before anything is started."""
+    for model in config.models:
+        check_term(model.term)
+    latent_channels(config.vae)
+    tokens = read_tokens(config.http.tokens)
+    if not config.http.on_loopback and not tokens:
+        raise UserError(
+            f"http.host={config.http.host} listens beyond this machine, which needs tokens: set http.tokens to a file "
+            "of name:token lines, or listen on 127.0.0.1"
+        )
+
+
+def latent_channels(vae: str | None) -> int | None:
+    """Channels of the latents that the pipeline folder `vae` decodes, from its configuration alone."""
+    if vae is None:
+        return None
+    try:
+        return json.loads((Path(vae) / "vae" / "config.json").read_text()).get("latent_channels", 4)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{vae} is no diffusers pipeline folder with a VAE ({getattr(error, 'strerror', None) or 'no JSON'}): "
+            "give a folder that holds vae/config.json"
+        ) from None
+
+
+# -- private applications of a run -----------------------------------------------------------------------------------
+
+
+def private_name(run_folder: str | Path) -> str:
+    """Name of the application that belongs to the run in `run_folder` alone, whatever other runs are called."""
+    folder = Path(run_folder).resolve()
+    return f"dipp-ray-reward-{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+
+
+def private_config(
+    name: str,
+    terms: list[RewardTerm],
+    vae: str | None,
+    role: RoleSection,
+    replicas: int,
+    deterministic: bool,
+    rows: int,
+) -> ServiceConfig:
+    """A run's own service: every term as one model with the role's resources, for calls of `rows` rows."""
+    models = [ServedModel(**term.model_dump(), role=role, replicas=replicas) for term in terms]
+    wide = LimitsSection().rows
+    return ServiceConfig(
+        name=name,
+        models=models,
+        vae=vae,
+        batch_rows=rows,
+        deterministic=deterministic,
+        limits=LimitsSection(rows=max(rows, wide)),
+        queue=QueueSection(rows=8 * max(rows, wide)),
+    )
+
+
+# -- start and end ---------------------------------------------------------------------------------------------------
+
+
+def deploy_rewards(config: ServiceConfig, route: str | None = None) -> None:
+    """Ask Serve for the application `config.name` without waiting for it. Needs Ray.
+
+    Starts Serve without its HTTP proxy if it does not run yet, and leaves it running. An application of that name is
+    brought to this configuration: what did not change of it goes on.
+    """
+    # Its messages announce every step of a deployment; what goes wrong is raised by `await_rewards`.
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(proxy_location="Disabled", logging_config=SERVE_LOGGING)
+    target = serve.RunTarget(
+        target=application(config), name=config.name, route_prefix=route, logging_config=SERVE_LOGGING
+    )
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def await_rewards(name: str, wait_s: float, say: Say) -> None:
+    """Wait until the application runs, visibly and at most `wait_s` seconds; else remove it and raise UserError."""
+    start, said = time.monotonic(), 0.0
+    while (status := serve.status().applications[name].status) != ApplicationStatus.RUNNING:
+        waited = time.monotonic() - start
+        if status in FAILED or waited > wait_s:
+            reason = _reason(name) or f"{status} after {waited:.0f} s: is there room for it? Raise the longest wait"
+            with contextlib.suppress(Exception):  # the reason is worth more than a failed clean-up
+                stop_rewards(name)
+            raise UserError(f"the reward application {name} did not start: {reason}")
+        if waited - said >= SAY_EVERY_S:
+            said = waited
+            say(f"waiting for the reward service {name}: {waited:.0f} of {wait_s:.0f} s so far")
+        time.sleep(POLL_S)
+
+
+def stop_rewards(name: str) -> None:
+    """Remove the application `name`, if it is there. Serve and everybody else's applications stay."""
+    if name in serve.status().applications:
+        serve.delete(name)
+
+
+def drain_rewards(name: str, wait_s: float) -> int:
+    """Let the application take no more calls and finish what it took; answers how many are left after `wait_s`."""
+    return serve.get_app_handle(name).drain.remote(wait_s).result(timeout_s=wait_s + 10)
+
+
+def _reason(name: str) -> str | None:
+    """The exception that a replica of the application died of, as one line."""
+    application = serve.status().applications.get(name)
+    messages = [deployment.message for deployment in application.deployments.values()] if application else []
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line.split(":")[0]]
+    return errors[-1] if errors else (lines[-1] if lines else None)

@@ -1,0 +1,48 @@
+"""What a call to reward models is, whoever carries it: no torch here, for callers and the ingress do without it."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from dipp_ray.rewards.combination import trained
+from dipp_ray.rewards.terms import RewardTerm
+
+Space = Literal["latents", "images"]
+
+
+class DeadlineError(Exception):
+    """Nobody waits for the answer any more: the work was not begun, or its answer came too late."""
+
+
+class ModelError(Exception):
+    """A model gave no answer: it `refused` what was sent, `failed` at it, or its replicas were `lost`."""
+
+    def __init__(self, model: str, reason: str, kind: Literal["refused", "failed", "lost"]):
+        super().__init__(model, reason, kind)
+        self.model, self.reason, self.kind = model, reason, kind
+
+    def __str__(self) -> str:
+        return f"reward '{self.model}': {self.reason}"
+
+
+class Draining(Exception):
+    """The service is being stopped, and takes no new calls."""
+
+
+def validate_call(
+    x, prompts: list[str], space: str, gradient: bool, latent_channels: int | None, terms: Sequence[RewardTerm]
+) -> None:
+    """Raise ValueError, before any work, if (x, prompts) is no call that the models of `terms` can answer.
+
+    x: a tensor or an array. latent_channels: None where there is no decoder.
+    """
+    if space not in ("latents", "images"):
+        raise ValueError(f"space is '{space}': give latents or images")
+    if space == "latents" and latent_channels is None:
+        raise ValueError("latents were sent, but no VAE was configured: send images")
+    channels = 3 if space == "images" else latent_channels
+    if x.ndim != 4 or 0 in x.shape or x.shape[1] != channels:
+        raise ValueError(f"{space} of shape {list(x.shape)} were sent: expected [B, {channels}, height, width]")
+    if len(prompts) != len(x):
+        raise ValueError(f"{len(x)} {space} but {len(prompts)} prompts")
+    if gradient and not trained(terms):
+        raise ValueError("a gradient was asked for, but every reward term is held out")

@@ -1,0 +1,285 @@
+"""The ingress of a reward service: one queue, one sum, for callers by handle and by HTTP. No torch in this process."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+from dipp_ray.rewards.combination import Answer, Combined, combine, trained
+from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.serving.calls import DeadlineError, Draining, ModelError, Space, validate_call
+from dipp_ray.serving.config import LimitsSection, QueueSection
+from dipp_ray.serving.metrics import ServiceMetrics
+from dipp_ray.serving.queue import FairQueue, QueueFull
+from dipp_ray.serving.scheduler import Call, Outcome, Scheduler
+from dipp_ray.serving.tokens import Tokens
+from dipp_ray.serving.wire import HealthRecord, LimitsRecord, ModelRecord, ServiceRecord
+
+ATTEMPTS = 3  # of one batch: what kills a replica each time is not tried for ever
+PAUSE_S = 0.2
+HEALTH_S = 5.0
+LOST = (RayActorError, ObjectLostError, BackPressureError, ReplicaUnavailableError)
+
+
+@dataclass(frozen=True)
+class IngressSettings:
+    """What needs a restart to change. slots: replicas that can compute at the same time."""
+
+    name: str
+    batch_rows: int
+    deterministic: bool
+    slots: int
+    latent_channels: int | None
+    limits: LimitsSection
+    queue: QueueSection
+
+
+@dataclass(frozen=True)
+class ServiceReply:
+    combined: Combined
+    held_out: list[str]
+    failed: dict[str, str]
+
+
+class Rewards:
+    """models: a Serve handle to each reward model, by its name."""
+
+    def __init__(self, settings: IngressSettings, models: dict):
+        self.settings = settings
+        self.metrics = ServiceMetrics()
+        self._models = models
+        self._terms: tuple[RewardTerm, ...] = ()
+        self.tokens = Tokens({})
+        self._draining = False
+        self._open = 0  # calls that were taken and not answered yet
+        queue = FairQueue(settings.queue.rows, int(settings.queue.mib * 2**20))
+        self._scheduler = Scheduler(self._ask, queue, settings.batch_rows, settings.deterministic, settings.slots)
+        self._scheduler.began = self._count_batch
+
+    def __serve_build_asgi_app__(self):
+        from dipp_ray.serving.http import build_http
+
+        return build_http(self)
+
+    def reconfigure(self, user_config: dict) -> None:
+        """Take the sum and the tokens: {"terms": [...], "tokens": {name: digest}}. Calls that came before keep theirs.
+
+        Raises ValueError where the terms are not those of the deployed models; the old ones stay in force then.
+        """
+        terms = tuple(RewardTerm.model_validate(term) for term in user_config["terms"])
+        if sorted(term.name for term in terms) != sorted(self._models):
+            raise ValueError(f"terms {[term.name for term in terms]} are not the deployed models {list(self._models)}")
+        self._terms, self.tokens = terms, Tokens(user_config.get("tokens", {}))
+
+    # -- by handle ---------------------------------------------------------------------------------------------------
+
+    async def score(
+        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+    ) -> dict:
+        """x [B, C, h, w] float32, B prompts -> arrays: reward [B], scores {name: [B]}, gradient [B, C, h, w] or None.
+
+        Also held_out [name], and failed {name: reason}: models that are not required and gave no answer. Raises
+        ValueError for a call that cannot be answered, QueueFull, Draining, DeadlineError, ModelError. Values that are
+        not finite are returned as they are.
+        """
+        reply = await self.answer(np.asarray(x), list(prompts), space, gradient, trainer, expires_s)
+        combined = reply.combined
+        return {
+            "reward": combined.reward,
+            "scores": combined.scores,
+            "gradient": combined.gradient,
+            "held_out": reply.held_out,
+            "failed": reply.failed,
+        }
+
+    def describe(self) -> ServiceRecord:
+        settings, limits = self.settings, self.settings.limits
+        models = [ModelRecord(**{name: getattr(t, name) for name in ModelRecord.model_fields}) for t in self._terms]
+        return ServiceRecord(
+            name=settings.name,
+            version=version("dipp-ray"),
+            deterministic=settings.deterministic,
+            batch_rows=settings.batch_rows,
+            latent_channels=settings.latent_channels,
+            models=models,
+            limits=LimitsRecord(**limits.model_dump()),
+        )
+
+    async def models(self) -> dict:
+        """`describe` as a record of plain values."""
+        return self.describe().model_dump()
+
+    async def health(self) -> HealthRecord:
+        """Each model's own health, asked for now."""
+        said = await asyncio.gather(*(self._health_of(name) for name in self._models))
+        models = dict(zip(self._models, said, strict=True))
+        required = [term.name for term in self._terms if term.required]
+        return HealthRecord(ok=not self._draining and all(models[name] == "ok" for name in required), models=models)
+
+    async def drain(self, wait_s: float) -> int:
+        """Take no more calls and wait for those that were taken; answers how many are left after `wait_s` seconds."""
+        self._draining = True
+        until = time.monotonic() + wait_s
+        while self._open and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        return self._open
+
+    # -- both transports ---------------------------------------------------------------------------------------------
+
+    async def answer(
+        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+    ) -> ServiceReply:
+        """The reply to one call; raises as `score` does, and counts how it ended."""
+        start, label, outcome = time.monotonic(), self.metrics.trainer(trainer), "failed"
+        self._open += 1
+        try:
+            reply = await self._answer(x, prompts, space, gradient, trainer, expires_s)
+            outcome = "answered"
+            self.metrics.rows.labels(label).inc(len(x))
+            self.metrics.seconds.observe(time.monotonic() - start)
+            return reply
+        except asyncio.CancelledError:
+            outcome = "caller gone"
+            raise
+        except ValueError:
+            outcome = "refused"
+            raise
+        except (QueueFull, Draining):
+            outcome = "queue full"
+            raise
+        except DeadlineError:
+            outcome = "too late"
+            raise
+        finally:
+            self._open -= 1
+            self.metrics.calls.labels(label, outcome).inc()
+
+    async def _answer(self, x, prompts, space, gradient, trainer, expires_s) -> ServiceReply:
+        if self._draining:
+            raise Draining("the service is being stopped: call another one")
+        if x.dtype not in (np.float32, np.float64):
+            raise ValueError(f"{x.dtype} was sent: send float32")
+        terms = self._terms
+        validate_call(x, prompts, space, gradient, self.settings.latent_channels, terms)
+        check_limits(x.shape, prompts, space, self.settings.limits)
+        if not np.isfinite(x).all():
+            raise ValueError(f"{space} that are not finite were sent")
+        call = Call(x, prompts, space, gradient, terms)
+        outcomes = await self._scheduler.score(call, trainer, expires_s)
+        answers, failed = joined(terms, outcomes)
+        for name in failed:
+            self.metrics.model_failures.labels(name).inc(len(outcomes))
+        held_out = [term.name for term in terms if term.held_out]
+        return ServiceReply(combine(terms, answers, gradient), held_out, failed)
+
+    async def _ask(self, term: RewardTerm, call: Call, expires_s: float) -> Answer:
+        """One model's answer. A lost replica's work is given to another one: models keep no state."""
+        until, attempts = time.monotonic() + expires_s, 0
+        gradient = call.gradient and not term.held_out
+        while True:
+            attempts += 1
+            left = until - time.monotonic()
+            response = self._models[term.name].answer.remote(call.x, call.prompts, call.space, gradient, left)
+            try:
+                async with asyncio.timeout(max(left, 0)):
+                    return await response
+            except TimeoutError:
+                response.cancel()
+                raise DeadlineError(f"reward '{term.name}' did not answer in time") from None
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            except DeploymentUnavailableError as error:
+                raise ModelError(term.name, f"its deployment failed ({first_line(error)})", "lost") from error
+            except LOST as error:
+                lost = error
+            except RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, DeadlineError):
+                    raise DeadlineError(str(cause)) from None
+                if not isinstance(cause, LOST):
+                    refused = isinstance(cause, ValueError)
+                    reason = first_line(cause) if refused else f"{type(cause).__name__}: {first_line(cause)}"
+                    raise ModelError(term.name, reason, "refused" if refused else "failed") from error
+                lost = cause
+            if attempts >= ATTEMPTS:
+                raise ModelError(term.name, f"lost {attempts} replicas in a row ({type(lost).__name__})", "lost")
+            await asyncio.sleep(PAUSE_S)
+
+    async def _health_of(self, name: str) -> str:
+        response = self._models[name].check_health.remote()
+        try:
+            async with asyncio.timeout(HEALTH_S):
+                await response
+        except TimeoutError:
+            response.cancel()
+            return f"no answer within {HEALTH_S:g} s"
+        except (RayTaskError, DeploymentUnavailableError, *LOST) as error:
+            return first_line(error.cause if isinstance(error, RayTaskError) else error)
+        return "ok"
+
+    def _count_batch(self, batch) -> None:
+        self.metrics.batch_rows.observe(sum(chunk.rows for chunk in batch))
+        self.metrics.batch_callers.observe(len(batch))
+
+    def metrics_text(self) -> bytes:
+        self.metrics.waiting.set(len(self._scheduler.queue))
+        self.metrics.in_flight.set(self._scheduler.in_flight)
+        return self.metrics.text()
+
+
+def check_limits(shape: tuple[int, ...], prompts: list[str], space: Space, limits: LimitsSection) -> None:
+    """Raise ValueError where rows, sides or prompts are beyond the limits."""
+    if shape[0] > limits.rows:
+        raise ValueError(f"{shape[0]} rows were sent: at most {limits.rows} in one call")
+    side = limits.image_side if space == "images" else limits.latent_side
+    if max(shape[2:]) > side:
+        raise ValueError(f"{space} of {shape[2]} x {shape[3]} were sent: at most {side} a side")
+    if (longest := max(map(len, prompts))) > limits.prompt_chars:
+        raise ValueError(f"a prompt of {longest} characters was sent: at most {limits.prompt_chars}")
+
+
+def joined(
+    terms: tuple[RewardTerm, ...], outcomes: list[dict[str, Outcome]]
+) -> tuple[dict[str, Answer], dict[str, str]]:
+    """(answers by model over all chunks of a call, failed models that are not required, and why).
+
+    A model fails the whole call or none of it. Raises the error of a required model, and that of the last one where
+    every trained model failed: an empty sum is no reward.
+    """
+    answers, failed, last = {}, {}, None
+    for term in terms:
+        parts = [by_model[term.name] for by_model in outcomes]
+        error = next((part for part in parts if isinstance(part, Exception)), None)
+        if error is None:
+            slopes = [part.gradient for part in parts]
+            answer = Answer(
+                np.concatenate([part.score for part in parts]), None if slopes[0] is None else np.concatenate(slopes)
+            )
+            if term.required or not (reason := nonfinite(answer)):
+                answers[term.name] = answer
+                continue
+            error = ModelError(term.name, reason, "failed")
+        if term.required:
+            raise error
+        failed[term.name], last = str(error), error
+    if last is not None and not any(term.name in answers for term in trained(terms) or terms):
+        raise last
+    return answers, failed
+
+
+def nonfinite(answer: Answer) -> str | None:
+    """What is wrong with an answer that is not finite."""
+    bad = ~np.isfinite(answer.score)
+    if answer.gradient is not None:
+        bad |= ~np.isfinite(answer.gradient).reshape(len(bad), -1).all(axis=1)
+    return f"not finite for {int(bad.sum())} of {len(bad)} samples" if bad.any() else None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,43 @@
+"""PNG and JPEG files from outside as one array of pixels: sizes are read and checked before a pixel is decoded."""
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image
+
+from dipp_ray.serving.wire import WireError, decoded
+
+FORMATS = ("PNG", "JPEG")
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def pixels_of(files: list[str], most_side: int) -> np.ndarray:
+    """Base64 of PNG or JPEG files, all of one size -> uint8 [B, 3, H, W]. Transparency is dropped.
+
+    Raises WireError for what is no such file, for a side beyond `most_side`, and for sizes that differ.
+    """
+    images = [_opened(decoded(text, f"images[{i}]"), i) for i, text in enumerate(files)]
+    width, height = images[0].size
+    for i, image in enumerate(images):
+        if max(image.size) > most_side:
+            raise WireError(f"images[{i}] has {image.size[0]} x {image.size[1]} pixels: at most {most_side} a side")
+        if image.size != (width, height):
+            raise WireError(
+                f"images[{i}] has {image.size[0]} x {image.size[1]} pixels, images[0] {width} x {height}: "
+                "send images of one size in a call"
+            )
+    pixels = np.empty((len(images), 3, height, width), np.uint8)
+    for i, image in enumerate(images):
+        try:
+            pixels[i] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        except BROKEN:
+            raise WireError(f"images[{i}] does not decode") from None
+    return pixels
+
+
+def _opened(data: bytes, i: int) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except BROKEN:
+        raise WireError(f"images[{i}] is no PNG or JPEG file") from None

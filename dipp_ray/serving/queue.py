@@ -1,0 +1,139 @@
+"""The one queue of a reward service: fair between trainers, bounded for each, and batches counted in rows.
+
+Plain bookkeeping without a clock or a loop of its own. Fairness is start-time fair queueing (Goyal et al. 1996) with
+equal weights: the next chunk is that of the trainer who got the fewest rows since it has had something waiting.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class QueueFull(Exception):
+    """The bound of a trainer, or of all, is reached. `retry_after_s`: when it is worth trying again."""
+
+    def __init__(self, message: str, retry_after_s: float):
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Rows of one call that are computed together.
+
+    kind: chunks of one kind may share a batch. expires: on the clock of `take`'s caller. alone: never merged.
+    work: what the caller of the queue wants back.
+    """
+
+    trainer: str
+    kind: tuple
+    rows: int
+    size: int  # bytes
+    expires: float
+    alone: bool
+    work: Any = field(default=None, repr=False)
+
+
+class FairQueue:
+    """Chunks of several trainers, at most `rows` of one and `size` bytes of all."""
+
+    def __init__(self, rows: int, size: int):
+        self._rows, self._size = rows, size
+        self._waiting: dict[str, deque[Chunk]] = {}
+        self._served: dict[str, float] = {}  # rows, since the trainer has had something waiting
+        self._clock = 0.0  # what the trainer who was served last had got
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        """Rows that wait."""
+        return sum(self.rows_of(trainer) for trainer in self._waiting)
+
+    def rows_of(self, trainer: str) -> int:
+        return sum(chunk.rows for chunk in self._waiting.get(trainer, ()))
+
+    def put(self, chunks: list[Chunk], rows_a_second: float) -> None:
+        """Take all chunks of a call, or none: raises QueueFull where a bound would be passed.
+
+        rows_a_second: the speed of late, for the advice when to come again.
+        """
+        trainer, rows, size = chunks[0].trainer, sum(c.rows for c in chunks), sum(c.size for c in chunks)
+        if self.rows_of(trainer) + rows > self._rows:
+            raise QueueFull(
+                f"trainer '{trainer}' has {self.rows_of(trainer)} rows waiting of at most {self._rows}: send fewer at "
+                "a time, or give the service more replicas",
+                self._advice(rows_a_second),
+            )
+        if self.bytes + size > self._size:
+            raise QueueFull(
+                f"{self.bytes / 2**20:.0f} MiB of calls are waiting: try again later, or give the service more "
+                "replicas",
+                self._advice(rows_a_second),
+            )
+        if trainer not in self._waiting:
+            self._waiting[trainer] = deque()
+            self._served[trainer] = self._clock
+        self._waiting[trainer].extend(chunks)
+        self.bytes += size
+
+    def take(self, most_rows: int, now: float, only_full: bool = False) -> tuple[list[Chunk], list[Chunk]]:
+        """(the next batch, chunks whose time was over before it began).
+
+        A batch is of one kind and of at most `most_rows` rows; chunks are never split. only_full: answer an empty
+        batch, and take nothing, unless more rows of that kind would not fit.
+        """
+        late = self._drop(lambda chunk: chunk.expires <= now)
+        batch = self._choose(most_rows, only_full)
+        for chunk in batch:
+            self._served[chunk.trainer] += chunk.rows
+            self._clock = max(self._clock, self._served[chunk.trainer] - chunk.rows)
+            self._remove(chunk)
+        return batch, late
+
+    def discard(self, chunks: list[Chunk]) -> None:
+        """Forget those of `chunks` that still wait: their caller is gone."""
+        gone = set(map(id, chunks))
+        self._drop(lambda chunk: id(chunk) in gone)
+
+    def _choose(self, most_rows: int, only_full: bool) -> list[Chunk]:
+        batch: list[Chunk] = []
+        rows, full = 0, False
+        depth = dict.fromkeys(self._waiting, 0)  # how many of each trainer's chunks are in the batch already
+        served = dict(self._served)
+        while depth:
+            trainer = min(depth, key=lambda name: (served[name], name))
+            chunk = self._waiting[trainer][depth[trainer]]
+            same = not batch or (chunk.kind == batch[0].kind and not chunk.alone and not batch[0].alone)
+            fits = not batch or rows + chunk.rows <= most_rows
+            full = full or (same and not fits)
+            if not (same and fits):
+                del depth[trainer]  # in order: what comes behind it waits as well
+                continue
+            batch.append(chunk)
+            rows += chunk.rows
+            served[trainer] += chunk.rows
+            depth[trainer] += 1
+            full = full or rows >= most_rows or chunk.alone
+            if depth[trainer] == len(self._waiting[trainer]):
+                del depth[trainer]
+        return batch if full or not only_full else []
+
+    def _remove(self, chunk: Chunk) -> None:
+        waiting = self._waiting[chunk.trainer]
+        waiting.remove(chunk)
+        self.bytes -= chunk.size
+        if not waiting:
+            del self._waiting[chunk.trainer], self._served[chunk.trainer]
+
+    def _drop(self, condition) -> list[Chunk]:
+        dropped = [chunk for waiting in self._waiting.values() for chunk in waiting if condition(chunk)]
+        for chunk in dropped:
+            self._remove(chunk)
+        return dropped
+
+    def _advice(self, rows_a_second: float) -> float:
+        """Seconds until about what waits now is done, a whole number from 1 to 60."""
+        return float(min(60, max(1, math.ceil(len(self) / rows_a_second)))) if rows_a_second > 0 else 1.0

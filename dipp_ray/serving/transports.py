@@ -1,0 +1,188 @@
+"""The two ways to a reward service: by Serve handle inside the cluster, by HTTP from anywhere."""
+
+import asyncio
+import io
+import itertools
+import os
+import re
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+from pydantic import ValidationError
+
+from dipp_ray.errors import UserError
+from dipp_ray.serving.calls import DeadlineError, Draining, ModelError, Space
+from dipp_ray.serving.client import FAULT_ATTEMPTS, TransportError
+from dipp_ray.serving.queue import QueueFull
+from dipp_ray.serving.wire import (
+    REPLY,
+    REQUEST,
+    SAFETENSORS,
+    ErrorReply,
+    ReplyRecord,
+    ScoreOptions,
+    ServiceRecord,
+    WireDtype,
+    WireError,
+    from_half,
+    pack,
+    unpack,
+)
+
+TOKEN = "DIPP_RAY_REWARD_TOKEN"
+RETRIED = {408, 429}  # and 5xx
+CONNECTIONS = 64
+MOST_HEADER = 2**24  # of a reply, bytes
+CONNECT_S = 10.0
+
+
+class HandleTransport:
+    """Calls by a Serve handle, inside the cluster."""
+
+    def __init__(self, application: str):
+        from ray import serve  # a caller by URL needs no Ray
+
+        self._handle = serve.get_app_handle(application)
+
+    async def score(
+        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+    ) -> dict:
+        return await self._call("score", x, prompts, space, gradient, trainer, expires_s)
+
+    async def describe(self) -> ServiceRecord:
+        return ServiceRecord.model_validate(await self._call("models"))
+
+    async def close(self) -> None:
+        pass
+
+    async def _call(self, method: str, *arguments):
+        from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+        lost = (RayActorError, ObjectLostError, BackPressureError, ReplicaUnavailableError, DeploymentUnavailableError)
+        response = None
+        try:
+            response = getattr(self._handle, method).remote(*arguments)
+            return await response
+        except asyncio.CancelledError:
+            if response is not None:
+                response.cancel()  # work past its deadline is not begun
+            raise
+        except lost as error:
+            raise TransportError(f"{type(error).__name__}: {error}") from error
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, (*lost, QueueFull, Draining, DeadlineError)):
+                pause = getattr(cause, "retry_after_s", 0.0)
+                raise TransportError(f"{type(cause).__name__}: {cause}", pause) from error
+            if isinstance(cause, ModelError):
+                if cause.kind == "refused":
+                    raise ValueError(str(cause)) from error
+                most = FAULT_ATTEMPTS if cause.kind == "failed" else None
+                raise TransportError(str(cause), most_attempts=most) from error
+            if isinstance(cause, ValueError):
+                raise ValueError(str(cause)) from error
+            raise
+
+
+class HttpTransport:
+    """Calls by HTTP to one service, or to several that serve the same; the next one where one does not answer.
+
+    urls: such as http://10.0.0.5:8000. token: this caller's bearer token. dtype: of x and of the gradient on the wire;
+    fp16 halves the traffic, to fp16's rounding. One pool of connections for all calls.
+    """
+
+    def __init__(self, urls: list[str], token: str | None = None, dtype: WireDtype = "fp32"):
+        for url in urls:
+            if not re.match(r"^https?://[^/\s]+", url):
+                raise UserError(f"reward.urls: '{url}' is no URL: write http://HOST:PORT or https://HOST")
+        self._urls = [url.rstrip("/") for url in urls]
+        self._next = itertools.cycle(range(len(urls)))
+        self._dtype = dtype
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def score(
+        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+    ) -> dict:
+        options = ScoreOptions(
+            prompts=list(prompts),
+            space=space,
+            gradient=gradient,
+            reply_dtype=self._dtype,
+            deadline_s=min(expires_s, 86400.0),
+            trainer=trainer,
+        )
+        sent = x.astype(np.float16 if self._dtype == "fp16" else np.float32, copy=False)
+        body = await self._request("POST", "/v1/score", pack({"x": sent}, REQUEST, options))
+        try:
+            tensors, metadata = unpack(body, MOST_HEADER)
+            record = ReplyRecord.model_validate_json(metadata[REPLY])
+        except (WireError, ValidationError, KeyError) as error:
+            raise TransportError(f"its answer is damaged ({error})") from error
+        slope = tensors.get("gradient")
+        if slope is not None and "gradient_scale" in tensors:
+            slope = from_half(slope, tensors["gradient_scale"])
+        scores = {name.removeprefix("scores/"): value for name, value in tensors.items() if name.startswith("scores/")}
+        return {"reward": tensors.get("reward"), "scores": scores, "gradient": slope, **record.model_dump()}
+
+    async def describe(self) -> ServiceRecord:
+        body = await self._request("GET", "/v1/models", None)
+        try:
+            return ServiceRecord.model_validate_json(body)
+        except ValidationError as error:
+            raise UserError(
+                f"{self._urls[0]} is no reward service of this version ({error.error_count()} differences in "
+                "/v1/models): correct reward.urls, or bring both to one version"
+            ) from None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _request(self, method: str, path: str, body: bytes | None) -> bytes:
+        if self._session is None:  # here, where an event loop runs
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                headers=self._headers,
+            )
+        url = self._urls[next(self._next)]
+        kind = {"Content-Type": SAFETENSORS} if body is not None else {}
+        content = io.BytesIO(body) if body is not None else None  # sent piece by piece, so that the loop goes on
+        try:
+            async with self._session.request(method, url + path, data=content, headers=kind) as response:
+                reply = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise TransportError(f"{url}: {error or type(error).__name__}") from error
+        if response.status == 200:
+            return reply
+        message = _message(reply, response.reason)
+        if response.status in RETRIED or response.status >= 500:
+            pause = response.headers.get("Retry-After", "0")
+            most = FAULT_ATTEMPTS if response.status == 500 else None
+            raise TransportError(f"{url}: {response.status} {message}", float(pause) if pause.isdigit() else 0.0, most)
+        if response.status in (401, 403):
+            raise UserError(f"{url}: {message} (this caller's is read from {TOKEN}, or from reward.token)")
+        if response.status == 404:
+            raise UserError(f"{url}{path} is not there: correct reward.urls, it is no reward service")
+        raise ValueError(f"{url}: {message}")
+
+
+def read_token(path: str | None) -> str | None:
+    """This caller's bearer token: of the file, or of DIPP_RAY_REWARD_TOKEN; None for none. Raises UserError."""
+    if path is None:
+        return os.environ.get(TOKEN) or None
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"reward.token: {path}: {getattr(error, 'strerror', None) or 'it is not text'}") from None
+
+
+def _message(content: bytes, otherwise: str | None) -> str:
+    try:
+        return ErrorReply.model_validate_json(content).error.message
+    except ValidationError:
+        return otherwise or "no reason given"

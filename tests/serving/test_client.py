@@ -1,0 +1,124 @@
+"""The client alone: what it retries, what bounds it, what it refuses."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from dipp_ray.errors import NonFiniteError, RewardUnavailableError, UserError
+from dipp_ray.serving import client as module
+from dipp_ray.serving.client import RewardClient, TransportError
+from dipp_ray.serving.wire import LimitsRecord, ModelRecord, ServiceRecord
+
+X, PROMPTS = np.zeros((3, 1, 8, 8), np.float32), ["a", "b", "c"]
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 1e-3)
+
+
+class Flaky:
+    """A transport that fails `faults` times and then answers."""
+
+    def __init__(self, faults, error, **reply):
+        self.faults, self.error, self.attempts = faults, error, 0
+        self.reply = {"reward": np.ones(3, np.float32), "scores": {}, "gradient": None, "failed": {}} | reply
+
+    async def score(self, x, prompts, space, gradient, trainer, expires_s):
+        self.attempts += 1
+        if self.attempts <= self.faults:
+            raise self.error
+        return self.reply
+
+
+class Hangs:
+    async def score(self, *_):
+        await asyncio.Event().wait()
+
+
+class Described:
+    def __init__(self, **changes):
+        term = {"model": "clip", "weight": 1.0, "mean": 0.0, "deviation": 1.0, "hinge": None, "cap": None}
+        models = [ModelRecord(name=name, held_out=name == "watch", required=True, **term) for name in ("a", "watch")]
+        limits = LimitsRecord(body_mib=1, header_kib=1, rows=8, image_side=8, latent_side=8, prompt_chars=8)
+        self.record = ServiceRecord(
+            **{"name": "shared", "version": "1", "deterministic": True, "batch_rows": 8, "latent_channels": 1,
+               "models": models, "limits": limits} | changes
+        )  # fmt: skip
+
+    async def describe(self):
+        return self.record
+
+
+def score(transport, deadline_s=30.0, gradient=False, **settings):
+    return asyncio.run(RewardClient(transport, deadline_s, **settings).score(X, PROMPTS, gradient))
+
+
+def test_transport_faults_are_retried():
+    flaky = Flaky(3, TransportError("replica died"))
+    assert score(flaky)["reward"].tolist() == [1, 1, 1]
+    assert flaky.attempts == 4
+
+
+def test_a_refused_call_is_not_retried():
+    wrong = Flaky(1, ValueError("bad call"))
+    with pytest.raises(ValueError, match="bad call"):
+        score(wrong)
+    assert wrong.attempts == 1
+
+
+def test_a_fault_of_the_model_is_tried_a_few_times():
+    broken = Flaky(10**9, TransportError("model raised", most_attempts=3))
+    with pytest.raises(RewardUnavailableError, match=r"3 attempts \(model raised\)"):
+        score(broken)
+    assert broken.attempts == 3
+
+
+def test_the_deadline_bounds_all_attempts():
+    with pytest.raises(RewardUnavailableError, match=r"within 0\.05 s .*replica died"):
+        score(Flaky(10**9, TransportError("replica died")), 0.05)
+
+
+def test_the_deadline_bounds_one_attempt_too():
+    started = time.monotonic()
+    with pytest.raises(RewardUnavailableError, match=r"within 0\.05 s and 1 attempts"):
+        score(Hangs(), 0.05)
+    assert time.monotonic() - started < 5
+
+
+def test_the_pause_that_a_service_asks_for_is_kept():
+    started = time.monotonic()
+    score(Flaky(1, TransportError("queue full", retry_after_s=0.2)))
+    assert time.monotonic() - started >= 0.2
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ({"reward": None}, "its reward has shape None"),
+        ({"reward": np.ones(2, np.float32)}, r"its reward has shape \[2\], not \[3\]"),
+        ({"scores": {"clip": np.ones(4, np.float32)}}, "its score clip has shape"),
+        ({"gradient": np.ones((3, 1, 8, 4), np.float32)}, "its gradient has shape"),
+    ],
+)
+def test_what_was_not_answered_is_no_number(reply, message):
+    full = {"gradient": np.ones_like(X)} | reply
+    with pytest.raises(NonFiniteError, match=message):
+        score(Flaky(0, None, **full), gradient=True, on_nonfinite="drop")
+
+
+def test_the_service_is_the_one_that_was_expected():
+    def check(names, held_out=(), rows=4, **changes):
+        return asyncio.run(RewardClient(Described(**changes), 1.0).check(names, list(held_out), rows))
+
+    assert check(["a", "watch"], ["watch"]).name == "shared"
+    with pytest.raises(UserError, match="serves a, watch, but not b"):
+        check(["b"])
+    with pytest.raises(UserError, match="do not agree whether watch is held out"):
+        check(["watch"])
+    with pytest.raises(UserError, match="takes no latents"):
+        check(["a"], latent_channels=None)
+    with pytest.raises(UserError, match="takes 8 rows a call, this run sends 9"):
+        check(["a"], rows=9)
