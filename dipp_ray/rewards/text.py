@@ -33,7 +33,7 @@ class PromptCache(nn.Module):
         if prompt in self._known:
             self._known.move_to_end(prompt)
             return self._known[prompt]
-        with torch.inference_mode(False), torch.no_grad():  # An inference tensor could enter no later gradient.
+        with torch.no_grad():
             value = compute(prompt)
         self._known[prompt] = value
         if len(self._known) > self.size:

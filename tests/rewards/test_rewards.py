@@ -66,7 +66,7 @@ def test_a_missing_weight_is_refused(clip_folder, tmp_path):
     [
         ({"model": "clip"}, "needs the folder"),
         ({"model": "clip", "folder": "/nowhere"}, "no folder /nowhere"),
-        ({"model": "clap"}, "neither clip nor package.module:Class"),
+        ({"model": "clap"}, "neither package.module:Class nor one of"),
         ({"model": "no_such_module:Thing"}, "no_such_module"),
         ({"model": "tiny_models:Missing"}, "no class Missing"),
         ({"model": "tiny_models:Nothing"}, "no method reward"),
