@@ -1,0 +1,265 @@
+"""Pairs from every kind of file that is read, and one sentence for each kind that is not."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import s3fs
+import torch
+from moto.server import ThreadedMotoServer
+from PIL import Image
+from preference_pairs import encoded, in_base64, make_rows, write_jsonl, write_parquet
+
+from dipp_ray.errors import UserError
+from dipp_ray.preferences.dataset import is_held_out, load_pairs, split, store_pairs
+from dipp_ray.preferences.images import decode
+from dipp_ray.preferences.reading import Labels, read_images, read_labels
+from dipp_ray.preferences.settings import ColumnSettings
+
+COLUMNS = ColumnSettings()
+
+
+def read(path, columns=COLUMNS, size=8):
+    """(labels, images [N, 2, 3, size, size]) of a whole file."""
+    labels = read_labels(path, columns)
+    return labels, np.concatenate(list(read_images(path, columns, size, lambda row: True)))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return make_rows(70, 0)  # more than are read together
+
+
+@pytest.fixture(scope="module")
+def pixels(rows):
+    pairs = [[np.asarray(Image.open(io.BytesIO(row[key]))) for key in ("image_a", "image_b")] for row in rows]
+    return np.array(pairs).transpose(0, 1, 4, 2, 3)
+
+
+def beside(folder, rows):
+    """The same rows with their images in files beside."""
+    (folder / "images").mkdir(exist_ok=True)
+    named = []
+    for number, row in enumerate(rows):
+        for key in ("image_a", "image_b"):
+            (folder / "images" / f"{number} [{key}]*.png").write_bytes(row[key])  # no pattern, though it looks like one
+        named.append(row | {key: f"images/{number} [{key}]*.png" for key in ("image_a", "image_b")})
+    return named
+
+
+def as_struct(rows, bytes_kept):
+    return [
+        row | {key: {"bytes": row[key] if bytes_kept else None, "path": row[key] if not bytes_kept else None}
+               for key in ("image_a", "image_b")}
+        for row in rows
+    ]  # fmt: skip
+
+
+FILES = {
+    "parquet, bytes": lambda folder, rows: write_parquet(folder / "p", rows),
+    "parquet, struct": lambda folder, rows: write_parquet(folder / "p", as_struct(rows, True)),
+    "parquet, struct of paths": lambda folder, rows: write_parquet(
+        folder / "p", as_struct(beside(folder, rows), False)
+    ),
+    "parquet, paths": lambda folder, rows: write_parquet(folder / "p", beside(folder, rows)),
+    "jsonl, paths": lambda folder, rows: write_jsonl(folder / "p", beside(folder, rows)),
+    "jsonl, base64": lambda folder, rows: write_jsonl(folder / "p", [in_base64(row) for row in rows]),
+    "jsonl, data uri": lambda folder, rows: write_jsonl(
+        folder / "p", [in_base64(row, "data:image/png;base64,") for row in rows]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_kind_of_file_gives_the_same_pairs(tmp_path, rows, pixels, kind):
+    labels, images = read(FILES[kind](tmp_path, rows))
+    assert labels.prompts == tuple(row["prompt"] for row in rows)
+    assert labels.label.tolist() == [np.float32(row["label"]) for row in rows]
+    assert images.dtype == np.uint8 and np.array_equal(images, pixels)
+
+
+def test_s3_reads_like_a_folder(tmp_path, rows, pixels, monkeypatch):
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        fs = s3fs.S3FileSystem()
+        fs.mkdir("pairs")
+        for name in ("parquet, bytes", "jsonl, paths"):
+            (folder := tmp_path / name.replace(", ", "_")).mkdir()
+            FILES[name](folder, rows)
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    fs.put_file(str(path), f"pairs/{folder.name}/{path.relative_to(folder)}")
+            labels, images = read(f"s3://pairs/{folder.name}/p")
+            assert len(labels) == len(rows) and np.array_equal(images, pixels)
+        with pytest.raises(UserError, match="s3://pairs/nowhere does not exist"):
+            read_labels("s3://pairs/nowhere", COLUMNS)
+        gone = write_parquet(tmp_path / "gone", [rows[0] | {"image_a": "gone.png", "image_b": "gone.png"}])
+        fs.put_file(gone, "pairs/gone")
+        with pytest.raises(UserError, match=r"row 0: there is no image gone\.png beside"):
+            read("s3://pairs/gone")
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.stop()
+
+
+def test_labels_in_words_and_numbers(tmp_path, rows):
+    given = ["a", "b", "tie", 1, 0, 0.5, 0.25, True]
+    path = write_jsonl(tmp_path / "p.jsonl", [in_base64(rows[0]) | {"label": label} for label in given])
+    assert read_labels(path, COLUMNS).label.tolist() == [1, 0, 0.5, 1, 0, 0.5, 0.25, 1]
+
+
+def test_columns_can_be_named(tmp_path, rows):
+    renamed = [
+        {"caption": r["prompt"], "jpg_0": r["image_a"], "jpg_1": r["image_b"], "label_0": r["label"]} for r in rows
+    ]
+    columns = ColumnSettings(prompt="caption", image_a="jpg_0", image_b="jpg_1", label="label_0")
+    labels, _ = read(write_parquet(tmp_path / "p", renamed), columns)
+    assert labels.label.tolist() == [np.float32(row["label"]) for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_formats(kind):
+    pixels = np.full((16, 16, 3), (200, 40, 90), np.uint8)
+    assert np.abs(decode(encoded(pixels, kind), 8).astype(int) - [[[200]], [[40]], [[90]]]).max() <= 3
+
+
+def test_images_of_other_sizes_are_brought_to_the_models():
+    ramp = np.tile(np.arange(0, 240, 6, dtype=np.uint8)[None, :, None], (20, 1, 3))  # 20 high, 40 wide
+    small = decode(encoded(ramp), 8)
+    assert small.shape == (3, 8, 8) and small.dtype == np.uint8
+    # The middle of the wide side: columns 10 to 30, of mean 6 x 19.5.
+    assert abs(small.mean() - 117) < 2 and (np.diff(small[0].astype(int), axis=1) > 0).all()
+
+
+def test_a_very_large_side_is_shrunk_as_the_others_are():
+    ramp = np.tile((np.arange(2080) / 9).astype(np.uint8)[None, :, None], (1040, 1, 3))
+    large, small = decode(encoded(ramp), 8), decode(encoded(ramp[::2, ::2].copy()), 8)
+    assert large.shape == (3, 8, 8) and np.abs(large.astype(int) - small).max() <= 3
+
+
+def bomb(width, height):
+    """A PNG of a hundred bytes whose header claims so many pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("side", "words"), [(8001, "8001 x 8001 pixels are over the limit"), (60000, "does not decode")]
+)
+def test_a_decompression_bomb_is_refused_before_it_takes_memory(side, words):
+    with warnings.catch_warnings(), pytest.raises(UserError, match=words):
+        warnings.simplefilter("error")
+        decode(bomb(side, side), 8)
+
+
+IMAGE = encoded(np.zeros((8, 8, 3), np.uint8))
+GOOD = {"prompt": "red", "image_a": IMAGE, "image_b": IMAGE, "label": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": None}, r"row 1: label None is no probability: give a number in \[0, 1\], or a, b, tie"),
+        ({"label": 1.5}, "row 1: label 1.5 is no probability"),
+        ({"label": float("nan")}, "label nan is no probability"),
+        ({"prompt": " "}, "row 1: the prompt is empty"),
+        ({"prompt": None}, "row 1: the prompt is empty"),
+        ({"image_a": b"no image"}, "row 1: an image is refused: it does not decode"),
+        ({"image_a": IMAGE[:45]}, "row 1: an image is refused: it does not decode"),
+        ({"image_b": None}, "row 1: an image is neither bytes, base64 nor a path"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        read(write_parquet(tmp_path / "pairs.parquet", [GOOD, GOOD | change]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_a": "gone.png"}, r"line 1: there is no image gone\.png beside the file"),
+        ({"image_a": "/etc/hostname"}, "line 1: /etc/hostname is not below the file's folder"),
+        ({"image_a": "../x.png"}, r"\.\./x\.png is not below the file's folder"),
+        ({"image_a": "s3://b/x.png"}, "is not below the file's folder"),
+        ({"image_a": "iVBORw0KGgo!"}, "it is no base64"),
+        ({"image_a": 7}, "an image is neither bytes, base64 nor a path"),
+        ({"label": "c"}, "label 'c' is no probability"),
+        ({"label": "left"}, "label 'left' is no probability"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        read(write_jsonl(tmp_path / "pairs.jsonl", [in_base64(GOOD) | change]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b'{"prompt": "red"}', r"line 1: no column image_a, image_b, label \(it has: prompt\)"),
+        (b"[1]", "line 1: no object"),
+        (b"prompt,image_a\n", "line 1: neither JSON nor parquet"),
+        (b"\xff\xfe", "line 1: neither JSON nor parquet"),
+        (b"PAR1 and nothing more", "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path, content, message):
+    (tmp_path / "pairs").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_labels(str(tmp_path / "pairs"), COLUMNS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["nowhere.parquet", "nosuch://bucket/pairs", "."])
+def test_a_file_that_cannot_be_opened_is_one_sentence(path):
+    with pytest.raises(UserError, match=r"does not exist|cannot be read"):
+        read_labels(path, COLUMNS)
+
+
+def test_stored_pairs_are_the_chosen_rows(tmp_path, rows, pixels):
+    labels = read_labels(write_parquet(tmp_path / "p", rows), COLUMNS)
+    chosen, ticks = list(range(1, 70, 2)), []
+    store_pairs(tmp_path / "stored", labels, chosen, COLUMNS, 8, ticks.append)
+    pairs = load_pairs(tmp_path / "stored")
+    assert len(pairs) == len(chosen) and ticks[-1] == len(chosen)
+    assert np.array_equal(pairs.images, pixels[chosen])
+    assert [pairs.prompts[index] for index in pairs.prompt] == [rows[row]["prompt"] for row in chosen]
+    assert torch.equal(pairs.label, torch.tensor([rows[row]["label"] for row in chosen]))
+    assert torch.equal(pairs.both(torch.tensor([3, 0])), torch.from_numpy(pixels[[7, 1]]))
+    with pytest.raises(UserError, match="is not seen on this machine"):
+        load_pairs(tmp_path / "elsewhere")
+
+
+def test_what_a_stopped_decoding_left_is_not_taken_for_pairs(tmp_path, rows):
+    labels = read_labels(write_parquet(tmp_path / "p", [*rows, GOOD | {"image_a": b"no image"}]), COLUMNS)
+    with pytest.raises(UserError, match="row 70"):
+        store_pairs(tmp_path / "stored", labels, list(range(71)), COLUMNS, 8, lambda done: None)
+    assert not (tmp_path / "stored").exists()
+
+
+def test_the_split_is_by_prompt_and_stays_as_the_file_grows():
+    prompts = tuple(f"prompt {number % 500}" for number in range(2000))
+    labels = Labels("pairs", prompts, np.zeros(2000, np.float32), 1)
+    train, held_out = split(labels, 0.2)
+    assert sorted(train + held_out) == list(range(2000))
+    assert not {prompts[row] for row in train} & {prompts[row] for row in held_out}
+    assert 0.14 < len(held_out) / 2000 < 0.26
+    assert {prompt for prompt in prompts if is_held_out(prompt, 0.1)} < {prompts[row] for row in held_out}
+    for share, words in ((1e-9, "none"), (1 - 1e-9, "all")):
+        with pytest.raises(UserError, match=f"puts {words} of the 500 prompts"):
+            split(labels, share)
