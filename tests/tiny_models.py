@@ -107,3 +107,19 @@ class Never:
 
     def reward(self, images, prompts):
         threading.Event().wait()
+
+
+class Picky(Brightness):
+    """Refuses a whole batch for one prompt."""
+
+    def reward(self, images, prompts):
+        if "refuse" in prompts:
+            raise ValueError("refuse is no prompt")
+        return super().reward(images, prompts)
+
+
+class Raises(Brightness):
+    """Is out of order."""
+
+    def reward(self, images, prompts):
+        raise RuntimeError("out of order")
