@@ -15,7 +15,7 @@ class Code:
 
 def test_code_in_a_file_is_never_run(tmp_path, capsys):
     torch.save({"state_dict": {"a": torch.zeros(1)}, "more": Code()}, tmp_path / "a.pt")
-    (tmp_path / "b.pt").write_bytes(pickle.dumps(Code()))
+    (tmp_path / "b.pt").write_bytes(pickle.dumps(Code(), protocol=2))
     (tmp_path / "c.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     for name in "abc":
         with pytest.raises(UserError, match=rf"{name}\.pt does not load as weights alone"):
