@@ -76,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
     export = verb(run_export, "A checkpoint as a diffusers pipeline folder.")
     export.add_argument("checkpoint", type=Path, help="RUN (its latest), RUN@best, or RUN/checkpoints/step_NNNNNN")
     export.add_argument("out", type=Path)
+    service = verb(run_serve_rewards, "The reward service: scores and gradients for several trainers, until Ctrl-C.")
+    service.add_argument("config", type=Path, help="YAML configuration of a service")
+    service.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
+    service.add_argument("--detach", action="store_true", help="leave it in the cluster of RAY_ADDRESS and return")
     report = verb(run_report, "Write report.html of a run's folder anew.")
     report.add_argument("folder", type=Path)
     return top
@@ -144,6 +148,25 @@ def run_export(given) -> None:
     from dipp_ray.training.export import export_command
 
     print(export_command(given.checkpoint, given.out))
+
+
+def run_serve_rewards(given) -> None:
+    from dipp_ray.serving.config import ServiceConfig
+    from dipp_ray.settings import load_settings
+
+    def read() -> ServiceConfig:
+        return load_settings(given.config, given.settings, ServiceConfig)
+
+    config = read()
+    from dipp_ray.serving.app import check_service
+
+    check_service(config)  # before Ray is started: bad input answers at once
+    if given.detach and "RAY_ADDRESS" not in os.environ:
+        raise UserError("--detach leaves the service in a running cluster: set RAY_ADDRESS to one")
+    connect()
+    from dipp_ray.serving.command import serve_rewards
+
+    serve_rewards(read, given.detach, print)
 
 
 def run_report(given) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,10 @@ from dipp_ray.serving.config import LimitsSection, QueueSection, ServedModel, Se
 from dipp_ray.serving.ingress import IngressSettings, Rewards
 from dipp_ray.serving.model import RewardModel
 from dipp_ray.serving.tokens import read_tokens
-from dipp_ray.settings import validate
+from dipp_ray.settings import load_settings, validate
 
 INGRESS = "ingress"
+VARIABLE = "DIPP_RAY_SERVICE"
 ONGOING_CALLS = 10_000  # of the ingress: its own queue bounds them
 ONGOING_BATCHES = 2  # of a replica: one that is computed, one that is already there
 POLL_S, SAY_EVERY_S = 0.1, 10.0
@@ -37,6 +39,17 @@ def build(args: dict) -> serve.Application:
     of it alone restarts nothing.
     """
     config = validate(args, ServiceConfig, "application args")
+    check_service(config)
+    return application(config)
+
+
+def __getattr__(name: str) -> serve.Application:
+    """`dipp_ray.serving.app:app`, for `serve build`: the application of the YAML file that DIPP_RAY_SERVICE names."""
+    if name != "app":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    if not os.environ.get(VARIABLE):
+        raise UserError(f"set {VARIABLE} to the YAML configuration of the service")
+    config = load_settings(os.environ[VARIABLE], [], ServiceConfig)
     check_service(config)
     return application(config)
 

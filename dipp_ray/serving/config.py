@@ -15,7 +15,7 @@ Count = Annotated[int, Field(ge=1)]
 class ServedModel(RewardTerm):
     """A reward model and one deployment of it."""
 
-    role: RoleSection = Field(RoleSection(cpus=1.0), description="Resources of one replica: CPUs, GPU share, kind.")
+    role: RoleSection = Field(RoleSection(), description="Resources of one replica: CPUs, GPU share, kind.")
     replicas: Count | tuple[Count, Count] = Field(1, description="Replicas, or [min, max]: scaled with the load.")
 
     @model_validator(mode="after")
