@@ -1,71 +1,74 @@
-"""The service through its handle and client: equal to local, and faults that end in right values or a clear error."""
+"""The service on Ray Serve: by handle and by HTTP equal to local, and faults that end in right values."""
 
+import asyncio
 import os
 import signal
+import socket
 
 import numpy as np
 import pytest
 import ray
 import torch
 
-from dipp_ray.config import RoleSection
-from dipp_ray.errors import NonFiniteError, UserError
+from dipp_ray.errors import NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.serving.client import RewardClient
+from dipp_ray.serving.config import ServiceConfig
 from dipp_ray.serving.scoring import Scorer
+from dipp_ray.serving.transports import HandleTransport, HttpTransport
 from tiny_models import PROMPTS, save_clip, save_pipeline
 
-ROLE = RoleSection(cpus=0.1)
 CHUNK = 8
 
 
 @pytest.fixture(scope="module")
-def serving(ray_session):
+def url(ray_session):
+    """Serve with HTTP. Tests before may have started it without."""
+    from ray import serve
+
+    if not serve.status().proxies:
+        serve.shutdown()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING"})
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+    else:
+        raise RuntimeError("a test left Serve's HTTP behind")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """clip and bright are the sum; watch and pid are held out."""
+    role = {"cpus": 0.1}
+    clip = save_clip(tmp_path_factory.mktemp("clip"))
+    models = [
+        {"name": "clip", "model": "clip", "folder": clip, "weight": 0.7, "role": role},
+        {"name": "bright", "model": "tiny_models:Brightness", "weight": 5.0, "role": role},
+        {"name": "pid", "model": "tiny_models:ProcessId", "held_out": True, "role": role},
+    ]
+    vae = save_pipeline(tmp_path_factory.mktemp("pipeline"))
+    return ServiceConfig.model_validate(
+        {"name": "shared", "models": models, "vae": vae, "deterministic": True, "batch_rows": CHUNK}
+    )
+
+
+@pytest.fixture(scope="module")
+def local(config):
+    terms = [model.term for model in config.models if model.name != "pid"]
+    return Scorer(terms, LatentDecoder.from_pipeline(config.vae), CHUNK)
+
+
+@pytest.fixture(scope="module")
+def service(url, config):
     from dipp_ray.serving import app
 
-    return app
-
-
-def start(serving, name, terms, vae=None, deterministic=True, replicas=1):
-    """An application of the tests, without HTTP, in chunks of CHUNK rows."""
-    config = serving.private_config(serving.private_name(name), terms, vae, ROLE, replicas, deterministic, CHUNK)
-    serving.deploy_rewards(config)
-    serving.await_rewards(config.name, 120, print)
-    return config.name
-
-
-@pytest.fixture(scope="module")
-def terms(tmp_path_factory):
-    return [
-        RewardTerm(name="clip", model="clip", folder=save_clip(tmp_path_factory.mktemp("clip")), weight=0.7),
-        RewardTerm(name="bright", model="tiny_models:Brightness", weight=5.0),
-        RewardTerm(name="watch", model="tiny_models:NoGradient", held_out=True),
-    ]
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("pipeline"))
-
-
-@pytest.fixture(scope="module")
-def local(terms, vae):
-    return Scorer(terms, LatentDecoder.from_pipeline(vae), chunk_size=CHUNK)
-
-
-@pytest.fixture(scope="module")
-def strict(serving, terms, vae):
-    """The application in deterministic mode, two replicas."""
-    name = start(serving, "strict", terms, vae, replicas=2)
-    yield name
-    serving.stop_rewards(name)
-
-
-@pytest.fixture(scope="module")
-def merging(serving, terms, vae):
-    name = start(serving, "merging", terms, vae, deterministic=False)
-    yield name
-    serving.stop_rewards(name)
+    app.deploy_rewards(config, "/")
+    app.await_rewards(config.name, 180, print)
+    yield app
+    app.stop_rewards(config.name)
 
 
 def call(seed, count=3):
@@ -77,18 +80,26 @@ def call(seed, count=3):
 class Caller:
     """A trainer's client in a process of its own."""
 
-    def __init__(self, name, deadline_s, on_nonfinite, space):
-        from dipp_ray.serving.client import RewardClient
-        from dipp_ray.serving.transports import HandleTransport
-
-        self.client = RewardClient(HandleTransport(name), deadline_s, on_nonfinite, space)
+    def __init__(self, name, settings):
+        self.client = RewardClient(HandleTransport(name), 90.0, **settings)
 
     async def score(self, x, prompts, gradient=True):
         return await self.client.score(x, prompts, gradient)
 
 
-def client(name, deadline_s=60.0, on_nonfinite="raise", space="latents"):
-    return Caller.remote(name, deadline_s, on_nonfinite, space)
+@pytest.fixture(scope="module")
+def caller(service, config):
+    return Caller.remote(config.name, {"trainer": "by-handle"})
+
+
+def by_http(url, calls, deadline_s=90.0, space="latents", **settings):
+    """All calls at once, from one client."""
+
+    async def run():
+        async with RewardClient(HttpTransport([url], **settings), deadline_s, space=space, trainer="by-http") as client:
+            return await asyncio.gather(*(client.score(*c) for c in calls))
+
+    return asyncio.run(run())
 
 
 def same(reply, expected, **tolerance):
@@ -98,102 +109,128 @@ def same(reply, expected, **tolerance):
     pairs += [(reply["gradient"], expected.gradient)] if expected.gradient is not None else []
     for got, want in pairs:
         torch.testing.assert_close(torch.tensor(got), want, **(tolerance or {"rtol": 0, "atol": 0}))
-    assert reply["scores"].keys() == expected.scores.keys()
+    assert reply["scores"].keys() == expected.scores.keys() | {"pid"}
 
 
-def test_deterministic_equals_local_to_the_bit_whoever_else_calls(ray_session, strict, local):
-    actor = client(strict)
-    calls = [call(seed, count) for seed, count in enumerate([3, 8, 11, 1, 3, 20])]
-    replies = ray_session.get([actor.score.remote(ray_session.put(x), prompts) for x, prompts in calls])
-    for (x, prompts), reply in zip(calls, replies, strict=True):
+CALLS = [call(seed, count) for seed, count in enumerate([3, 8, 11, 1, 3, 20])]
+
+
+def test_by_handle_it_equals_local_to_the_bit_whoever_else_calls(ray_session, caller, local):
+    replies = ray_session.get([caller.score.remote(ray_session.put(x), prompts) for x, prompts in CALLS])
+    for (x, prompts), reply in zip(CALLS, replies, strict=True):
         same(reply, local.score(torch.from_numpy(x), prompts))
-        assert reply["finite"].all() and reply["gradient"].shape == x.shape
+        assert reply["finite"].all() and reply["held_out"] == ["pid"]
 
 
-def test_merged_calls_equal_local_and_share_batches(ray_session, merging, local, tmp_path):
-    actor = client(merging)
-    calls = [(*call(seed, count), seed % 2 == 0) for seed, count in enumerate([3, 2, 3, 8, 1, 11, 2, 3])]
-    replies = ray_session.get([actor.score.remote(x, prompts, gradient) for x, prompts, gradient in calls])
-    for (x, prompts, gradient), reply in zip(calls, replies, strict=True):
-        assert (reply["gradient"] is not None) == gradient
-        same(reply, local.score(torch.from_numpy(x), prompts, gradient=gradient), rtol=1e-6, atol=1e-6)
-
-
-def test_images_may_be_sent(ray_session, strict, local):
+def test_by_http_it_equals_local_to_the_bit_in_fp32(service, url, local):
+    for (x, prompts), reply in zip(CALLS, by_http(url, CALLS), strict=True):
+        same(reply, local.score(torch.from_numpy(x), prompts))
     images = np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32)
-    reply = ray_session.get(client(strict, space="images").score.remote(images, PROMPTS[:3]))
+    (reply,) = by_http(url, [(images, PROMPTS[:3])], space="images")
     same(reply, local.score(torch.from_numpy(images), PROMPTS[:3], "images"))
 
 
-def test_a_bad_call_fails_alone(ray_session, merging, local):
-    actor = client(merging)
-    x, prompts = call(1)
-    good = [actor.score.remote(x, prompts) for _ in range(4)]
-    with pytest.raises(ValueError, match="3 latents but 1 prompts"):
-        ray_session.get(actor.score.remote(x, prompts[:1]))
-    for reply in ray_session.get(good):
-        same(reply, local.score(torch.from_numpy(x), prompts), rtol=1e-6, atol=1e-6)
+def test_by_http_in_fp16_it_is_local_to_fp16s_rounding(service, url, local):
+    x, prompts = CALLS[0]
+    (reply,) = by_http(url, [(x, prompts)], dtype="fp16")
+    expected = local.score(torch.from_numpy(x.astype(np.float16).astype(np.float32)), prompts)
+    same({**reply, "gradient": expected.gradient.numpy()}, expected)
+    error = np.abs(reply["gradient"] - expected.gradient.numpy()).max(axis=(1, 2, 3))
+    assert (error <= 2.0**-11 * expected.gradient.abs().amax((1, 2, 3)).numpy()).all() and error.max() > 0
 
 
-def test_a_nan_is_refused_or_masked_by_policy(ray_session, strict):
+def test_what_it_serves_is_checked_at_the_start(service, url):
+    async def run(names):
+        async with RewardClient(HttpTransport([url]), 30.0) as client:
+            return await client.check(names, ["pid"], 8)
+
+    assert asyncio.run(run(["clip", "pid"])).latent_channels == 1
+    with pytest.raises(UserError, match="serves clip, bright, pid, but not aesthetic"):
+        asyncio.run(run(["aesthetic"]))
+
+
+def test_a_nan_is_refused_by_the_client(ray_session, caller):
     x, prompts = call(2)
     prompts[1] = "nan"
     with pytest.raises(NonFiniteError, match="reward 'bright' is not finite for 1 of 3 samples"):
-        ray_session.get(client(strict).score.remote(x, prompts))
-    reply = ray_session.get(client(strict, on_nonfinite="drop").score.remote(x, prompts))
-    assert reply["finite"].tolist() == [True, False, True]
-    assert np.isnan(reply["reward"][1]) and np.isfinite(reply["gradient"][[0, 2]]).all()
+        ray_session.get(caller.score.remote(x, prompts))
 
 
-def test_a_killed_replica_costs_no_call(ray_session, serving, terms, vae, local):
-    doomed = [RewardTerm(name="pid", model="tiny_models:ProcessId", held_out=True)]
-    name = start(serving, "killed", [*terms, *doomed], vae, replicas=2)
-    actor = client(name)
-    x, prompts = call(3)
-    victim = int(ray_session.get(actor.score.remote(x, prompts))["scores"]["pid"][0])
-    calls = [call(seed, 20) for seed in range(24)]
-    references = [actor.score.remote(x, prompts) for x, prompts in calls]
+def test_a_refused_call_says_why_by_both_ways(ray_session, caller, service, url):
+    x, prompts = call(1)
+    with pytest.raises(ValueError, match="3 latents but 1 prompts"):
+        ray_session.get(caller.score.remote(x, prompts[:1]))
+    with pytest.raises(ValueError, match="3 latents but 1 prompts"):
+        by_http(url, [(x, prompts[:1])])
+
+
+def test_weights_change_without_a_restart(ray_session, caller, service, config, local):
+    x, prompts = call(1)
+    before = ray_session.get(caller.score.remote(x, prompts))
+    heavier = [model.model_copy(update={"weight": 2 * model.weight}) for model in config.models]
+    service.deploy_rewards(config.model_copy(update={"models": heavier}), "/")
+    service.await_rewards(config.name, 60, print)
+    after = ray_session.get(caller.score.remote(x, prompts))
+    service.deploy_rewards(config, "/")
+    service.await_rewards(config.name, 60, print)
+    np.testing.assert_allclose(after["reward"], 2 * before["reward"], rtol=1e-6)
+    np.testing.assert_allclose(after["gradient"], 2 * before["gradient"], rtol=1e-5, atol=1e-8)
+    assert np.array_equal(after["scores"]["pid"], before["scores"]["pid"])  # the same process
+    same(ray_session.get(caller.score.remote(x, prompts)), local.score(torch.from_numpy(x), prompts))
+
+
+def test_a_killed_replica_costs_no_call(ray_session, caller, service, url, local):
+    calls = [call(seed, 20) for seed in range(12)]
+    victim = int(ray_session.get(caller.score.remote(*calls[0]))["scores"]["pid"][0])
+    references = [caller.score.remote(*c) for c in calls]
     ray_session.wait(references, num_returns=1)  # in the middle: some answered, most not
     os.kill(victim, signal.SIGKILL)
     for (x, prompts), reply in zip(calls, ray_session.get(references), strict=True):
-        reply["scores"].pop("pid")
         same(reply, local.score(torch.from_numpy(x), prompts))
-    serving.stop_rewards(name)
+    assert int(reply["scores"]["pid"][0]) != victim
 
 
-def test_no_answer_is_an_error_within_the_deadline(ray_session, serving):
-    from dipp_ray.errors import RewardUnavailableError
+def test_a_killed_ingress_costs_no_call(ray_session, caller, service, config, url, local):
+    calls = [call(seed, 20) for seed in range(6)]
+    references = [caller.score.remote(*c) for c in calls]
+    ray_session.wait(references, num_returns=1)
+    for actor in replicas_of(ray_session, config.name, "ingress"):
+        ray_session.kill(actor, no_restart=False)
+    replies = [*ray_session.get(references), *by_http(url, calls)]
+    for (x, prompts), reply in zip([*calls, *calls], replies, strict=True):
+        same(reply, local.score(torch.from_numpy(x), prompts))
 
-    name = start(serving, "slow", [RewardTerm(name="never", model="tiny_models:Never")])
-    actor = client(name, 0.5, "raise", "images")
+
+def test_a_killed_caller_leaves_nothing_behind(ray_session, caller, service, config, local):
+    doomed = Caller.remote(config.name, {"trainer": "doomed"})
+    first = [doomed.score.remote(*call(seed, 20)) for seed in range(20)]
+    ray_session.wait(first, num_returns=1)
+    ray_session.kill(doomed)
+    x, prompts = call(7)
+    same(ray_session.get(caller.score.remote(x, prompts)), local.score(torch.from_numpy(x), prompts))
+
+
+def test_no_service_is_an_error_within_the_deadline(url):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(RewardUnavailableError, match=r"no answer for 3 samples within 0\.5 s"):
-        ray_session.get(actor.score.remote(np.zeros((3, 3, 8, 8), np.float32), PROMPTS[:3]))
-    for replica in _replicas(ray_session, name, "never"):
-        ray_session.kill(replica)  # it would never end by itself
-    serving.stop_rewards(name)
+        by_http(nobody, [call(0)], deadline_s=0.5)
 
 
-def test_a_later_configuration_takes_the_place_and_others_are_left_alone(ray_session, serving, strict, vae):
+def test_a_model_that_does_not_load_is_one_sentence_and_others_are_left_alone(service, config, tmp_path):
     from ray import serve
 
-    bright, clipless = [RewardTerm(name="bright", model="tiny_models:Brightness")], call(4)
-    name = start(serving, "orphan", bright, vae)
-    start(serving, "orphan", [bright[0].model_copy(update={"name": "renamed"})], vae)
-    assert ray_session.get(client(name).score.remote(*clipless))["scores"].keys() == {"renamed"}
-    serving.stop_rewards(name)
-    serving.stop_rewards(name)  # nothing left to remove
-    assert name not in serve.status().applications and strict in serve.status().applications
-    assert ray_session.get(client(strict).score.remote(*call(5)))["finite"].all()
-    assert not serve.status().proxies  # no port was opened
-
-
-def test_a_model_that_does_not_load_is_one_sentence(serving, tmp_path):
     broken = RewardTerm(name="broken", model="clip", folder=str(tmp_path))
+    made = service.private_config("private", [broken], None, config.models[0].role, 1, True, CHUNK)
+    service.deploy_rewards(made)
     with pytest.raises(UserError, match=rf"did not start: .*there is no CLIP model in {tmp_path}"):
-        start(serving, "broken", [broken])
+        service.await_rewards("private", 120, print)
+    service.stop_rewards("private")  # nothing left to remove
+    assert "private" not in serve.status().applications and config.name in serve.status().applications
 
 
-def _replicas(ray, name, deployment):
+def replicas_of(ray, name, deployment):
     actors = ray.util.list_named_actors(all_namespaces=True)
     return [
         ray.get_actor(a["name"], namespace=a["namespace"])
