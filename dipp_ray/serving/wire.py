@@ -140,7 +140,7 @@ class HealthRecord(Record):
 
 def pack(tensors: dict[str, np.ndarray], key: str, record: Record) -> bytes:
     """Tensors (fp32, fp16 or uint8) and one record in the metadata, as the bytes of a safetensors file."""
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     return save(contiguous, metadata={key: record.model_dump_json()})
 
 
@@ -167,7 +167,7 @@ def unpack(body: bytes, most_header: int) -> tuple[dict[str, np.ndarray], dict[s
         ((name, _entry(name, entry)) for name, entry in header.items()), key=lambda item: item[1][2:]
     ):
         if begin != end or stop > len(content):
-            raise WireError(f"tensor '{name}' lies at {begin} to {stop}: tensors must fill the body without gaps")
+            raise WireError(f"tensor {_shown(name)} lies at {begin} to {stop}: tensors must fill the body without gaps")
         tensors[name] = np.frombuffer(content[begin:stop], dtype).reshape(shape)
         end = stop
     if end != len(content):
@@ -197,18 +197,25 @@ def _without_doubles(pairs: list[tuple]) -> dict:
 def _entry(name: str, entry) -> tuple[np.dtype, list[int], int, int]:
     """(dtype, shape, begin, end) of one tensor's entry in the header."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise WireError(f"tensor '{name[:64]}' needs dtype, shape and data_offsets, and nothing else")
+        raise WireError(f"tensor {_shown(name)} needs dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise WireError(f"tensor '{name[:64]}': dtype {str(dtype)[:20]}; known are {', '.join(DTYPES)}")
+        raise WireError(f"tensor {_shown(name)}: dtype {_shown(dtype)}; known are {', '.join(DTYPES)}")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
-            raise WireError(f"tensor '{name[:64]}': {what} must be a list of sizes")
+            raise WireError(f"tensor {_shown(name)}: {what} must be a list of sizes")
     if len(shape) > MOST_AXES or len(offsets) != 2:
-        raise WireError(f"tensor '{name[:64]}': at most {MOST_AXES} axes, and two offsets")
+        raise WireError(f"tensor {_shown(name)}: at most {MOST_AXES} axes, and two offsets")
+    if 0 in shape:  # nothing in the contract is empty, and numpy refuses some such shapes
+        raise WireError(f"tensor {_shown(name)} has no values")
     if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise WireError(f"tensor '{name[:64]}': its bytes are not as many as dtype {dtype} and shape {shape} need")
+        raise WireError(f"tensor {_shown(name)}: its bytes are not as many as dtype {dtype} and shape {shape} need")
     return DTYPES[dtype], shape, *offsets
+
+
+def _shown(said) -> str:
+    """What came, as it can stand in a message: JSON may name things with surrogates, which no reply can hold."""
+    return ascii(said)[:64]
 
 
 def tensor_of(record: TensorRecord) -> np.ndarray:
