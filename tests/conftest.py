@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,17 @@ def ray_session():
     yield ray
     ray.shutdown()
     shutil.rmtree(RAY_TMPDIR, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def serve_url(ray_session):
+    """Ray Serve with HTTP on a free port of loopback; tests before may have started it without."""
+    from ray import serve
+
+    serve.shutdown()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING"})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()

@@ -43,10 +43,10 @@ class Roles:
 
 def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], None]) -> Roles:
     """Start every role of the run, all side by side. What was started is ended again if one of them fails."""
-    application, private = config.reward.app, None
+    private, reward, service = None, None, None
     try:
         if not config.reward.shared and config.reward.terms:
-            application = private = private_name(config.path)
+            private = private_name(config.path)
             say(f"starting the reward service {private}")
             stop_rewards(private)  # an orphan of an earlier attempt
             deploy_rewards(
@@ -60,6 +60,8 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
                     config.micro_batch_size,
                 )
             )
+        elif config.reward.shared:
+            reward, service = call_rewards(config.reward.app, config, say)
         text = Text.options(**placement.options("text", 0)).remote(config)
         null = text.encode.remote([""])
         teachers = [
@@ -77,11 +79,7 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
         score.meet(config.model.teacher)
         if private:
             await_rewards(private, config.roles.wait_s, say)
-        reward, service = None, None
-        if application or config.reward.urls:
-            reward = Reward.remote(application, config.reward, config.run.name)
-            asked = reward.check.remote(config.micro_batch_size)
-            (service,) = wait_all([asked], "the reward service", config.reward.deadline_s + 60, say)
+            reward, service = call_rewards(private, config, say)
         wait_all([null, *[t.__ray_ready__.remote() for t in teachers]], "teacher and text", config.roles.wait_s, say)
     except BaseException:
         placement.release()  # Ray ends the actors in it
@@ -90,3 +88,11 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
                 stop_rewards(private)
         raise
     return Roles(generator, score, teachers, text, null, reward, service, private, placement)
+
+
+def call_rewards(application: str | None, config: RunConfig, say: Callable[[str], None]) -> tuple:
+    """(the reward-client actor, what the service said it is). application: None for `reward.urls`."""
+    reward = Reward.remote(application, config.reward, config.run.name)
+    asked = reward.check.remote(config.micro_batch_size)
+    (service,) = wait_all([asked], "the reward service", config.reward.deadline_s + 60, say)
+    return reward, service

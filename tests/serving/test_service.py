@@ -23,23 +23,6 @@ CHUNK = 8
 
 
 @pytest.fixture(scope="module")
-def url(ray_session):
-    """Serve with HTTP. Tests before may have started it without."""
-    from ray import serve
-
-    if not serve.status().proxies:
-        serve.shutdown()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING"})
-        yield f"http://127.0.0.1:{port}"
-        serve.shutdown()
-    else:
-        raise RuntimeError("a test left Serve's HTTP behind")
-
-
-@pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """clip and bright are the sum; watch and pid are held out."""
     role = {"cpus": 0.1}
@@ -62,7 +45,7 @@ def local(config):
 
 
 @pytest.fixture(scope="module")
-def service(url, config):
+def service(serve_url, config):
     from dipp_ray.serving import app
 
     app.deploy_rewards(config, "/")
@@ -122,26 +105,26 @@ def test_by_handle_it_equals_local_to_the_bit_whoever_else_calls(ray_session, ca
         assert reply["finite"].all() and reply["held_out"] == ["pid"]
 
 
-def test_by_http_it_equals_local_to_the_bit_in_fp32(service, url, local):
-    for (x, prompts), reply in zip(CALLS, by_http(url, CALLS), strict=True):
+def test_by_http_it_equals_local_to_the_bit_in_fp32(service, serve_url, local):
+    for (x, prompts), reply in zip(CALLS, by_http(serve_url, CALLS), strict=True):
         same(reply, local.score(torch.from_numpy(x), prompts))
     images = np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32)
-    (reply,) = by_http(url, [(images, PROMPTS[:3])], space="images")
+    (reply,) = by_http(serve_url, [(images, PROMPTS[:3])], space="images")
     same(reply, local.score(torch.from_numpy(images), PROMPTS[:3], "images"))
 
 
-def test_by_http_in_fp16_it_is_local_to_fp16s_rounding(service, url, local):
+def test_by_http_in_fp16_it_is_local_to_fp16s_rounding(service, serve_url, local):
     x, prompts = CALLS[0]
-    (reply,) = by_http(url, [(x, prompts)], dtype="fp16")
+    (reply,) = by_http(serve_url, [(x, prompts)], dtype="fp16")
     expected = local.score(torch.from_numpy(x.astype(np.float16).astype(np.float32)), prompts)
     same({**reply, "gradient": expected.gradient.numpy()}, expected)
     error = np.abs(reply["gradient"] - expected.gradient.numpy()).max(axis=(1, 2, 3))
     assert (error <= 2.0**-11 * expected.gradient.abs().amax((1, 2, 3)).numpy()).all() and error.max() > 0
 
 
-def test_what_it_serves_is_checked_at_the_start(service, url):
+def test_what_it_serves_is_checked_at_the_start(service, serve_url):
     async def run(names):
-        async with RewardClient(HttpTransport([url]), 30.0) as client:
+        async with RewardClient(HttpTransport([serve_url]), 30.0) as client:
             return await client.check(names, ["pid"], 8)
 
     assert asyncio.run(run(["clip", "pid"])).latent_channels == 1
@@ -156,12 +139,12 @@ def test_a_nan_is_refused_by_the_client(ray_session, caller):
         ray_session.get(caller.score.remote(x, prompts))
 
 
-def test_a_refused_call_says_why_by_both_ways(ray_session, caller, service, url):
+def test_a_refused_call_says_why_by_both_ways(ray_session, caller, service, serve_url):
     x, prompts = call(1)
     with pytest.raises(ValueError, match="3 latents but 1 prompts"):
         ray_session.get(caller.score.remote(x, prompts[:1]))
     with pytest.raises(ValueError, match="3 latents but 1 prompts"):
-        by_http(url, [(x, prompts[:1])])
+        by_http(serve_url, [(x, prompts[:1])])
 
 
 def test_weights_change_without_a_restart(ray_session, caller, service, config, local):
@@ -179,7 +162,7 @@ def test_weights_change_without_a_restart(ray_session, caller, service, config, 
     same(ray_session.get(caller.score.remote(x, prompts)), local.score(torch.from_numpy(x), prompts))
 
 
-def test_a_killed_replica_costs_no_call(ray_session, caller, service, url, local):
+def test_a_killed_replica_costs_no_call(ray_session, caller, service, serve_url, local):
     calls = [call(seed, 20) for seed in range(12)]
     victim = int(ray_session.get(caller.score.remote(*calls[0]))["scores"]["pid"][0])
     references = [caller.score.remote(*c) for c in calls]
@@ -190,13 +173,13 @@ def test_a_killed_replica_costs_no_call(ray_session, caller, service, url, local
     assert int(reply["scores"]["pid"][0]) != victim
 
 
-def test_a_killed_ingress_costs_no_call(ray_session, caller, service, config, url, local):
+def test_a_killed_ingress_costs_no_call(ray_session, caller, service, config, serve_url, local):
     calls = [call(seed, 20) for seed in range(6)]
     references = [caller.score.remote(*c) for c in calls]
     ray_session.wait(references, num_returns=1)
     for actor in replicas_of(ray_session, config.name, "ingress"):
         ray_session.kill(actor, no_restart=False)
-    replies = [*ray_session.get(references), *by_http(url, calls)]
+    replies = [*ray_session.get(references), *by_http(serve_url, calls)]
     for (x, prompts), reply in zip([*calls, *calls], replies, strict=True):
         same(reply, local.score(torch.from_numpy(x), prompts))
 
@@ -210,7 +193,7 @@ def test_a_killed_caller_leaves_nothing_behind(ray_session, caller, service, con
     same(ray_session.get(caller.score.remote(x, prompts)), local.score(torch.from_numpy(x), prompts))
 
 
-def test_no_service_is_an_error_within_the_deadline(url):
+def test_no_service_is_an_error_within_the_deadline(serve_url):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -1,0 +1,65 @@
+"""A run that calls a shared reward service, by handle or by HTTP, is the same run to the bit."""
+
+import numpy as np
+import pytest
+from ray import serve
+from test_parity import assert_same, plain_run, ray_run
+
+from dipp_ray.errors import UserError
+from dipp_ray.serving.app import await_rewards, deploy_rewards, stop_rewards
+from dipp_ray.serving.config import ServiceConfig
+from dipp_ray.training.run import train
+from settings import tiny_config
+from tiny import pixart_pipeline, prompt_file
+
+STEPS = 6
+TERMS = [
+    {"name": "ink", "model": "settings:InkReward", "weight": 0.5},
+    {"name": "gold", "model": "settings:InkReward", "held_out": True},
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    return folder, pixart_pipeline(folder / "pipeline"), prompt_file(folder / "prompts.parquet")
+
+
+@pytest.fixture(scope="module")
+def shared(serve_url, world):
+    models = [{**term, "role": {"cpus": 0.1}} for term in TERMS]
+    config = ServiceConfig.model_validate(
+        {"name": "shared", "models": models, "vae": str(world[1]), "deterministic": True, "batch_rows": 16}
+    )
+    deploy_rewards(config, "/")
+    await_rewards("shared", 120, print)
+    yield serve_url
+    stop_rewards("shared")
+
+
+def config_of(world, **reward):
+    return tiny_config(*world, "run.steps=8", f"reward={reward}")
+
+
+def run(world, **reward):
+    return ray_run(config_of(world, **reward), STEPS)
+
+
+def test_by_http_it_is_the_run_by_handle_and_that_is_the_plain_loop(shared, world):
+    by_handle, by_http = run(world, app="shared"), run(world, urls=[shared], terms=TERMS)
+    assert by_http[0] == by_handle[0] and "reward/gold" not in by_http[0][0]
+    assert np.array_equal(by_http[1], by_handle[1])
+    assert_same(by_handle, plain_run(config_of(world, terms=TERMS[:1]), STEPS), 1e-5)
+    assert "shared" in serve.status().applications  # it belongs to nobody's run
+
+
+@pytest.mark.slow
+def test_it_is_the_run_with_a_service_of_its_own(shared, world):
+    own, by_http = run(world, terms=TERMS), run(world, urls=[shared])
+    assert by_http[0] == own[0] and np.array_equal(by_http[1], own[1])
+
+
+def test_another_service_than_was_expected_is_refused_before_a_step(shared, world):
+    config = config_of(world, urls=[shared], terms=[TERMS[0] | {"name": "hps"}])
+    with pytest.raises(UserError, match="serves ink, gold, but not hps"):
+        train(config)
