@@ -6,10 +6,11 @@ from ipaddress import ip_address
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from dipp_ray.serving.calls import DeadlineError, Draining, ModelError
 from dipp_ray.serving.document import BINARY, REQUEST_CONTENT, page
@@ -57,13 +58,14 @@ def build_http(service: Rewards) -> FastAPI:
         version=service.describe().version if service.settings else "",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
-        dependencies=[Depends(HTTPBearer(auto_error=False))],  # says in the document how to identify oneself
     )
+    bearer = [Depends(HTTPBearer(auto_error=False))]  # says in the document how to identify oneself
     limits = service.settings.limits
     errors = {status: {"model": ErrorReply} for status in (400, 401, 403, 408, 413, 415, 422, 500, 503, 504)}
 
     @app.post(
         "/v1/score",
+        dependencies=bearer,
         summary="Score images or latents, and differentiate the weighted reward by them.",
         responses=errors | {200: {"model": JsonReply, "content": {SAFETENSORS: {"schema": BINARY}}}},
         openapi_extra={"requestBody": {"required": True, "content": REQUEST_CONTENT}},
@@ -79,7 +81,7 @@ def build_http(service: Rewards) -> FastAPI:
         )
         return await asyncio.to_thread(rendered, kind, reply, options)
 
-    @app.get("/v1/models", responses={code: errors[code] for code in (401, 403)})
+    @app.get("/v1/models", dependencies=bearer, responses={code: errors[code] for code in (401, 403)})
     async def models(request: Request) -> ServiceRecord:
         """The models, their part in the sum, and the limits."""
         identified(request, service)
@@ -92,7 +94,12 @@ def build_http(service: Rewards) -> FastAPI:
         response.status_code = 200 if health.ok else 503
         return health
 
-    @app.get("/metrics", response_class=Response, responses={code: errors[code] for code in (401, 403)})
+    @app.get(
+        "/metrics",
+        dependencies=bearer,
+        response_class=PlainTextResponse,
+        responses={code: errors[code] for code in (401, 403)},
+    )
     async def metrics(request: Request) -> Response:
         """Counters for Prometheus."""
         identified(request, service)
@@ -190,14 +197,17 @@ async def body_of(request: Request, most: int) -> bytes:
         413, "too_long", f"the body is longer than {most / MIB:g} MiB: send fewer rows", {"Connection": "close"}
     )
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > most:
+    if length.isdecimal() and int(length[:20]) > most:
         raise too_long
     parts, total = [], 0
-    async for part in request.stream():
-        total += len(part)
-        if total > most:
-            raise too_long
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            total += len(part)
+            if total > most:
+                raise too_long
+            parts.append(part)
+    except ClientDisconnect:
+        raise HttpError(400, "cut_off", "the caller left before all of the body had come") from None
     return b"".join(parts)
 
 
@@ -216,7 +226,10 @@ def parse(kind: str, body: bytes, limits) -> tuple[np.ndarray, ScoreOptions]:
         rows = options.images if options.images is not None else options.x.shape
         if len(options.prompts) > limits.rows or (options.images is not None and len(rows) > limits.rows):
             raise ValueError(f"at most {limits.rows} rows in one call")
-        x = pixels_of(options.images, limits.image_side) if options.images is not None else tensor_of(options.x)
+        if options.images is not None:
+            x = pixels_of(options.images, limits.image_side, int(limits.body_mib * MIB))
+        else:
+            x = tensor_of(options.x)
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"x of shape {list(x.shape)[:8]} was sent: expected [B, C, height, width]")
     check_limits(x.shape, options.prompts, options.space, limits)
