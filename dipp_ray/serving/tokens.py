@@ -49,7 +49,8 @@ def read_tokens(path: str | None) -> dict[str, str]:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise UserError(f"http.tokens: {path}: {reason}: give a file of name:token lines") from None
         entries += [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1)]
-    entries += [(VARIABLE, entry) for entry in os.environ.get(VARIABLE, "").split(",")]
+    given = os.environ.get(VARIABLE, "").split(",")
+    entries += [(f"{VARIABLE}, entry {number}", entry) for number, entry in enumerate(given, start=1)]
     found = {}
     for where, entry in entries:
         entry = entry.strip()
@@ -57,9 +58,10 @@ def read_tokens(path: str | None) -> dict[str, str]:
             continue
         name, colon, token = entry.partition(":")
         token = token.strip()
-        if not colon or not re.match(TRAINER, name) or not re.fullmatch(r"[!-~]+", token):
+        if not colon or not re.fullmatch(TRAINER, name) or not re.fullmatch(r"[!-~]+", token):
             raise UserError(f"{where}: write name:token, a trainer's name and printable characters without spaces")
         if len(token) < SHORTEST:
-            raise UserError(f"{where}: the token of '{name}' is shorter than {SHORTEST} characters: make a longer one")
+            # Without the name: who writes token:name must not find the token in a log.
+            raise UserError(f"{where}: the token is shorter than {SHORTEST} characters: make a longer one")
         found[digest(token)] = name
     return found
