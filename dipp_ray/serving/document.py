@@ -16,6 +16,7 @@ def schema_of(model: type[BaseModel]) -> dict:
 
 BINARY = {"type": "string", "format": "binary"}
 REQUEST_CONTENT = {JSON: {"schema": schema_of(JsonCall)}, SAFETENSORS: {"schema": BINARY}}
+TEXT_CONTENT = {"text/plain": {"schema": {"type": "string"}}}
 
 
 def page(document: dict) -> str:

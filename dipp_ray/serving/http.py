@@ -6,14 +6,14 @@ from ipaddress import ip_address
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from dipp_ray.serving.calls import DeadlineError, Draining, ModelError
-from dipp_ray.serving.document import BINARY, REQUEST_CONTENT, page
+from dipp_ray.serving.document import BINARY, REQUEST_CONTENT, TEXT_CONTENT, page
 from dipp_ray.serving.ingress import Rewards, ServiceReply, check_limits
 from dipp_ray.serving.pictures import pixels_of
 from dipp_ray.serving.queue import QueueFull
@@ -97,8 +97,8 @@ def build_http(service: Rewards) -> FastAPI:
     @app.get(
         "/metrics",
         dependencies=bearer,
-        response_class=PlainTextResponse,
-        responses={code: errors[code] for code in (401, 403)},
+        response_class=Response,
+        responses={200: {"content": TEXT_CONTENT}} | {code: errors[code] for code in (401, 403)},
     )
     async def metrics(request: Request) -> Response:
         """Counters for Prometheus."""
