@@ -67,7 +67,7 @@ def refused(capsys, *arguments) -> str:
         ("roles.score={workers: 2, gpus: 0.5}", "NCCL"),
         ("objective.divergence_timesteps=[20, 2000]", "the teacher has 1000 steps"),
         ("reward.terms=[{name: a, model: clip, folder: /nowhere}]", "reward 'a': there is no folder /nowhere"),
-        ("reward.terms=[{name: a, model: clip}]", "reward 'a': a clip reward needs the folder"),
+        ("reward.terms=[{name: a, model: clip}]", "reward 'a': model clip needs the folder"),
         ("reward.terms=[{name: a, model: 'settings:InkRewad'}]", "module settings has no class InkRewad"),
         ("reward.terms=[{name: a, model: 'no_such_module:Ink'}]", "reward 'a': No module named 'no_such_module'"),
         ("evaluation.judge=settings:nobody", "evaluation.judge 'settings:nobody'"),
@@ -146,6 +146,22 @@ def test_a_full_disk_is_seen_before_the_run(capsys, config_file, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
     assert "only 1 MB are free" in refused(capsys, "train", config_file)
+
+
+def test_reward_services_that_cannot_be_started(capsys, tmp_path):
+    path = tmp_path / "service.yaml"
+    path.write_text("models: [{name: mine, model: 'settings:InkReward'}]")
+    assert "replicas" in refused(capsys, "serve-rewards", path, "models=[{name: a, model: clip, replica: 2}]")
+    assert "needs the folder of its weights" in refused(
+        capsys, "serve-rewards", path, "models=[{name: a, model: clip}]"
+    )
+    assert "which needs tokens" in refused(capsys, "serve-rewards", path, "http.host=0.0.0.0")
+    assert "set RAY_ADDRESS" in refused(capsys, "serve-rewards", path, "--detach")
+
+
+def test_a_reward_without_gradient_is_trained_on_only_by_mistake(capsys, config_file):
+    said = refused(capsys, "train", config_file, "reward.terms=[{name: size, model: jpeg}]")
+    assert "has no gradient: set its held_out=true" in said
 
 
 def test_sample_and_export_of_what_is_not_there(capsys, tmp_path):

@@ -13,12 +13,12 @@ from torch import Tensor
 from dipp_ray.config import RunConfig, load_config
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import about, evaluation_prompts, load_judge, measure, spread
+from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.models.export import load_pipeline, one_step_of_folder
 from dipp_ray.models.pipeline import device_of_this_process, read_frame
 from dipp_ray.reporting.grid import save_grid
 from dipp_ray.reporting.progress import number, waiting
-from dipp_ray.serving.scoring import Scorer
 
 Say = Callable[[str], None]
 LARGEST_BATCH = 64
@@ -41,7 +41,7 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
     judge = load_judge(settings.judge)
     texts = spread(evaluation_prompts(config), settings.samples)
     device = device_of_this_process()
-    scorer = Scorer(config.reward.terms, None, batch_of(config), device) if config.reward.terms else None
+    scorer = scorer_of(config, batch_of(config), device)
     values, shown = {}, {}
     picked = (
         [i * len(texts) // GRID_PROMPTS for i in range(GRID_PROMPTS)]
@@ -59,7 +59,7 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
         "prompts": len(set(texts)),
         "samples": len(texts),
         "models": values,
-        "metrics": about(list(next(iter(values.values()))), config.reward.terms),
+        "metrics": about(list(next(iter(values.values()))), scorer.terms if scorer else []),
         "grid": None,
     }
     if out is not None:

@@ -11,8 +11,10 @@ from torch import Tensor
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.errors import UserError
+from dipp_ray.evaluation.rewards import ServiceScorer
 from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.scoring import Scorer
+from dipp_ray.serving.wire import ModelRecord
 
 Judge = Callable[[Tensor, list[str]], dict[str, float]]
 
@@ -76,7 +78,9 @@ def diversity(images: Tensor, prompts: list[str]) -> float:
     return distances.double().mean().item() if len(distances) else math.nan
 
 
-def measure(images: Tensor, prompts: list[str], scorer: Scorer | None, judge: Judge | None) -> dict[str, float | None]:
+def measure(
+    images: Tensor, prompts: list[str], scorer: Scorer | ServiceScorer | None, judge: Judge | None
+) -> dict[str, float | None]:
     """All measures of images [B, 3, H, W] in [0, 1]; null for one that is not finite. The judge's own names win."""
     values = {}
     if scorer:
@@ -88,7 +92,7 @@ def measure(images: Tensor, prompts: list[str], scorer: Scorer | None, judge: Ju
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def about(keys: list[str], terms: list[RewardTerm]) -> dict[str, dict[str, str | None]]:
+def about(keys: list[str], terms: list[RewardTerm] | list[ModelRecord]) -> dict[str, dict[str, str | None]]:
     """{key: {label, better, unit}} of every measure, for the table; `better` is null where nobody said."""
     rewards = {term.name: f"{'Held-out' if term.held_out else 'Trained'} reward, {term.name}" for term in terms}
     described = {}

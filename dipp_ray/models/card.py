@@ -55,7 +55,7 @@ def write_card(folder: Path, config: RunConfig, steps: int) -> None:
             arguments=arguments,
             teacher=config.model.teacher,
             generator=config.model.generator or "the teacher",
-            reward=(terms or config.reward.app or ', '.join(config.reward.urls)) if rewarded else "none (distillation)",
+            reward=(terms or config.reward.app or ", ".join(config.reward.urls)) if rewarded else "none (distillation)",
             scale=f"{objective.reward_scale:g}",
             guidance=f"{objective.guidance_scale:g}",
             weight=objective.weight,

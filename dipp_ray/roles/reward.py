@@ -3,8 +3,6 @@
 Calls run concurrently in its event loop; no rank and no controller ever waits on a Serve response.
 """
 
-import re
-
 import numpy as np
 import ray
 
@@ -12,28 +10,25 @@ from dipp_ray.config import RewardSection
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.trained import busy
 from dipp_ray.serving.client import RewardClient
-from dipp_ray.serving.transports import HandleTransport, HttpTransport, read_token
+from dipp_ray.serving.transports import HandleTransport, transport_of
 
 
 @ray.remote(num_cpus=0)
 class Reward:
-    """application: the Serve application to call; None for `settings.urls`. run: its name, for the service's queue."""
+    """application: the run's own Serve application; None for the shared service of the settings. run: its name, by
+    which the service's queue tells trainers apart."""
 
     def __init__(self, application: str | None, settings: RewardSection, run: str):
         quiet_libraries()
-        if application is not None:
-            transport = HandleTransport(application)
-        else:
-            transport = HttpTransport(settings.urls, read_token(settings.token), settings.wire_dtype)
-        trainer = re.sub(r"[^A-Za-z0-9_.-]", "-", run)[:64]
+        transport = HandleTransport(application) if application is not None else transport_of(settings)
         self.settings = settings
-        self.client = RewardClient(transport, settings.deadline_s, settings.on_nonfinite, "latents", trainer)
+        self.client = RewardClient(transport, settings.deadline_s, settings.on_nonfinite, "latents", run[:64])
 
-    async def check(self, rows: int) -> dict:
+    async def check(self, rows: int, gradient: bool) -> dict:
         """What the service is, after `reward.terms` and calls of `rows` rows have been found there."""
         names = [term.name for term in self.settings.terms]
         held_out = [term.name for term in self.settings.terms if term.held_out]
-        return (await self.client.check(names, held_out, rows)).model_dump()
+        return (await self.client.check(names, held_out, rows, gradient)).model_dump()
 
     @ray.method(num_returns=2)
     async def score(self, x0: np.ndarray, prompts: list[str], gradient: bool) -> tuple[dict, dict]:

@@ -15,7 +15,7 @@ from ray.serve.schema import ApplicationStatus
 from dipp_ray.config import RoleSection
 from dipp_ray.errors import UserError
 from dipp_ray.reporting.quiet import SERVE_LOGGING
-from dipp_ray.rewards.loading import check_term
+from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.config import LimitsSection, QueueSection, ServedModel, ServiceConfig
 from dipp_ray.serving.ingress import IngressSettings, Rewards
@@ -62,6 +62,7 @@ def application(config: ServiceConfig) -> serve.Application:
         config.deterministic,
         max(model.most_replicas for model in config.models),
         latent_channels(config.vae),
+        tuple(model.name for model in config.models if not is_differentiable(reward_class(model.term))),
         config.limits,
         config.queue,
     )

@@ -1,6 +1,6 @@
 """What a call to reward models is, whoever carries it: no torch here, for callers and the ingress do without it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from dipp_ray.rewards.combination import trained
@@ -29,11 +29,17 @@ class Draining(Exception):
 
 
 def validate_call(
-    x, prompts: list[str], space: str, gradient: bool, latent_channels: int | None, terms: Sequence[RewardTerm]
+    x,
+    prompts: list[str],
+    space: str,
+    gradient: bool,
+    latent_channels: int | None,
+    terms: Sequence[RewardTerm],
+    flat: Collection[str],
 ) -> None:
     """Raise ValueError, before any work, if (x, prompts) is no call that the models of `terms` can answer.
 
-    x: a tensor or an array. latent_channels: None where there is no decoder.
+    x: a tensor or an array. latent_channels: None where there is no decoder. flat: models without a gradient.
     """
     if space not in ("latents", "images"):
         raise ValueError(f"space is '{space}': give latents or images")
@@ -46,3 +52,6 @@ def validate_call(
         raise ValueError(f"{len(x)} {space} but {len(prompts)} prompts")
     if gradient and not trained(terms):
         raise ValueError("a gradient was asked for, but every reward term is held out")
+    without = [term.name for term in trained(terms) if term.name in flat] if gradient else []
+    if without:
+        raise ValueError(f"reward '{without[0]}' has no gradient: hold it out, or ask for scores only")

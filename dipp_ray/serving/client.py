@@ -107,8 +107,10 @@ class RewardClient:
 
         return await self._retried(attempt, "the question what it serves")
 
-    async def check(self, names: list[str], held_out: list[str], rows: int) -> ServiceRecord:
+    async def check(self, names: list[str], held_out: list[str], rows: int, gradient: bool = True) -> ServiceRecord:
         """`describe`, after what a trainer needs has been found there: models of these names, and calls of `rows` rows.
+
+        gradient: whether gradients will be asked for.
 
         Raises UserError where it is another service than was expected.
         """
@@ -125,6 +127,10 @@ class RewardClient:
             raise UserError(
                 f"the reward service {service.name} and reward.terms do not agree whether {other[0]} is held out: "
                 "correct the one or the other"
+            )
+        if gradient and (flat := [m.name for m in service.models if not m.held_out and not m.differentiable]):
+            raise UserError(
+                f"the reward service {service.name} has {flat[0]} in its sum, which has no gradient: hold it out there"
             )
         if self._space == "latents" and service.latent_channels is None:
             raise UserError(f"the reward service {service.name} has no VAE and takes no latents: set its vae")

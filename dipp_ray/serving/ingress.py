@@ -27,13 +27,15 @@ LOST = (RayActorError, ObjectLostError, BackPressureError, ReplicaUnavailableErr
 
 @dataclass(frozen=True)
 class IngressSettings:
-    """What needs a restart to change. slots: replicas that can compute at the same time."""
+    """What needs a restart to change. slots: replicas that can compute at the same time. flat: models without a
+    gradient."""
 
     name: str
     batch_rows: int
     deterministic: bool
     slots: int
     latent_channels: int | None
+    flat: tuple[str, ...]
     limits: LimitsSection
     queue: QueueSection
 
@@ -98,7 +100,12 @@ class Rewards:
 
     def describe(self) -> ServiceRecord:
         settings, limits = self.settings, self.settings.limits
-        models = [ModelRecord(**{name: getattr(t, name) for name in ModelRecord.model_fields}) for t in self._terms]
+        models = [
+            ModelRecord(
+                **term.model_dump(include=set(ModelRecord.model_fields)), differentiable=term.name not in settings.flat
+            )
+            for term in self._terms
+        ]
         return ServiceRecord(
             name=settings.name,
             version=version("dipp-ray"),
@@ -164,7 +171,7 @@ class Rewards:
         if x.dtype not in (np.float32, np.float64):
             raise ValueError(f"{x.dtype} was sent: send float32")
         terms = self._terms
-        validate_call(x, prompts, space, gradient, self.settings.latent_channels, terms)
+        validate_call(x, prompts, space, gradient, self.settings.latent_channels, terms, self.settings.flat)
         check_limits(x.shape, prompts, space, self.settings.limits)
         if not np.isfinite(x).all():
             raise ValueError(f"{space} that are not finite were sent")

@@ -8,7 +8,7 @@ import torch
 
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.combination import Answer, combine
-from dipp_ray.rewards.loading import load_reward
+from dipp_ray.rewards.loading import is_differentiable, load_reward
 from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.calls import Space, validate_call
 
@@ -94,7 +94,8 @@ class Scorer:
         are: what to do about them is the caller's policy. Raises ValueError for what cannot be scored.
         """
         channels = self.decoder.latent_channels if self.decoder is not None else None
-        validate_call(x, prompts, space, gradient, channels, self.terms)
+        flat = [name for name, scorer in self.models.items() if not is_differentiable(scorer.model)]
+        validate_call(x, prompts, space, gradient, channels, self.terms, flat)
         parts = []
         for i in range(0, len(x), self.chunk_size):
             rows, texts = x[i : i + self.chunk_size], prompts[i : i + self.chunk_size]

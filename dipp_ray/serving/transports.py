@@ -11,9 +11,10 @@ import aiohttp
 import numpy as np
 from pydantic import ValidationError
 
+from dipp_ray.config import RewardSection
 from dipp_ray.errors import UserError
 from dipp_ray.serving.calls import DeadlineError, Draining, ModelError, Space
-from dipp_ray.serving.client import FAULT_ATTEMPTS, TransportError
+from dipp_ray.serving.client import FAULT_ATTEMPTS, Transport, TransportError
 from dipp_ray.serving.queue import QueueFull
 from dipp_ray.serving.wire import (
     REPLY,
@@ -169,6 +170,13 @@ class HttpTransport:
         if response.status == 404:
             raise UserError(f"{url}{path} is not there: correct reward.urls, it is no reward service")
         raise ValueError(f"{url}: {message}")
+
+
+def transport_of(settings: RewardSection) -> Transport:
+    """The way to the shared service that a run's configuration names."""
+    if settings.app:
+        return HandleTransport(settings.app)
+    return HttpTransport(settings.urls, read_token(settings.token), settings.wire_dtype)
 
 
 def read_token(path: str | None) -> str | None:

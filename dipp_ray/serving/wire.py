@@ -101,6 +101,7 @@ class ModelRecord(Record):
 
     name: str
     model: str
+    differentiable: bool = Field(description="Whether it has a gradient; without one it can only be scored.")
     weight: float
     held_out: bool
     mean: float

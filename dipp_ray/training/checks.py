@@ -9,7 +9,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
 from dipp_ray.models.export import one_step_of_folder
 from dipp_ray.models.pipeline import one_step_of, read_frame, same_network
-from dipp_ray.rewards.loading import check_term
+from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 
 LEAST_FREE_BYTES = 50_000_000
 
@@ -25,8 +25,10 @@ def check(config: RunConfig) -> Prompts:
                 f"objective.{key} ends at {high}, but the teacher has {frame.diffusion.schedule.num_timesteps} steps"
             )
     check_generator(config, frame)
-    for term in config.reward.terms:
+    for term in config.reward.terms if not config.reward.shared else ():  # a shared service has loaded its own
         check_term(term)
+        if config.objective.reward_scale > 0 and not term.held_out and not is_differentiable(reward_class(term)):
+            raise UserError(f"reward '{term.name}': model {term.model} has no gradient: set its held_out=true")
     if config.init.score_checkpoint:
         score_checkpoint(config)
     prompts = read_prompts(config.data.prompts, config.data.column)

@@ -61,7 +61,7 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
                 )
             )
         elif config.reward.shared:
-            reward, service = call_rewards(config.reward.app, config, say)
+            reward, service = call_rewards(None, config, say)
         text = Text.options(**placement.options("text", 0)).remote(config)
         null = text.encode.remote([""])
         teachers = [
@@ -91,8 +91,8 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
 
 
 def call_rewards(application: str | None, config: RunConfig, say: Callable[[str], None]) -> tuple:
-    """(the reward-client actor, what the service said it is). application: None for `reward.urls`."""
+    """(the reward-client actor, what the service said it is). application: the run's own; None for a shared one."""
     reward = Reward.remote(application, config.reward, config.run.name)
-    asked = reward.check.remote(config.micro_batch_size)
+    asked = reward.check.remote(config.micro_batch_size, config.objective.reward_scale > 0)
     (service,) = wait_all([asked], "the reward service", config.reward.deadline_s + 60, say)
     return reward, service

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from dipp_ray.config import load_config
+from dipp_ray.config import RunConfig, load_config
+from dipp_ray.preferences.settings import FitConfig
+from dipp_ray.serving.config import ServiceConfig
+from dipp_ray.settings import load_settings
 
+OTHERS = {"rewards": ServiceConfig, "fit_reward": FitConfig}
 PRESETS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
 
 
@@ -15,8 +19,7 @@ def test_the_large_models_have_one():
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_it_is_valid(path):
-    config = load_config(path)
-    assert config.run.steps > 0
+    load_settings(path, [], OTHERS.get(path.stem, RunConfig))
 
 
 @pytest.mark.parametrize("name", ["sd15", "pixart", "sdxl"])

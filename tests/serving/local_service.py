@@ -7,6 +7,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.rewards.loading import is_differentiable
 from dipp_ray.serving.config import ServiceConfig
 from dipp_ray.serving.ingress import IngressSettings, Rewards
 from dipp_ray.serving.scoring import ModelScorer
@@ -58,6 +59,7 @@ def local_service(config: ServiceConfig) -> Rewards:
         config.deterministic,
         max(model.most_replicas for model in config.models),
         decoder.latent_channels if decoder else None,
+        tuple(name for name, handle in handles.items() if not is_differentiable(handle.scorer.model)),
         config.limits,
         config.queue,
     )

@@ -40,7 +40,15 @@ class Hangs:
 
 class Described:
     def __init__(self, **changes):
-        term = {"model": "clip", "weight": 1.0, "mean": 0.0, "deviation": 1.0, "hinge": None, "cap": None}
+        term = {
+            "model": "clip",
+            "differentiable": True,
+            "weight": 1.0,
+            "mean": 0.0,
+            "deviation": 1.0,
+            "hinge": None,
+            "cap": None,
+        }
         models = [ModelRecord(name=name, held_out=name == "watch", required=True, **term) for name in ("a", "watch")]
         limits = LimitsRecord(body_mib=1, header_kib=1, rows=8, image_side=8, latent_side=8, prompt_chars=8)
         self.record = ServiceRecord(
@@ -118,6 +126,9 @@ def test_the_service_is_the_one_that_was_expected():
         check(["b"])
     with pytest.raises(UserError, match="do not agree whether watch is held out"):
         check(["watch"])
+    flat = [model.model_copy(update={"differentiable": False}) for model in Described().record.models]
+    with pytest.raises(UserError, match="has a in its sum, which has no gradient"):
+        check(["a"], models=flat)
     with pytest.raises(UserError, match="takes no latents"):
         check(["a"], latent_channels=None)
     with pytest.raises(UserError, match="takes 8 rows a call, this run sends 9"):

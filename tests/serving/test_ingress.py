@@ -243,6 +243,15 @@ def test_a_service_that_stops_finishes_what_it_took_and_takes_no_more():
     assert left == 0 and reply.combined.reward.shape == (2,)
 
 
+def test_a_model_without_gradient_is_refused_only_for_a_gradient():
+    made = service([{"name": "size", "model": "jpeg"}])
+    (reply,) = together(ask(made, images(), prompts(0), gradient=False))
+    assert (reply.combined.reward < 0).all() and not made.describe().models[0].differentiable
+    (error,) = together(ask(made, images(), prompts(0)))
+    assert isinstance(error, ValueError) and "'size' has no gradient: hold it out" in str(error)
+    assert len(made.handles["size"].calls) == 1
+
+
 @pytest.mark.parametrize(
     ("x", "texts", "space", "message"),
     [

@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from ray import serve
 from test_parity import assert_same, plain_run, ray_run
 
 from dipp_ray.errors import UserError
+from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.serving.app import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.serving.config import ServiceConfig
 from dipp_ray.training.run import train
 from settings import tiny_config
-from tiny import pixart_pipeline, prompt_file
+from tiny import PROMPTS, pixart_pipeline, prompt_file
 
 STEPS = 6
 TERMS = [
@@ -51,6 +53,16 @@ def test_by_http_it_is_the_run_by_handle_and_that_is_the_plain_loop(shared, worl
     assert np.array_equal(by_http[1], by_handle[1])
     assert_same(by_handle, plain_run(config_of(world, terms=TERMS[:1]), STEPS), 1e-5)
     assert "shared" in serve.status().applications  # it belongs to nobody's run
+
+
+def test_its_evaluation_is_scored_by_the_service(shared, world):
+    images, texts = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0)), PROMPTS * 4
+    by_service = scorer_of(config_of(world, urls=[shared]), 16, torch.device("cpu"))
+    local = scorer_of(config_of(world, terms=TERMS), 16, torch.device("cpu"))
+    scores, expected = (s.score(images, texts, "images", gradient=False).scores for s in (by_service, local))
+    assert scores.keys() == expected.keys() == {"ink", "gold"}
+    assert all(torch.equal(scores[name], expected[name]) for name in scores)
+    assert [term.held_out for term in by_service.terms] == [False, True]
 
 
 @pytest.mark.slow

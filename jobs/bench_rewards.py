@@ -1,0 +1,225 @@
+"""The reward service under load: 1, 4 and 16 trainers at once, by handle and by HTTP, against one process.
+
+    python jobs/bench_rewards.py [--world vit-b|miniature] [--seconds 30] [--rows 4] [--batch 16]
+
+Every trainer is a process of its own that sends `--rows` latents and waits for scores and gradients, again and again.
+`vit-b` is a CLIP ViT-B/32 with random weights behind a small VAE (latents 4x28x28, images 3x224x224); `miniature` has
+the sizes of the demo's reward. The base is the same Scorer in this process, in batches of `--batch` rows with the same
+number of threads, measured before and after and in between: ratios are taken against the median. Share lost is what
+the way to the models costs: 1 minus the ratio. `unmerged` is a deterministic service, which never puts calls of
+several trainers into one batch.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+import rich
+import torch
+from rich.table import Table
+
+from dipp_ray.cli import connect, guarded
+from dipp_ray.reporting.quiet import quiet_libraries
+
+CALLERS = (1, 4, 16)
+PROMPTS = [f"a bold upright handwritten {digit}" for digit in ("zero", "one", "two", "three", "four", "five")]
+WARM_CALLS = 2
+LONGEST_S = 600.0
+
+
+@dataclass(frozen=True)
+class World:
+    """Folders of the reward model and of the pipeline with its VAE, and the latents' shape."""
+
+    clip: str
+    pipeline: str
+    latent: tuple[int, int, int]
+
+
+def vit_b(folder: Path) -> World:
+    from transformers import CLIPConfig
+
+    save_clip(folder / "clip", CLIPConfig())  # its defaults are ViT-B/32
+    save_vae(folder / "pipeline", block_out_channels=(16, 32, 32, 32), norm_num_groups=8, latent_channels=4)
+    return World(str(folder / "clip"), str(folder / "pipeline"), (4, 28, 28))
+
+
+def miniature(folder: Path) -> World:
+    from dipp_ray.miniature.reward_base import RewardBaseRecipe, save_reward_base
+
+    (folder / "clip").mkdir()
+    save_reward_base(folder / "clip", RewardBaseRecipe())
+    save_vae(folder / "pipeline", block_out_channels=(32,), norm_num_groups=8, latent_channels=1)
+    return World(str(folder / "clip"), str(folder / "pipeline"), (1, 8, 8))
+
+
+def save_clip(folder: Path, config) -> None:
+    from transformers import CLIPModel
+
+    from dipp_ray.miniature.reward_base import whole_word_tokenizer
+
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    whole_word_tokenizer().save_pretrained(folder)
+
+
+def save_vae(folder: Path, block_out_channels: tuple[int, ...], **sizes) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    blocks = len(block_out_channels)
+    AutoencoderKL(
+        block_out_channels=block_out_channels,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        mid_block_add_attention=False,
+        **sizes,
+    ).save_pretrained(folder / "vae")
+    (folder / "model_index.json").write_text(json.dumps({"vae": ["diffusers", "AutoencoderKL"]}))
+
+
+@ray.remote(num_cpus=0)
+class Trainer:
+    """Calls in a closed loop: the next one when the last one is answered."""
+
+    def __init__(self, url: str | None, app: str, rows: int, latent: tuple[int, int, int], index: int, dtype: str):
+        from dipp_ray.serving.client import RewardClient
+        from dipp_ray.serving.transports import HandleTransport, HttpTransport
+
+        transport = HttpTransport([url], dtype=dtype) if url else HandleTransport(app)
+        self.client = RewardClient(transport, LONGEST_S, trainer=f"trainer-{index}")
+        self.x = np.random.default_rng(index).standard_normal((rows, *latent), dtype=np.float32)
+        self.prompts = [PROMPTS[(index + i) % len(PROMPTS)] for i in range(rows)]
+
+    async def run(self, seconds: float) -> list[tuple[float, float]]:
+        """(begin, end) of every call that began within the time, on this machine's clock."""
+        calls, until = [], time.time() + seconds
+        while not calls or time.time() < until:
+            begin = time.time()
+            await self.client.score(self.x, self.prompts)
+            calls.append((begin, time.time()))
+        return calls
+
+    async def warm(self) -> None:
+        for _ in range(WARM_CALLS):
+            await self.client.score(self.x, self.prompts)
+
+
+def load(callers: int, seconds: float, rows: int, world: World, app: str, url: str | None, dtype: str) -> dict:
+    """Throughput in rows a second, and the calls' p50 and p99 in seconds, of so many trainers at once."""
+    trainers = [Trainer.remote(url, app, rows, world.latent, i, dtype) for i in range(callers)]
+    ray.get([trainer.warm.remote() for trainer in trainers])
+    answered = ray.get([trainer.run.remote(seconds) for trainer in trainers])
+    for trainer in trainers:
+        ray.kill(trainer)
+    calls = [call for of_one in answered for call in of_one]
+    # All trainers are at work from the first begin to the last begin; only calls that ended by then are counted.
+    begin, end = min(b for b, _ in calls), max(b for b, _ in calls) if callers > 1 else max(e for _, e in calls)
+    done = sum(rows for _, e in calls if e <= end)
+    seconds_of = [e - b for b, e in calls]
+    return {
+        "images_per_second": done / (end - begin),
+        "p50_s": float(np.percentile(seconds_of, 50)),
+        "p99_s": float(np.percentile(seconds_of, 99)),
+        "calls": len(calls),
+    }
+
+
+class Base:
+    """The same work in this process, batch after batch."""
+
+    def __init__(self, terms, world: World, batch: int, threads: int):
+        from dipp_ray.models.latents import LatentDecoder
+        from dipp_ray.serving.scoring import Scorer
+
+        torch.set_num_threads(threads)
+        self.scorer = Scorer(terms, LatentDecoder.from_pipeline(world.pipeline), batch)
+        self.x = torch.randn(batch, *world.latent, generator=torch.Generator().manual_seed(0))
+        self.prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch)]
+        self.measured: list[float] = []
+
+    def measure(self, seconds: float) -> None:
+        self.scorer.score(self.x, self.prompts)
+        begin, count = time.perf_counter(), 0
+        while time.perf_counter() - begin < seconds:
+            self.scorer.score(self.x, self.prompts)
+            count += len(self.x)
+        self.measured.append(count / (time.perf_counter() - begin))
+
+
+def main() -> None:
+    quiet_libraries()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=("vit-b", "miniature"), default="vit-b")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of one measurement (%(default)s)")
+    parser.add_argument("--rows", type=int, default=4, help="latents of one call (%(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="largest batch, in rows (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of the model (%(default)s)")
+    parser.add_argument("--port", type=int, default=8130)
+    parser.add_argument("--out", type=Path, help="write the figures there as JSON too")
+    given = parser.parse_args()
+    connect()
+
+    from dipp_ray.serving.app import await_rewards, deploy_rewards, stop_rewards
+    from dipp_ray.serving.command import start_http
+    from dipp_ray.serving.config import ServiceConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        world = {"vit-b": vit_b, "miniature": miniature}[given.world](Path(folder))
+        model = {"name": "clip", "model": "clip", "folder": world.clip, "role": {"threads": given.threads}}
+        settings = {"models": [model], "vae": world.pipeline, "http": {"port": given.port}, "batch_rows": given.batch}
+        merging = ServiceConfig.model_validate(settings | {"name": "merging"})
+        # Calls are chunks of their own here: one request at a time, whatever else waits.
+        single = ServiceConfig.model_validate(settings | {"name": "single", "deterministic": True})
+        start_http(merging)
+        base = Base([model.term for model in merging.models], world, given.batch, given.threads)
+        rows = []
+        ways = [("handle", merging, False, "fp32", CALLERS), ("HTTP", merging, True, "fp32", CALLERS),
+                ("HTTP, fp16", merging, True, "fp16", CALLERS[1:2]),
+                ("handle, unmerged", single, False, "fp32", CALLERS[1:])]  # fmt: skip
+        running = None
+        for way, config, http, dtype, numbers in ways:
+            if running is not config:  # one service at a time, so that an idle one takes no core
+                if running:
+                    stop_rewards(running.name)
+                deploy_rewards(config, "/")
+                await_rewards(config.name, config.wait_s, print)
+                running = config
+            for callers in numbers:
+                base.measure(given.seconds / 2)
+                url = f"http://127.0.0.1:{given.port}" if http else None
+                found = load(callers, given.seconds, given.rows, world, config.name, url, dtype)
+                print(f"{way}, {callers} trainers: {found['images_per_second']:.2f} images/s", flush=True)
+                rows.append({"way": way, "trainers": callers} | found)
+        base.measure(given.seconds / 2)
+        stop_rewards(running.name)
+    show(rows, base, given)
+
+
+def show(rows: list[dict], base: Base, given) -> None:
+    speed = statistics.median(base.measured)
+    table = Table("", "trainers", "images/s", "ratio", "lost", "p50 s", "p99 s", "calls")
+    table.title = f"{given.world}: calls of {given.rows} latents, scores and gradients, batches of up to {given.batch}"
+    table.add_row("one process", "", f"{speed:.2f}", "1.00", "", "", "", "")
+    for row in rows:
+        row["ratio"] = row["images_per_second"] / speed
+        table.add_row(
+            row["way"], str(row["trainers"]), f"{row['images_per_second']:.2f}", f"{row['ratio']:.2f}",
+            f"{1 - row['ratio']:.0%}", f"{row['p50_s']:.3f}", f"{row['p99_s']:.3f}", str(row["calls"]),
+        )  # fmt: skip
+    rich.print(table)
+    spread = f"{min(base.measured):.2f} to {max(base.measured):.2f}"
+    print(f"the base was measured {len(base.measured)} times: {spread} images/s")
+    if given.out:
+        given.out.write_text(json.dumps({"base": base.measured, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
