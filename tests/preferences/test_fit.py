@@ -57,9 +57,14 @@ def same_bits(left, right):
 
 
 def difference(left, right):
-    """Largest difference of a weight, relative to the largest weight of its tensor."""
+    """Largest difference of a weight, relative to the largest weight of its tensor.
+
+    Biases of keys are left out: softmax does not see them, so their gradient is rounding alone, which AdamW scales up.
+    """
     left, right = load_file(left / WEIGHTS), load_file(right / WEIGHTS)
-    return max(((left[key] - right[key]).abs().max() / left[key].abs().max()).item() for key in left)
+    keys = [key for key in left if not key.endswith("k_proj.bias")]
+    assert len(keys) == len(left) - 4
+    return max(((left[key] - right[key]).abs().max() / left[key].abs().max()).item() for key in keys)
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +262,7 @@ def start_fit(path, env):
 def test_a_killed_driver_and_the_same_command_again_give_the_same_bits(tmp_path, world):
     env = {"RAY_TMPDIR": f"/tmp/drk-{os.getpid()}"}
     Path(env["RAY_TMPDIR"]).mkdir()
-    settings = ["fit.steps=1200", "fit.noise=0.05", "checkpoint.every=20"]
+    settings = ["fit.steps=400", "fit.noise=0.05", "checkpoint.every=20"]
     for name in ("whole", "killed"):
         config = fit_config(tmp_path / name, *world, *settings)
         (tmp_path / name).mkdir()
@@ -272,7 +277,7 @@ def test_a_killed_driver_and_the_same_command_again_give_the_same_bits(tmp_path,
     assert not (tmp_path / "killed" / "out").exists()
     for name in ("whole", "killed"):
         driver = start_fit(tmp_path / f"{name}.yaml", env)
-        said, _ = driver.communicate(timeout=240)
+        said, _ = driver.communicate(timeout=400)
         assert driver.returncode == 0, said
     assert int(re.search(r"from update (\d+)", said)[1]) >= 20
     assert same_bits(tmp_path / "whole" / "out", tmp_path / "killed" / "out")
@@ -322,7 +327,7 @@ def test_a_lost_node_leaves_a_smaller_fit_with_the_same_result(ray_session, tmp_
     env = os.environ | {"RAY_TMPDIR": f"/tmp/drn-{os.getpid()}"}
     Path(env["RAY_TMPDIR"]).mkdir()
     ran = subprocess.run(
-        [sys.executable, str(tmp_path / "cluster.py"), str(path)], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, str(tmp_path / "cluster.py"), str(path)], env=env, capture_output=True, text=True, timeout=500
     )
     assert "DONE" in ran.stdout, ran.stdout + ran.stderr
     starts = [(int(workers), int(step)) for workers, step in re.findall(r"STARTED (\d) (\d+)", ran.stdout)]
