@@ -123,3 +123,11 @@ class Raises(Brightness):
 
     def reward(self, images, prompts):
         raise RuntimeError("out of order")
+
+
+class Slow(Brightness):
+    """Takes a tenth of a second a batch."""
+
+    def reward(self, images, prompts):
+        threading.Event().wait(0.1)
+        return super().reward(images, prompts)

@@ -414,24 +414,8 @@ def test_401_without_a_token_of_the_service(path):
 
 
 def test_401_comes_before_the_body_is_read():
-    taken = []
-
-    def parts():
-        for _ in range(100):
-            taken.append(1)
-            yield bytes(2**16)
-
-    sent, status = iter(parts()), []
-
-    async def receive():
-        return {"type": "http.request", "body": next(sent), "more_body": True}
-
-    async def send(message):
-        status.append(message.get("status"))
-
-    app = build_http(with_tokens(ann=TOKEN))
-    asyncio.run(app(scope([(b"content-type", SAFETENSORS.encode())]), receive, send))
-    assert status[0] == 401 and taken == []
+    sent, taken = sent_raw(build_http(with_tokens(ann=TOKEN)))
+    assert sent[0]["status"] == 401 and taken == 0
 
 
 @pytest.mark.parametrize("path", ["/v1/score", "/v1/models", "/metrics"])
@@ -461,19 +445,27 @@ def test_404_and_405_name_what_is_there(small):
         assert reply.headers["allow"] in ("GET", "POST")
 
 
+def sent_raw(app, *headers, parts=20):
+    """(the messages of the reply, how many parts of 32 KiB of the body were taken) for a body of 20 parts."""
+    taken, sent = [], []
+
+    async def receive():
+        taken.append(1)
+        return {"type": "http.request", "body": bytes(2**15), "more_body": len(taken) < parts}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope([(b"content-type", SAFETENSORS.encode()), *headers]), receive, send))
+    return sent, len(taken)
+
+
 def test_413_a_body_that_says_itself_that_it_is_too_long_is_not_read(small):
-    taken = []
-
-    def parts():
-        for _ in range(8):
-            taken.append(1)
-            yield bytes(2**16)
-
-    for length in ("131073", "9" * 40):
-        reply = ask(small, parts(), **{"content-length": length})
-        refused(reply, 413, "0.125 MiB", "too_long")
-        assert reply.headers["connection"] == "close"
-    refused(ask(small, bytes(131073)), 413, "send fewer rows")
+    for length in (b"131073", b"9" * 40):
+        sent, taken = sent_raw(small.app, (b"content-length", length))
+        assert sent[0]["status"] == 413 and taken == 0 and (b"connection", b"close") in sent[0]["headers"]
+        assert ErrorReply.model_validate_json(sent[1]["body"]).error.code == "too_long"
+    refused(ask(small, bytes(131073)), 413, "longer than 0.125 MiB: send fewer rows", "too_long")
     refused(ask(small, bytes(131073), JSON), 413, "send fewer rows")
     refused(ask(small, bytes(131072)), 400, "at most|header is not JSON")  # just not too long
 
@@ -481,17 +473,8 @@ def test_413_a_body_that_says_itself_that_it_is_too_long_is_not_read(small):
 def test_413_a_body_that_does_not_say_its_length_is_read_no_further_than_the_limit(small):
     """Nor one that lies about it."""
     for headers in ([], [(b"content-length", b"10")], [(b"content-length", b"\xb2")], [(b"content-length", b"-1")]):
-        taken, sent = [], []
-
-        async def receive(taken=taken):
-            taken.append(1)
-            return {"type": "http.request", "body": bytes(2**15), "more_body": True}
-
-        async def send(message, sent=sent):
-            sent.append(message)
-
-        asyncio.run(small.app(scope([(b"content-type", SAFETENSORS.encode()), *headers]), receive, send))
-        assert sent[0]["status"] == 413 and len(taken) == 5  # 4 are just the limit
+        sent, taken = sent_raw(small.app, *headers)
+        assert sent[0]["status"] == 413 and taken == 5  # 4 are just the limit
         assert ErrorReply.model_validate_json(sent[1]["body"]).error.code == "too_long"
 
 

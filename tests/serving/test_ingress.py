@@ -131,16 +131,18 @@ def test_beyond_its_bound_a_trainer_is_told_when_to_come_again_and_the_others_ar
     made.handles["bright"].gate = asyncio.Event()
 
     async def run():
-        calls = [asyncio.create_task(ask(made, images(i, 8), prompts(i, 8), trainer="flood")) for i in range(12)]
+        calls = [
+            asyncio.create_task(ask(made, images(i, 8), prompts(i, 8), trainer="flood")) for i in range(22)
+        ]  # 10 times the bound beyond what is taken
         other = asyncio.create_task(ask(made, images(99), prompts(99), trainer="small"))
-        await settled(lambda: sum(call.done() for call in calls) == 8)  # 2 batches are with the model, 16 rows wait
+        await settled(lambda: sum(call.done() for call in calls) == 18)  # 2 batches are with the model, 16 rows wait
         made.handles["bright"].gate.set()
         return await asyncio.gather(other, *calls, return_exceptions=True)
 
     small, *flood = asyncio.run(run())
     np.testing.assert_allclose(small.combined.reward, 5 * images(99).mean((1, 2, 3)), rtol=1e-6)
     refused = [reply for reply in flood if isinstance(reply, QueueFull)]
-    assert len(refused) == 8 and all(error.retry_after_s >= 1 for error in refused)
+    assert len(refused) == 18 and all(error.retry_after_s >= 1 for error in refused)
     assert all(reply.combined.reward.shape == (8,) for reply in flood if not isinstance(reply, QueueFull))
     assert [len(p) for _, p in made.handles["bright"].calls].index(2) <= 3  # not behind all of the flood
 

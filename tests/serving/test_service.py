@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 
+import aiohttp
 import numpy as np
 import pytest
 import ray
@@ -191,6 +192,27 @@ def test_a_killed_caller_leaves_nothing_behind(ray_session, caller, service, con
     ray_session.kill(doomed)
     x, prompts = call(7)
     same(ray_session.get(caller.score.remote(x, prompts)), local.score(torch.from_numpy(x), prompts))
+
+
+def test_a_caller_who_leaves_by_http_is_noticed(service, serve_url):
+    async def leave():
+        transport = HttpTransport([serve_url])
+        try:
+            async with asyncio.timeout(0.3):
+                await transport.score(*call(0, 200), "latents", True, "leaver", 600.0)
+        except TimeoutError:
+            await transport.close()
+
+    async def noticed():
+        await leave()
+        async with aiohttp.ClientSession() as session, asyncio.timeout(60):
+            while True:
+                async with session.get(f"{serve_url}/metrics") as reply:
+                    if 'outcome="caller gone",trainer="leaver"' in (text := await reply.text()):
+                        return text
+                await asyncio.sleep(0.1)
+
+    assert "dipp_ray_reward_waiting_rows" in asyncio.run(noticed())
 
 
 def test_no_service_is_an_error_within_the_deadline(serve_url):
