@@ -107,7 +107,7 @@ def test_the_service_does_what_its_document_says(documented, service, mode, meth
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", BOTH)
 def test_the_service_does_what_its_document_says_many_times(documented, service, mode):
-    conforms(documented, "POST", "/v1/score", mode, 3000)
+    conforms(documented, "POST", "/v1/score", mode, 600)
     assert idle(service)
 
 
@@ -250,7 +250,7 @@ def test_a_bad_body_gets_a_documented_refusal(web, service):
 
 @pytest.mark.slow
 def test_many_bad_bodies_get_a_documented_refusal(web, service):
-    every_body_is_answered(web, 5000)
+    every_body_is_answered(web, 1500)
     assert idle(service)
 
 
@@ -313,7 +313,7 @@ def test_refused_calls_leave_no_memory_behind(web, service):
 
 @pytest.mark.slow
 def test_many_refused_calls_leave_no_memory_behind(web, service):
-    nothing_is_left(web, service, 400, 32 * MIB)
+    nothing_is_left(web, service, 100, 32 * MIB)
 
 
 def test_a_refused_call_holds_no_more_than_a_few_bodies(web):

@@ -314,7 +314,7 @@ def test_a_header_of_any_json_is_read_or_refused(header, content):
 
 
 @pytest.mark.slow
-@settings(bounded, max_examples=20_000)
+@settings(bounded, max_examples=5_000)
 @given(damaged(), st.dictionaries(NAME, ENTRY | ANY_JSON, max_size=3), st.binary(max_size=16))
 def test_many_damaged_bodies_are_read_or_refused(data, header, content):
     read(data)
