@@ -20,6 +20,7 @@ from dipp_ray import cli
 from dipp_ray.errors import NonFiniteError, RoleFailure, UserError
 from dipp_ray.preferences import fit as fitting
 from dipp_ray.preferences.calibration import pair_accuracy
+from dipp_ray.preferences.dataset import load_pairs
 from dipp_ray.preferences.fit import fit_reward, prepared
 from dipp_ray.preferences.reading import read_images, read_labels
 from dipp_ray.preferences.settings import ColumnSettings
@@ -184,17 +185,18 @@ def test_bad_input_is_one_sentence_before_ray(tmp_path, world, capsys, monkeypat
 
 
 def test_a_bad_image_is_refused_before_ray_and_leaves_the_old_fit(tmp_path, world):
-    base, _, held_out = world
+    base, pairs, held_out = world
     wrong = write_parquet(tmp_path / "wrong.parquet", [*make_rows(3, 0), make_rows(1, 0)[0] | {"image_b": b"no"}])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "fit.json").write_text('{"configuration": "old"}')
-    config = fit_config(tmp_path, base, wrong, held_out, "replace=true")
     with pytest.raises(UserError, match=r"wrong\.parquet, row 3: an image is refused"):
-        fit_reward(config, None, quiet)
+        fit_reward(fit_config(tmp_path, base, pairs, wrong, "replace=true"), None, quiet)
     assert json.loads((tmp_path / "out" / "fit.json").read_text()) == {"configuration": "old"}
-    # Nothing was fitted yet, so corrected pairs are no other configuration's.
-    with prepared(fit_config(tmp_path, *world, "replace=true"), quiet) as fit:
-        assert fit.counts == (400, 200) and fit.record is None
+    # Nothing was fitted yet: other pairs take the place of those that were decoded.
+    config = fit_config(tmp_path, base, held_out, pairs, "replace=true")
+    with prepared(config, quiet) as fit:
+        assert [len(load_pairs(config.work_folder / name)) for name in ("train", "held_out")] == [200, 400]
+        assert fit.counts == (200, 400) and fit.record is None
 
 
 def test_held_out_prompts_are_split_off(tmp_path, world):

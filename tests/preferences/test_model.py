@@ -76,6 +76,8 @@ def test_augmentation_is_the_pairs_own_whichever_worker_makes_it():
     for rank in range(3):
         assert torch.equal(augment(both[rank::3], settings, 5, range(rank, 7, 3)), whole[rank::3])
     assert not torch.equal(augment(both, settings, 6, range(7)), whole)
+    same = augment(both[:1].expand(2, -1, -1, -1, -1), settings, 5, range(2))
+    assert not torch.equal(same[0], same[1])
 
 
 def test_reliability_of_a_case_by_hand():
