@@ -34,7 +34,10 @@ def decode(data: bytes, size: int) -> np.ndarray:
         image = image.resize(
             (max(size, int(width * shrink)), max(size, int(height * shrink))), Image.Resampling.BICUBIC
         )
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    if image.size == (size, size):
+        return pixels
+    pixels = torch.from_numpy(pixels.copy())
     return to_square(pixels[None], size)[0].round().clamp(0, 255).to(torch.uint8).numpy()
 
 
