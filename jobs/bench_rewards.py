@@ -1,6 +1,6 @@
 """The reward service under load: 1, 4 and 16 trainers at once, by handle and by HTTP, against one process.
 
-    python jobs/bench_rewards.py [--world vit-b|miniature] [--seconds 30] [--rows 2] [--batch 16]
+    python jobs/bench_rewards.py [--world vit-b|miniature] [--seconds 40] [--rows 2] [--batch 16]
 
 Every trainer is a process of its own that sends `--rows` latents and waits for scores and gradients, again and again.
 `vit-b` is a CLIP ViT-B/32 with random weights behind a small VAE (latents 4x28x28, images 3x224x224); `miniature` has
@@ -31,6 +31,7 @@ from dipp_ray.reporting.quiet import quiet_libraries
 CALLERS = (1, 4, 16)
 PROMPTS = [f"a bold upright handwritten {digit}" for digit in ("zero", "one", "two", "three", "four", "five")]
 LONGEST_S = 600.0
+SAME_BATCH_S = 0.05  # answers of one batch lie closer than this, those of two batches further apart
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,12 @@ def load(callers: int, seconds: float, rows: int, world: World, app: str, url: s
     for trainer in trainers:
         ray.kill(trainer)
     calls = [call for of_one in answered for call in of_one]
-    # All trainers are at work from the first begin to the last begin; only calls that ended by then are counted.
-    begin, end = min(b for b, _ in calls), max(b for b, _ in calls) if callers > 1 else max(e for _, e in calls)
-    done = sum(rows for _, e in calls if e <= end)
+    # From answer to answer while all trainers are at work: after the first batch's, up to the last begin of a call.
+    ends = sorted(e for _, e in calls)
+    begin, last_begin = ends[0] + SAME_BATCH_S, max(b for b, _ in calls) + SAME_BATCH_S
+    counted = [e for e in ends if begin < e <= last_begin]
+    end, done = counted[-1], rows * len(counted)
+    begin = max(e for e in ends if e <= begin)
     seconds_of = [e - b for b, e in calls]
     return {
         "images_per_second": done / (end - begin),
@@ -156,7 +160,7 @@ def main() -> None:
     quiet_libraries()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=("vit-b", "miniature"), default="vit-b")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of one measurement (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of one measurement (%(default)s)")
     parser.add_argument("--rows", type=int, default=2, help="latents of one call (%(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="largest batch, in rows (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the model (%(default)s)")

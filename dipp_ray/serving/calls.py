@@ -23,6 +23,12 @@ class ModelError(Exception):
     def __str__(self) -> str:
         return f"reward '{self.model}': {self.reason}"
 
+    @property
+    def public(self) -> str:
+        """For callers from outside: of what the model raised, the kind alone, for its text may name files."""
+        reason = self.reason.partition(":")[0] if self.kind == "failed" else self.reason
+        return f"reward '{self.model}': {reason}"
+
 
 class Draining(Exception):
     """The service is being stopped, and takes no new calls."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 import numpy as np
@@ -39,7 +40,7 @@ from dipp_ray.serving.wire import (
 )
 
 MIB = 2**20
-DRAINING_RETRY_S = 5
+DRAINING_RETRY_S, UPLOAD_RETRY_S = 5, 1
 MODEL_STATUS = {"refused": 422, "failed": 500, "lost": 503}
 log = logging.getLogger("ray.serve")
 
@@ -55,12 +56,13 @@ def build_http(service: Rewards) -> FastAPI:
     app = FastAPI(
         title="dipp-ray reward service",
         description="Scores of reward models, and the exact gradient of their weighted sum by what was sent.",
-        version=service.describe().version if service.settings else "",
+        version=service.describe().version,
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
     )
     bearer = [Depends(HTTPBearer(auto_error=False))]  # says in the document how to identify oneself
     limits = service.settings.limits
+    uploads = Uploads(int(service.settings.queue.mib * MIB))
     errors = {status: {"model": ErrorReply} for status in (400, 401, 403, 408, 413, 415, 422, 500, 503, 504)}
 
     @app.post(
@@ -73,9 +75,11 @@ def build_http(service: Rewards) -> FastAPI:
     async def score(request: Request) -> Response:
         trainer = identified(request, service)
         kind = content_type(request)
-        body = await body_of(request, int(limits.body_mib * MIB))
-        x, options = await asyncio.to_thread(parse, kind, body, limits)
-        del body
+        most = int(limits.body_mib * MIB)
+        with uploads.room(announced(request, most)):
+            body = await body_of(request, most)
+            x, options = await asyncio.to_thread(parse, kind, body, limits)
+            del body
         reply = await service.answer(
             x, options.prompts, options.space, options.gradient, trainer or options.trainer, options.deadline_s
         )
@@ -145,7 +149,7 @@ def as_http(error: Exception) -> HttpError:
             return HttpError(422, "invalid", f"{where[:100]}: {message}" if where else message)
         case ModelError():
             retry = {"Retry-After": "1"} if error.kind == "lost" else {}
-            return HttpError(MODEL_STATUS[error.kind], f"model_{error.kind}", str(error), retry)
+            return HttpError(MODEL_STATUS[error.kind], f"model_{error.kind}", error.public, retry)
         case ValueError():
             return HttpError(422, "invalid", str(error))
         case QueueFull():
@@ -191,13 +195,36 @@ def content_type(request: Request) -> str:
     return kind
 
 
+class Uploads:
+    """Bodies that are on their way or being read, at most so many bytes: the queue's bound comes after them."""
+
+    def __init__(self, most: int):
+        self._most, self._bytes = most, 0
+
+    @contextmanager
+    def room(self, size: int):
+        """Raises QueueFull where there is none."""
+        if self._bytes + size > self._most:
+            raise QueueFull("too many calls are being sent at once: try again", UPLOAD_RETRY_S)
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._bytes -= size
+
+
+def announced(request: Request, most: int) -> int:
+    """How long the body says it is, in bytes; `most` where it does not say, and `most` + 1 for all that is longer."""
+    length = request.headers.get("content-length", "")
+    return min(int(length[:20]), most + 1) if length.isdecimal() and length.isascii() else most
+
+
 async def body_of(request: Request, most: int) -> bytes:
     """The body, refused before it is held where it says itself that it is too long, and while it comes otherwise."""
     too_long = HttpError(
         413, "too_long", f"the body is longer than {most / MIB:g} MiB: send fewer rows", {"Connection": "close"}
     )
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > most:
+    if announced(request, most) > most:
         raise too_long
     parts, total = [], 0
     try:
@@ -248,7 +275,7 @@ def rendered(kind: str, reply: ServiceReply, options: ScoreOptions) -> Response:
             reward=numbers(combined.reward),
             scores={name: numbers(score) for name, score in combined.scores.items()},
             held_out=reply.held_out,
-            failed=reply.failed,
+            failed=public(reply),
             gradient=None if combined.gradient is None else tensor_record(combined.gradient),
         )
         return Response(record.model_dump_json(), media_type=JSON)
@@ -258,8 +285,12 @@ def rendered(kind: str, reply: ServiceReply, options: ScoreOptions) -> Response:
         tensors["gradient"] = combined.gradient.astype(np.float32)
         if options.reply_dtype == "fp16":
             tensors["gradient"], tensors["gradient_scale"] = to_half(tensors["gradient"])
-    record = ReplyRecord(held_out=reply.held_out, failed=reply.failed)
+    record = ReplyRecord(held_out=reply.held_out, failed=public(reply))
     return Response(pack(tensors, REPLY, record), media_type=SAFETENSORS)
+
+
+def public(reply: ServiceReply) -> dict[str, str]:
+    return {name: error.public for name, error in reply.failed.items()}
 
 
 def numbers(values: np.ndarray) -> list[float | None]:

@@ -1,6 +1,7 @@
 """The ingress of a reward service: one queue, one sum, for callers by handle and by HTTP. No torch in this process."""
 
 import asyncio
+import contextvars
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from dipp_ray.serving.wire import HealthRecord, LimitsRecord, ModelRecord, Servi
 
 ATTEMPTS = 3  # of one batch: what kills a replica each time is not tried for ever
 PAUSE_S = 0.2
-HEALTH_S = 5.0
+HEALTH_S, HEALTH_EVERY_S = 5.0, 2.0
 LOST = (RayActorError, ObjectLostError, BackPressureError, ReplicaUnavailableError)
 
 
@@ -44,7 +45,7 @@ class IngressSettings:
 class ServiceReply:
     combined: Combined
     held_out: list[str]
-    failed: dict[str, str]
+    failed: dict[str, ModelError]
 
 
 class Rewards:
@@ -57,6 +58,8 @@ class Rewards:
         self._terms: tuple[RewardTerm, ...] = ()
         self.tokens = Tokens({})
         self._draining = False
+        self._health: asyncio.Future | None = None
+        self._health_asked = 0.0
         self._open = 0  # calls that were taken and not answered yet
         queue = FairQueue(settings.queue.rows, int(settings.queue.mib * 2**20))
         self._scheduler = Scheduler(self._ask, queue, settings.batch_rows, settings.deterministic, settings.slots)
@@ -95,7 +98,7 @@ class Rewards:
             "scores": combined.scores,
             "gradient": combined.gradient,
             "held_out": reply.held_out,
-            "failed": reply.failed,
+            "failed": {name: str(error) for name, error in reply.failed.items()},
         }
 
     def describe(self) -> ServiceRecord:
@@ -121,11 +124,19 @@ class Rewards:
         return self.describe().model_dump()
 
     async def health(self) -> HealthRecord:
-        """Each model's own health, asked for now."""
+        """Each model's own health, asked for at most every HEALTH_EVERY_S seconds, whoever wants to know."""
+        if self._health is None or time.monotonic() - self._health_asked > HEALTH_EVERY_S:
+            self._health_asked = time.monotonic()
+            # In a context of its own: it is for all who ask, and Serve cancels what a cancelled call has begun.
+            self._health = asyncio.get_running_loop().create_task(self._ask_health(), context=contextvars.Context())
+        health = await asyncio.shield(self._health)
+        return health.model_copy(update={"ok": health.ok and not self._draining})
+
+    async def _ask_health(self) -> HealthRecord:
         said = await asyncio.gather(*(self._health_of(name) for name in self._models))
         models = dict(zip(self._models, said, strict=True))
         required = [term.name for term in self._terms if term.required]
-        return HealthRecord(ok=not self._draining and all(models[name] == "ok" for name in required), models=models)
+        return HealthRecord(ok=all(models[name] == "ok" for name in required), models=models)
 
     async def drain(self, wait_s: float) -> int:
         """Take no more calls and wait for those that were taken; answers how many are left after `wait_s` seconds."""
@@ -252,7 +263,7 @@ def check_limits(shape: tuple[int, ...], prompts: list[str], space: Space, limit
 
 def joined(
     terms: tuple[RewardTerm, ...], outcomes: list[dict[str, Outcome]]
-) -> tuple[dict[str, Answer], dict[str, str]]:
+) -> tuple[dict[str, Answer], dict[str, ModelError]]:
     """(answers by model over all chunks of a call, failed models that are not required, and why).
 
     A model fails the whole call or none of it. Raises the error of a required model, and that of the last one where
@@ -273,7 +284,9 @@ def joined(
             error = ModelError(term.name, reason, "failed")
         if term.required:
             raise error
-        failed[term.name], last = str(error), error
+        if isinstance(error, DeadlineError):
+            error = ModelError(term.name, str(error), "lost")
+        failed[term.name], last = error, error
     if last is not None and not any(term.name in answers for term in trained(terms) or terms):
         raise last
     return answers, failed

@@ -21,8 +21,10 @@ from starlette.testclient import TestClient
 
 from dipp_ray.errors import UserError
 from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.serving.calls import ModelError
 from dipp_ray.serving.config import ServiceConfig
-from dipp_ray.serving.http import build_http
+from dipp_ray.serving.http import Uploads, build_http
+from dipp_ray.serving.queue import QueueFull
 from dipp_ray.serving.scoring import Scorer
 from dipp_ray.serving.tokens import VARIABLE, Tokens, read_tokens
 from dipp_ray.serving.wire import (
@@ -741,7 +743,8 @@ def test_models_says_what_the_service_is(web, full):
         ("clip", 0.7, False), ("bright", 5.0, False), ("watch", 1.0, True)]  # fmt: skip
 
 
-def test_healthz_is_open_to_all_and_says_which_model_is_ill():
+def test_healthz_is_open_to_all_and_says_which_model_is_ill(monkeypatch):
+    monkeypatch.setattr("dipp_ray.serving.ingress.HEALTH_EVERY_S", 0.0)  # each time is asked anew
     service = with_tokens(ann=TOKEN)
     opened = client(service, host=("10.1.2.3", 5))
     reply = opened.get("/healthz")
@@ -817,3 +820,20 @@ def test_the_openapi_document_says_what_the_routes_do(web):
     assert references and set(references) <= known.keys()
     secured = {path for path, verbs in document["paths"].items() for route in verbs.values() if "security" in route}
     assert secured == {"/v1/score", "/v1/models", "/metrics"}  # health is asked for by who has no token
+
+
+def test_bodies_on_their_way_are_bounded_together():
+    uploads = Uploads(100)
+    with uploads.room(60):
+        with pytest.raises(QueueFull, match="too many calls are being sent"), uploads.room(41):
+            pass
+        with uploads.room(40):
+            pass
+    with uploads.room(100):
+        pass
+
+
+def test_what_a_model_raised_is_told_to_callers_from_outside_by_its_kind_alone():
+    error = ModelError("a", "FileNotFoundError: /models/secret is gone", "failed")
+    assert "secret" in str(error) and error.public == "reward 'a': FileNotFoundError"
+    assert ModelError("a", "no such word: x", "refused").public == "reward 'a': no such word: x"
