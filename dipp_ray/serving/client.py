@@ -43,6 +43,9 @@ class Transport(Protocol):
 
     async def describe(self) -> ServiceRecord: ...
 
+    async def require_health(self) -> None:
+        """Raises TransportError, with what is wrong, where a required model cannot score."""
+
     async def close(self) -> None: ...
 
 
@@ -108,9 +111,9 @@ class RewardClient:
         return await self._retried(attempt, "the question what it serves")
 
     async def check(self, names: list[str], held_out: list[str], rows: int, gradient: bool = True) -> ServiceRecord:
-        """`describe`, after what a trainer needs has been found there: models of these names, and calls of `rows` rows.
+        """`describe`, after what a trainer needs was found there: models of these names, calls of `rows` rows, health.
 
-        gradient: whether gradients will be asked for.
+        gradient: whether gradients will be asked for. An ill service is waited for, as long as for an answer.
 
         Raises UserError where it is another service than was expected.
         """
@@ -139,6 +142,11 @@ class RewardClient:
                 f"the reward service {service.name} takes {service.limits.rows} rows a call, this run sends {rows}: "
                 "raise its limits.rows, or data.micro_batches"
             )
+
+        async def well(_: float) -> None:
+            await self._transport.require_health()
+
+        await self._retried(well, "the question whether it is well")
         return service
 
     async def _retried(self, attempt, what: str):

@@ -109,9 +109,9 @@ class Scheduler:
 
     def _ended(self, task: asyncio.Task) -> None:
         self._tasks.discard(task)
+        self._pump()
         if not task.cancelled() and task.exception() is not None:
             raise task.exception()  # a bug: to the loop's handler; its callers were told
-        self._pump()
 
     async def _compute(self, batch: list[Chunk]) -> None:
         start = time.monotonic()

@@ -21,6 +21,7 @@ from dipp_ray.serving.wire import (
     REQUEST,
     SAFETENSORS,
     ErrorReply,
+    HealthRecord,
     ReplyRecord,
     ScoreOptions,
     ServiceRecord,
@@ -53,6 +54,11 @@ class HandleTransport:
 
     async def describe(self) -> ServiceRecord:
         return ServiceRecord.model_validate(await self._call("models"))
+
+    async def require_health(self) -> None:
+        health = await self._call("health")
+        if not health.ok:
+            raise TransportError(ills(health))
 
     async def close(self) -> None:
         pass
@@ -129,28 +135,45 @@ class HttpTransport:
         return {"reward": tensors.get("reward"), "scores": scores, "gradient": slope, **record.model_dump()}
 
     async def describe(self) -> ServiceRecord:
-        body = await self._request("GET", "/v1/models", None)
-        try:
-            return ServiceRecord.model_validate_json(body)
-        except ValidationError as error:
-            raise UserError(
-                f"{self._urls[0]} is no reward service of this version ({error.error_count()} differences in "
-                "/v1/models): correct reward.urls, or bring both to one version"
-            ) from None
+        """Of all that answer, which must serve the same; TransportError where none does."""
+        found, lost = {}, None
+        for url in self._urls:
+            try:
+                found[url] = ServiceRecord.model_validate_json(await self._request("GET", "/v1/models", None, url))
+            except TransportError as error:
+                lost = error
+            except ValidationError as error:
+                raise UserError(
+                    f"{url} is no reward service of this version ({error.error_count()} differences in /v1/models): "
+                    "correct reward.urls, or bring both to one version"
+                ) from None
+        if not found:
+            raise lost
+        first, *others = found
+        for url in others:
+            if found[url].models != found[first].models:
+                raise UserError(
+                    f"reward.urls: {first} and {url} do not serve the same sum: bring them to one configuration"
+                )
+        return found[first]
+
+    async def require_health(self) -> None:
+        await self._request("GET", "/healthz", None)
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    async def _request(self, method: str, path: str, body: bytes | None) -> bytes:
+    async def _request(self, method: str, path: str, body: bytes | None, url: str | None = None) -> bytes:
+        """The body of a 200, from `url` or the next one in turn."""
         if self._session is None:  # here, where an event loop runs
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 headers=self._headers,
             )
-        url = self._urls[next(self._next)]
+        url = url or self._urls[next(self._next)]
         kind = {"Content-Type": SAFETENSORS} if body is not None else {}
         content = io.BytesIO(body) if body is not None else None  # sent piece by piece, so that the loop goes on
         try:
@@ -193,4 +216,14 @@ def _message(content: bytes, otherwise: str | None) -> str:
     try:
         return ErrorReply.model_validate_json(content).error.message
     except ValidationError:
+        pass
+    try:
+        return ills(HealthRecord.model_validate_json(content))
+    except ValidationError:
         return otherwise or "no reason given"
+
+
+def ills(health: HealthRecord) -> str:
+    """What is wrong with a service that is not well."""
+    wrong = [f"reward '{name}': {said}" for name, said in health.models.items() if said != "ok"]
+    return "; ".join(wrong) or "it is being stopped"

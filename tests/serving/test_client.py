@@ -9,6 +9,7 @@ import pytest
 from dipp_ray.errors import NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.serving import client as module
 from dipp_ray.serving.client import RewardClient, TransportError
+from dipp_ray.serving.transports import HttpTransport
 from dipp_ray.serving.wire import LimitsRecord, ModelRecord, ServiceRecord
 
 X, PROMPTS = np.zeros((3, 1, 8, 8), np.float32), ["a", "b", "c"]
@@ -39,7 +40,8 @@ class Hangs:
 
 
 class Described:
-    def __init__(self, **changes):
+    def __init__(self, ill=False, **changes):
+        self.ill = ill
         term = {
             "model": "clip",
             "differentiable": True,
@@ -58,6 +60,10 @@ class Described:
 
     async def describe(self):
         return self.record
+
+    async def require_health(self):
+        if self.ill:
+            raise TransportError("reward 'a': not finite")
 
 
 def score(transport, deadline_s=30.0, gradient=False, **settings):
@@ -119,9 +125,11 @@ def test_what_was_not_answered_is_no_number(reply, message):
 
 def test_the_service_is_the_one_that_was_expected():
     def check(names, held_out=(), rows=4, **changes):
-        return asyncio.run(RewardClient(Described(**changes), 1.0).check(names, list(held_out), rows))
+        return asyncio.run(RewardClient(Described(**changes), 0.2).check(names, list(held_out), rows))
 
     assert check(["a", "watch"], ["watch"]).name == "shared"
+    with pytest.raises(RewardUnavailableError, match=r"whether it is well .*not finite"):
+        check(["a"], ill=True)
     with pytest.raises(UserError, match="serves a, watch, but not b"):
         check(["b"])
     with pytest.raises(UserError, match="do not agree whether watch is held out"):
@@ -133,3 +141,35 @@ def test_the_service_is_the_one_that_was_expected():
         check(["a"], latent_channels=None)
     with pytest.raises(UserError, match="takes 8 rows a call, this run sends 9"):
         check(["a"], rows=9)
+
+
+def test_several_urls_must_serve_the_same_and_those_that_are_away_do_not_count(monkeypatch):
+    records = {"http://a": Described().record, "http://b": Described().record, "http://gone": None}
+
+    async def request(self, method, path, body, url=None):
+        if records[url] is None:
+            raise TransportError("refused")
+        return records[url].model_dump_json().encode()
+
+    monkeypatch.setattr(HttpTransport, "_request", request)
+    assert asyncio.run(HttpTransport(["http://gone", "http://a", "http://b"]).describe()).name == "shared"
+    records["http://b"] = Described(models=Described().record.models[:1]).record
+    with pytest.raises(UserError, match="http://a and http://b do not serve the same sum"):
+        asyncio.run(HttpTransport(["http://a", "http://b"]).describe())
+    with pytest.raises(TransportError, match="refused"):
+        asyncio.run(HttpTransport(["http://gone"]).describe())
+
+
+def test_one_url_after_the_other_is_tried(monkeypatch):
+    asked = []
+
+    async def score(self, *_):
+        url = self._urls[next(self._next)]
+        asked.append(url)
+        if url == "http://gone":
+            raise TransportError("refused")
+        return {"reward": np.ones(3, np.float32), "scores": {}, "gradient": None}
+
+    monkeypatch.setattr(HttpTransport, "score", score)
+    assert asyncio.run(RewardClient(HttpTransport(["http://gone", "http://a"])).score(X, PROMPTS, False))
+    assert asked == ["http://gone", "http://a"]
