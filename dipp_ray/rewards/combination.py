@@ -46,14 +46,15 @@ def bend(term: RewardTerm, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if bound is not None:
         slope = np.where(value < bound, slope, 0.0)
         value = np.minimum(value, bound) - (bound if term.hinge is not None else 0.0)
-    return term.weight * value, slope
+    finite = np.isfinite(score)  # a bound must not make a number of an infinite score
+    return np.where(finite, term.weight * value, np.nan), np.where(finite, slope, np.nan)
 
 
 def combine(terms: Sequence[RewardTerm], answers: dict[str, Answer], gradient: bool) -> Combined:
     """The sum of what the models of `terms` answered; a term without an answer is left out of it.
 
     The reward has the scores' dtype, the gradient that of the models' gradients. Without trained terms the sum is
-    empty: zero. A score that is not finite stays so in the sum.
+    empty: zero. A score that is not finite makes sum and gradient NaN.
     """
     scores = {term.name: answers[term.name].score for term in terms if term.name in answers}
     dtype = np.result_type(np.float32, *scores.values())

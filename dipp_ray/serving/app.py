@@ -1,6 +1,5 @@
 """The reward service as a Ray Serve application: one ingress, one deployment for each reward model."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -60,6 +59,7 @@ def application(config: ServiceConfig) -> serve.Application:
         config.name,
         config.batch_rows,
         config.deterministic,
+        config.optional_wait_s,
         max(model.most_replicas for model in config.models),
         latent_channels(config.vae),
         tuple(model.name for model in config.models if not is_differentiable(reward_class(model.term))),
@@ -99,7 +99,7 @@ def model_deployment(model: ServedModel, config: ServiceConfig) -> serve.Applica
         # One batch in work for each replica is what full means: what waits lies in the ingress's queue.
         autoscaling_config={"min_replicas": model.replicas[0], "max_replicas": model.replicas[1],
                             "target_ongoing_requests": 1} if scaled else None,
-        max_ongoing_requests=ONGOING_BATCHES,
+        max_ongoing_requests=ONGOING_BATCHES + 1,  # so that the question for its health gets through
         ray_actor_options=actor,
         logging_config=SERVE_LOGGING,
         max_constructor_retry_count=1,  # what fails to load once fails again: say so at once
@@ -208,14 +208,12 @@ def deploy_rewards(config: ServiceConfig, route: str | None = None) -> None:
 
 
 def await_rewards(name: str, wait_s: float, say: Say) -> None:
-    """Wait until the application runs, visibly and at most `wait_s` seconds; else remove it and raise UserError."""
+    """Wait until the application runs, visibly and at most `wait_s` seconds. Raises UserError; removing it is left."""
     start, said = time.monotonic(), 0.0
     while (status := serve.status().applications[name].status) != ApplicationStatus.RUNNING:
         waited = time.monotonic() - start
         if status in FAILED or waited > wait_s:
             reason = _reason(name) or f"{status} after {waited:.0f} s: is there room for it? Raise the longest wait"
-            with contextlib.suppress(Exception):  # the reason is worth more than a failed clean-up
-                stop_rewards(name)
             raise UserError(f"the reward application {name} did not start: {reason}")
         if waited - said >= SAY_EVERY_S:
             said = waited

@@ -151,7 +151,7 @@ class RewardClient:
 
     async def _retried(self, attempt, what: str):
         until = time.monotonic() + self._deadline_s
-        pause, attempts, last = FIRST_PAUSE_S, 0, "no answer yet"
+        pause, attempts, faults, last = FIRST_PAUSE_S, 0, 0, "no answer yet"
         while (left := until - time.monotonic()) > 0:
             attempts += 1
             asked = 0.0
@@ -162,8 +162,11 @@ class RewardClient:
                 break
             except TransportError as error:
                 last, asked = (str(error).splitlines() or [type(error).__name__])[0], error.retry_after_s
-                if attempts == error.most_attempts:
-                    break
+                faults += error.most_attempts is not None
+                if error.most_attempts is not None and faults >= error.most_attempts:
+                    raise RewardUnavailableError(
+                        f"reward service: {faults} attempts at {what} failed: {last}"
+                    ) from None
             # Jitter, so that the callers of a lost replica do not come back all at once.
             wait = max(pause, asked) * random.uniform(1.0, 1.5)
             await asyncio.sleep(max(0.0, min(wait, until - time.monotonic())))

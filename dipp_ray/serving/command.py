@@ -30,9 +30,19 @@ def serve_rewards(read: Callable[[], ServiceConfig], detach: bool, say: Say) -> 
     """
     config = read()
     start_http(config)
-    deploy_rewards(config, ROUTE)
-    say(f"starting {len(config.models)} reward models")
-    await_rewards(config.name, config.wait_s, say)
+    try:
+        deploy_rewards(config, ROUTE)
+        say(f"starting {len(config.models)} reward models")
+        await_rewards(config.name, config.wait_s, say)
+        _running(config, read, detach, say)
+    except BaseException:
+        stop_rewards(config.name)
+        raise
+    if not detach:
+        stop_rewards(config.name)
+
+
+def _running(config: ServiceConfig, read: Callable[[], ServiceConfig], detach: bool, say: Say) -> None:
     rich.print(models_table(config))
     for line in how_to_call(config):
         say(line)
@@ -61,7 +71,6 @@ def _until_interrupted(config: ServiceConfig, read: Callable[[], ServiceConfig],
         say("finishing the calls that were taken")
         if left := drain_rewards(config.name, config.shutdown_s):
             say(f"{left} calls were not finished within shutdown_s={config.shutdown_s:g} s")
-        stop_rewards(config.name)
     finally:
         for number, old in before.items():
             signal.signal(number, old)
@@ -78,7 +87,13 @@ def _reloaded(config: ServiceConfig, read: Callable[[], ServiceConfig], say: Say
         say(f"not reloaded, the old configuration stays: {error}")
         return config
     deploy_rewards(new, ROUTE)
-    await_rewards(new.name, new.wait_s, say)
+    try:
+        await_rewards(new.name, new.wait_s, say)
+    except UserError as error:
+        say(f"the old configuration comes back, for the new one does not start: {error}")
+        deploy_rewards(config, ROUTE)
+        await_rewards(config.name, config.wait_s, say)
+        return config
     say("reloaded")
     rich.print(models_table(new))
     return new

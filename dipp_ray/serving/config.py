@@ -79,6 +79,7 @@ class ServiceConfig(Section):
     checkpoint_decoder: bool = Field(False, description="Recompute the decoder's activations: less memory, more time.")
     batch_rows: Count = Field(32, description="Rows of one forward pass: chunk of a call, bound of a merged batch.")
     deterministic: bool = Field(False, description="Calls are never merged, so a caller's bits are its own.")
+    optional_wait_s: Positive = Field(20.0, description="Longest wait for a model that is not required, seconds.")
     stuck_s: Positive = Field(600.0, description="A batch that takes longer makes its replica unhealthy, seconds.")
     shutdown_s: Positive = Field(60.0, description="Longest wait at the end for calls that were accepted, seconds.")
     wait_s: Positive = Field(600.0, description="Longest wait for the replicas at the start, seconds.")

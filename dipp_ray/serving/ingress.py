@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
 
 from dipp_ray.rewards.combination import Answer, Combined, combine, trained
 from dipp_ray.rewards.terms import RewardTerm
@@ -22,6 +27,7 @@ from dipp_ray.serving.wire import HealthRecord, LimitsRecord, ModelRecord, Servi
 
 ATTEMPTS = 3  # of one batch: what kills a replica each time is not tried for ever
 PAUSE_S = 0.2
+RANGE_SLACK = 1e-3  # rounding of pixels at the ends of [0, 1]
 HEALTH_S, HEALTH_EVERY_S = 5.0, 2.0
 LOST = (RayActorError, ObjectLostError, BackPressureError, ReplicaUnavailableError)
 
@@ -34,6 +40,7 @@ class IngressSettings:
     name: str
     batch_rows: int
     deterministic: bool
+    optional_wait_s: float
     slots: int
     latent_channels: int | None
     flat: tuple[str, ...]
@@ -71,14 +78,15 @@ class Rewards:
         return build_http(self)
 
     def reconfigure(self, user_config: dict) -> None:
-        """Take the sum and the tokens: {"terms": [...], "tokens": {name: digest}}. Calls that came before keep theirs.
+        """Take the sum and the tokens: {"terms": [...], "tokens": {SHA-256 in hex: trainer}}.
 
-        Raises ValueError where the terms are not those of the deployed models; the old ones stay in force then.
+        Calls that came before keep their sum. Raises ValueError where the terms are not those of the deployed models,
+        or the tokens no digests; the old ones stay in force then.
         """
         terms = tuple(RewardTerm.model_validate(term) for term in user_config["terms"])
         if sorted(term.name for term in terms) != sorted(self._models):
             raise ValueError(f"terms {[term.name for term in terms]} are not the deployed models {list(self._models)}")
-        self._terms, self.tokens = terms, Tokens(user_config.get("tokens", {}))
+        self._terms, self.tokens = terms, Tokens(user_config["tokens"])
 
     # -- by handle ---------------------------------------------------------------------------------------------------
 
@@ -186,6 +194,8 @@ class Rewards:
         check_limits(x.shape, prompts, space, self.settings.limits)
         if not np.isfinite(x).all():
             raise ValueError(f"{space} that are not finite were sent")
+        if space == "images" and (x.min() < -RANGE_SLACK or x.max() > 1 + RANGE_SLACK):
+            raise ValueError(f"images in [{x.min():.3g}, {x.max():.3g}] were sent: pixels lie in [0, 1]")
         call = Call(x, prompts, space, gradient, terms)
         outcomes = await self._scheduler.score(call, trainer, expires_s)
         answers, failed = joined(terms, outcomes)
@@ -196,6 +206,8 @@ class Rewards:
 
     async def _ask(self, term: RewardTerm, call: Call, expires_s: float) -> Answer:
         """One model's answer. A lost replica's work is given to another one: models keep no state."""
+        if not term.required:
+            expires_s = min(expires_s, self.settings.optional_wait_s)
         until, attempts = time.monotonic() + expires_s, 0
         gradient = call.gradient and not term.held_out
         while True:
@@ -205,9 +217,6 @@ class Rewards:
             try:
                 async with asyncio.timeout(max(left, 0)):
                     return await response
-            except TimeoutError:
-                response.cancel()
-                raise DeadlineError(f"reward '{term.name}' did not answer in time") from None
             except asyncio.CancelledError:
                 response.cancel()
                 raise
@@ -224,6 +233,13 @@ class Rewards:
                     reason = first_line(cause) if refused else f"{type(cause).__name__}: {first_line(cause)}"
                     raise ModelError(term.name, reason, "refused" if refused else "failed") from error
                 lost = cause
+            except TimeoutError:  # ours: one that a model raises is a RayTaskError too
+                response.cancel()
+                if not term.required:
+                    raise ModelError(term.name, f"no answer within {expires_s:.3g} s", "lost") from None
+                raise DeadlineError(f"reward '{term.name}' did not answer in time") from None
+            except (RayError, RayServeException) as error:
+                raise ModelError(term.name, f"{type(error).__name__}: {first_line(error)}", "failed") from error
             if attempts >= ATTEMPTS:
                 raise ModelError(term.name, f"lost {attempts} replicas in a row ({type(lost).__name__})", "lost")
             await asyncio.sleep(PAUSE_S)
@@ -233,11 +249,11 @@ class Rewards:
         try:
             async with asyncio.timeout(HEALTH_S):
                 await response
+        except (RayError, RayServeException) as error:
+            return type(error.cause if isinstance(error, RayTaskError) else error).__name__  # open to all: no more
         except TimeoutError:
             response.cancel()
             return f"no answer within {HEALTH_S:g} s"
-        except (RayTaskError, DeploymentUnavailableError, *LOST) as error:
-            return first_line(error.cause if isinstance(error, RayTaskError) else error)
         return "ok"
 
     def _count_batch(self, batch) -> None:

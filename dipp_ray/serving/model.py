@@ -67,9 +67,9 @@ class RewardModel:
         )
 
     def _compute(self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, expires: float) -> Answer:
-        self._since = time.monotonic()
-        if self._since >= expires:
+        if time.monotonic() >= expires:
             raise DeadlineError(f"reward '{self._scorer.name}': the deadline passed before the work began")
+        self._since = time.monotonic()
         try:
             return self._scorer.answer(torch.from_numpy(x), prompts, space, gradient)
         finally:

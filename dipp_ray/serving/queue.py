@@ -1,13 +1,15 @@
 """The one queue of a reward service: fair between trainers, bounded for each, and batches counted in rows.
 
 Plain bookkeeping without a clock or a loop of its own. Fairness is start-time fair queueing (Goyal et al. 1996) with
-equal weights: the next chunk is that of the trainer who got the fewest rows since it has had something waiting.
+equal weights: the next chunk is that of the trainer who got the fewest rows.
 """
 
 import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
+
+MOST_AWAY = 1024  # trainers without waiting work whose place is remembered; callers may name themselves at will
 
 
 class QueueFull(Exception):
@@ -44,8 +46,8 @@ class FairQueue:
     def __init__(self, rows: int, size: int):
         self._rows, self._size = rows, size
         self._waiting: dict[str, deque[Chunk]] = {}
-        self._served: dict[str, float] = {}  # rows, since the trainer has had something waiting
-        self._clock = 0.0  # what the trainer who was served last had got
+        self._served: dict[str, float] = {}  # a trainer's place in virtual time, in rows; the lowest is next
+        self._clock = 0.0  # the place of the chunk that was served last
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -67,6 +69,8 @@ class FairQueue:
                 "a time, or give the service more replicas",
                 self._advice(rows_a_second),
             )
+        if size > self._size:
+            raise ValueError(f"a call of {size / 2**20:.1f} MiB was sent: at most {self._size / 2**20:g} MiB may wait")
         if self.bytes + size > self._size:
             raise QueueFull(
                 f"{self.bytes / 2**20:.0f} MiB of calls are waiting: try again later, or give the service more "
@@ -75,7 +79,8 @@ class FairQueue:
             )
         if trainer not in self._waiting:
             self._waiting[trainer] = deque()
-            self._served[trainer] = self._clock
+            # Who was away has saved nothing up, and who comes back at once does not overtake those who waited.
+            self._served[trainer] = max(self._clock, self._served.get(trainer, 0.0))
         self._waiting[trainer].extend(chunks)
         self.bytes += size
 
@@ -88,9 +93,10 @@ class FairQueue:
         late = self._drop(lambda chunk: chunk.expires <= now)
         batch = self._choose(most_rows, only_full)
         for chunk in batch:
+            self._clock = max(self._clock, self._served[chunk.trainer])
             self._served[chunk.trainer] += chunk.rows
-            self._clock = max(self._clock, self._served[chunk.trainer] - chunk.rows)
             self._remove(chunk)
+        self._forget()
         return batch, late
 
     def discard(self, chunks: list[Chunk]) -> None:
@@ -104,7 +110,7 @@ class FairQueue:
         depth = dict.fromkeys(self._waiting, 0)  # how many of each trainer's chunks are in the batch already
         served = dict(self._served)
         while depth:
-            trainer = min(depth, key=lambda name: (served[name], name))
+            trainer = min(depth, key=served.__getitem__)  # of equals the one who has waited longest
             chunk = self._waiting[trainer][depth[trainer]]
             same = not batch or (chunk.kind == batch[0].kind and not chunk.alone and not batch[0].alone)
             fits = not batch or rows + chunk.rows <= most_rows
@@ -121,12 +127,21 @@ class FairQueue:
                 del depth[trainer]
         return batch if full or not only_full else []
 
+    def _forget(self) -> None:
+        """Drop the places of those who are away: where nobody waits, behind virtual time, or when they get too many."""
+        keep = bool(self._waiting) and len(self._served) - len(self._waiting) <= MOST_AWAY
+        self._served = {
+            name: place
+            for name, place in self._served.items()
+            if name in self._waiting or (keep and place > self._clock)
+        }
+
     def _remove(self, chunk: Chunk) -> None:
         waiting = self._waiting[chunk.trainer]
         waiting.remove(chunk)
         self.bytes -= chunk.size
         if not waiting:
-            del self._waiting[chunk.trainer], self._served[chunk.trainer]
+            del self._waiting[chunk.trainer]
 
     def _drop(self, condition) -> list[Chunk]:
         dropped = [chunk for waiting in self._waiting.values() for chunk in waiting if condition(chunk)]

@@ -121,6 +121,10 @@ class Scheduler:
             for index, chunk in enumerate(batch):
                 by_model = {term.name: of_model[index] for term, of_model in zip(terms, outcomes, strict=True)}
                 _finish(chunk, by_model)
+        except asyncio.CancelledError:  # by all callers, or by the replica itself
+            for chunk in batch:
+                _finish(chunk, ModelError("batch", "its replica cancelled the work", "lost"))
+            raise
         except Exception as error:
             for chunk in batch:
                 _finish(chunk, error)

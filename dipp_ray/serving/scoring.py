@@ -46,7 +46,7 @@ class ModelScorer:
             images = self.decoder.decode(sent) if space == "latents" else sent
             score = self.model.reward(images, prompts)
         if score.shape != (len(x),):
-            raise ValueError(f"reward '{self.name}' answered shape {list(score.shape)}, not [{len(x)}]")
+            raise RuntimeError(f"reward '{self.name}' answered shape {list(score.shape)}, not [{len(x)}]")
         slope = None
         if gradient:
             if not score.requires_grad:

@@ -18,7 +18,7 @@ from dipp_ray.alignment.updates import mean_of
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import SCORE_WARMUP, STANDARDISATION, Draws
-from dipp_ray.errors import UserError
+from dipp_ray.errors import RewardUnavailableError, UserError
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.training.roles import Roles
 
@@ -146,6 +146,8 @@ class Controller:
                 reply, told = self.roles.reward.score.remote(sample.x0, sample.prompts, False)
                 self.wait([told], "reward of the starting generator")
                 answer = ray.get(reply)
+                if answer["failed"]:  # a deviation with and without a term would be neither's
+                    raise RewardUnavailableError(f"reward.standardise: {next(iter(answer['failed'].values()))}")
                 rewards += answer["reward"][answer["finite"]].tolist()
         mean = sum(rewards) / max(1, len(rewards))
         deviation = (sum((r - mean) ** 2 for r in rewards) / max(1, len(rewards) - 1)) ** 0.5

@@ -55,7 +55,9 @@ class Watch:
         for reply in replies:
             for name, values in reply["scores"].items():
                 scores.setdefault(name, []).append(values)
-        means = {name: float(np.concatenate(values).mean()) for name, values in scores.items()}
+        # A model that failed for some of the batches has no mean over all samples.
+        whole = {name: values for name, values in scores.items() if len(values) == len(replies)}
+        means = {name: float(np.concatenate(values).mean()) for name, values in whole.items()}
         return {f"{'held_out' if name in held_out else 'watched'}/{name}": value for name, value in means.items()}
 
     @property

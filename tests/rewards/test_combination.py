@@ -67,6 +67,9 @@ def test_what_did_not_answer_is_left_out_and_what_is_not_finite_stays():
     assert alone.reward.tolist() == [1, 2] and alone.reward.dtype == np.float32 and alone.scores.keys() == {"a"}
     broken = combine([term(cap=0.0)], {"a": Answer(np.array([np.nan, 1], np.float32), slope)}, gradient=True)
     assert np.isnan(broken.reward[0]) and broken.reward[1] == 0
+    for bound in ({"cap": 3.0}, {"hinge": 3.0}):
+        infinite = combine([term(**bound)], {"a": Answer(np.array([np.inf, 1], np.float32), slope)}, gradient=True)
+        assert np.isnan(infinite.reward[0]) and np.isnan(infinite.gradient[0]).all()
 
 
 def test_nothing_trained_is_an_empty_sum():

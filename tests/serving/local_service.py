@@ -57,6 +57,7 @@ def local_service(config: ServiceConfig) -> Rewards:
         config.name,
         config.batch_rows,
         config.deterministic,
+        config.optional_wait_s,
         max(model.most_replicas for model in config.models),
         decoder.latent_channels if decoder else None,
         tuple(name for name, handle in handles.items() if not is_differentiable(handle.scorer.model)),
@@ -65,5 +66,5 @@ def local_service(config: ServiceConfig) -> Rewards:
     )
     service = Rewards(settings, handles)
     service.handles = handles
-    service.reconfigure({"terms": [model.term.model_dump() for model in config.models]})
+    service.reconfigure({"terms": [model.term.model_dump() for model in config.models], "tokens": {}})
     return service

@@ -208,7 +208,7 @@ def test_the_sum_changes_while_calls_are_on_their_way():
     async def run():
         before = asyncio.create_task(ask(made, images(0), prompts(0)))
         await settled(lambda: made.handles["bright"].calls)
-        made.reconfigure({"terms": [BRIGHT | {"weight": 2.0, "cap": 0.1}]})
+        made.reconfigure({"terms": [BRIGHT | {"weight": 2.0, "cap": 0.1}], "tokens": {}})
         after = asyncio.create_task(ask(made, images(0), prompts(0)))
         made.handles["bright"].gate.set()
         return await before, await after
@@ -222,7 +222,7 @@ def test_the_sum_changes_while_calls_are_on_their_way():
 def test_terms_of_other_models_are_refused_and_the_old_ones_stay():
     made = service([BRIGHT])
     with pytest.raises(ValueError, match="are not the deployed models"):
-        made.reconfigure({"terms": [WATCH]})
+        made.reconfigure({"terms": [WATCH], "tokens": {}})
     assert [model.name for model in made.describe().models] == ["bright"]
 
 
@@ -259,6 +259,7 @@ def test_a_model_without_gradient_is_refused_only_for_a_gradient():
     [
         (images(count=3), prompts(0), "images", "3 images but 2 prompts"),
         (images(), prompts(0), "latents", "no VAE"),
+        (255 * images(), prompts(0), "images", "pixels lie in [0, 1]"),
         (images().astype(np.float16), prompts(0), "images", "float16 was sent"),
         (np.full((2, 3, 8, 8), np.nan, np.float32), prompts(0), "images", "not finite"),
         (images(count=9), prompts(0, 9), "images", "9 rows were sent: at most 8"),

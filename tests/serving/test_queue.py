@@ -109,3 +109,24 @@ def test_nothing_is_left_of_trainers_who_are_through():
     while len(made):
         made.take(8, 0.0)
     assert made._waiting == {} and made._served == {} and made.bytes == 0
+
+
+def test_those_who_are_away_are_remembered_only_so_many():
+    made = queue(*[chunk("busy") for _ in range(3000)], rows=10**4)
+    for i in range(2500):
+        made.put([chunk(f"once-{i}")], 0.0)
+        made.take(1, 0.0)
+    assert len(made._served) <= 1200
+
+
+@pytest.mark.parametrize(("trainers", "rows", "most"), [(32, 2, 16), (2, 16, 16), (5, 3, 8)])
+def test_trainers_who_call_one_at_a_time_get_the_same_share(trainers, rows, most):
+    names_ = [f"t{i:02}" for i in range(trainers)]
+    made, served = queue(*(chunk(name, rows) for name in names_)), dict.fromkeys(names_, 0)
+    for _ in range(200):
+        batch, _ = made.take(most, 0.0)
+        for c in batch:
+            served[c.trainer] += 1
+        for c in batch:  # each calls again as soon as it is answered
+            made.put([chunk(c.trainer, rows)], 0.0)
+    assert max(served.values()) - min(served.values()) <= 1
