@@ -1,4 +1,4 @@
-"""A Ray cluster of several unlike, labelled nodes on this one machine, on loopback only.
+"""A Ray cluster of several unlike, labelled nodes on this one machine, called on loopback.
 
     python cluster/local.py --node name=a,cpus=2,labels=role:trainer --node cpus=2,resources=teacher_gpu:1 --dashboard
 
