@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench
+.PHONY: demo test test-slow lint bench bench-rewards
 
 # Every target makes the environment first if it is missing or pyproject.toml is newer.
 $(VENV)/installed: pyproject.toml
@@ -24,3 +24,6 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(RUN)/python jobs/bench.py
+
+bench-rewards: $(VENV)/installed
+	$(RUN)/python jobs/bench_rewards.py

@@ -179,10 +179,8 @@ def run_report(given) -> None:
 
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS (as a Ray job does), or start one on this machine, by Ray's token alone."""
-    # Ray listens on every interface even for a cluster of one machine: without its token anyone who reaches a port
-    # could run code here. Ray makes the token itself (~/.ray/auth_token). Whoever sets a mode keeps it.
-    if "RAY_ADDRESS" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Ray listens on every interface even for a cluster of one machine. Unless RAY_AUTH_MODE says otherwise it makes a
+    # token for a cluster that it starts (~/.ray/auth_token), without which nobody else can run code here.
     import ray
 
     if ray.is_initialized():
