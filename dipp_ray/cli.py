@@ -2,12 +2,15 @@
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from dipp_ray.errors import NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.reporting.quiet import quiet_libraries
+
+CONNECT_S = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,8 +35,9 @@ def guarded(work: Callable[[], None]) -> int:
     except (NonFiniteError, RewardUnavailableError, RoleFailure) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("dipp-ray: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        what = str(interrupt) or "the same command goes on from the last checkpoint"
+        print(f"dipp-ray: interrupted; {what}", file=sys.stderr)
         return 130
     return 0
 
@@ -163,10 +167,12 @@ def run_serve_rewards(given) -> None:
     check_service(config)  # before Ray is started: bad input answers at once
     if given.detach and "RAY_ADDRESS" not in os.environ:
         raise UserError("--detach leaves the service in a running cluster: set RAY_ADDRESS to one")
-    connect()
-    from dipp_ray.serving.command import serve_rewards
+    from dipp_ray.serving.command import require_port, serve_rewards
 
-    serve_rewards(read, given.detach, print)
+    if "RAY_ADDRESS" not in os.environ:  # in a running cluster Serve may listen there already
+        require_port(config.http)
+    connect()
+    serve_rewards(config, read, given.detach, print)
 
 
 def run_report(given) -> None:
@@ -186,11 +192,25 @@ def connect() -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "local")
-    if address == "local":
-        print("starting Ray on this machine")
-        ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    else:
-        ray.init(address=address, log_to_driver=False)
+    local = address == "local"
+    print("starting Ray on this machine" if local else f"joining the Ray cluster at {address}")
+    try:
+        if not local:
+            require_listener(address)
+        ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if local:
+            raise UserError(f"Ray did not start: {reason}; its logs are in /tmp/ray/session_latest/logs") from error
+        raise UserError(f"RAY_ADDRESS={address}: {reason}: correct it, or start that cluster") from error
+
+
+def require_listener(address: str) -> None:
+    """Raise OSError where nothing listens at `host:port`: Ray itself would try for a minute and more."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+            pass
 
 
 if __name__ == "__main__":

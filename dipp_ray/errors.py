@@ -5,6 +5,13 @@ class UserError(Exception):
     """Bad input or an impossible request. The command line prints the sentence and exits with status 2."""
 
 
+class CallError(ValueError):
+    """A call to reward models that cannot be answered as it is. Whoever called is told the message, from outside too.
+
+    A reward class of one's own may raise it, to refuse images or prompts.
+    """
+
+
 class NonFiniteError(RuntimeError):
     """A loss, a reward or a gradient is not finite. The message names the role and the step; nothing is replaced."""
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dipp_ray.errors import UserError
 
+LONGEST_KEY = 200
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -59,28 +60,43 @@ def validate(data: dict[str, Any], model: type[Settings], source: str) -> Settin
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"{source}: {_unknown_key(where, model)}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] in ("missing", "value_error") else f" (given: {first['input']!r})"
-        raise UserError(f"{source}: {f'{where}: ' if where else ''}{message}{given}") from None
+        first = _first(error)
+        given = first["type"] not in ("missing", "value_error", "extra_forbidden")
+        shown = f" (given: {first['input']!r})" if given else ""
+        raise UserError(f"{source}: {fault(error, model)}{shown}") from None
 
 
-def _unknown_key(where: str, model: type[Section]) -> str:
-    where = ".".join(part for part in where.split(".") if not part.isdigit())  # list elements share their keys
+def fault(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault of data that are no `model`, in one sentence, with the nearest right key for an unknown one."""
+    first = _first(error)
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(first["loc"], model)
+    where = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _first(error: ValidationError) -> dict:
+    """The fault to tell: an unknown key before others, for a misspelt one is missing under its right name too."""
+    faults = error.errors(include_url=False)
+    return next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+
+
+def _unknown_key(loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
+    where = ".".join(part for part in loc if isinstance(part, str))  # list elements share their keys
+    where = where[:LONGEST_KEY]  # it may come from outside
     leaf, section = where.rsplit(".", 1)[-1], where.rpartition(".")[0]
     leaves = [key for key in _keys(model) if key != section]
     near = [key for key in leaves if key.rsplit(".", 1)[-1] == leaf]
     near = near or difflib.get_close_matches(where, leaves, n=1, cutoff=0.7)
     near = near or [key for key in leaves if difflib.get_close_matches(leaf, [key.rsplit(".", 1)[-1]], n=1)]
-    return f"unknown key '{leaf}' in {section or 'the top level'}" + (
+    shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc[:-1]).removeprefix(".")
+    return f"unknown key '{leaf}' in {shown or 'the top level'}" + (
         f": did you mean {near[0]}?" if near else ": remove it"
     )
 
 
-def _keys(model: type[Section], prefix: str = ""):
+def _keys(model: type[BaseModel], prefix: str = ""):
     """Every key of the configuration with its sections; those of a list's elements follow the list's name."""
     for name, field in model.model_fields.items():
         yield prefix + name

@@ -93,8 +93,10 @@ class Trainer:
         from dipp_ray.serving.client import RewardClient
         from dipp_ray.serving.transports import HandleTransport, HttpTransport
 
-        transport = HttpTransport([url], dtype=dtype) if url else HandleTransport(app)
-        self.client = RewardClient(transport, LONGEST_S, trainer=f"trainer-{index}")
+        transport = HttpTransport([url], None, dtype) if url else HandleTransport(app)
+        self.client = RewardClient(
+            transport, LONGEST_S, on_nonfinite="raise", space="latents", trainer=f"trainer-{index}"
+        )
         self.x = np.random.default_rng(index).standard_normal((rows, *latent), dtype=np.float32)
         self.prompts = [PROMPTS[(index + i) % len(PROMPTS)] for i in range(rows)]
 
@@ -103,12 +105,12 @@ class Trainer:
         calls, until = [], time.time() + seconds
         while not calls or time.time() < until:
             begin = time.time()
-            await self.client.score(self.x, self.prompts)
+            await self.client.score(self.x, self.prompts, gradient=True)
             calls.append((begin, time.time()))
         return calls
 
     async def warm(self) -> None:
-        await self.client.score(self.x[:1], self.prompts[:1])
+        await self.client.score(self.x[:1], self.prompts[:1], gradient=True)
 
 
 def load(callers: int, seconds: float, rows: int, world: World, app: str, url: str | None, dtype: str) -> dict:
@@ -148,12 +150,15 @@ class Base:
         self.measured: list[float] = []
 
     def measure(self, seconds: float) -> None:
-        self.scorer.score(self.x, self.prompts)
+        self._once()
         begin, count = time.perf_counter(), 0
         while time.perf_counter() - begin < seconds:
-            self.scorer.score(self.x, self.prompts)
+            self._once()
             count += len(self.x)
         self.measured.append(count / (time.perf_counter() - begin))
+
+    def _once(self) -> None:
+        self.scorer.score(self.x, self.prompts, "latents", gradient=True)
 
 
 def main() -> None:
@@ -180,28 +185,30 @@ def main() -> None:
         merging = ServiceConfig.model_validate(settings | {"name": "merging"})
         # Calls are chunks of their own here: one request at a time, whatever else waits.
         single = ServiceConfig.model_validate(settings | {"name": "single", "deterministic": True})
-        start_http(merging)
+        start_http(merging.http)
         base = Base([model.term for model in merging.models], world, given.batch, given.threads)
         rows = []
         ways = [("handle", merging, False, "fp32", CALLERS), ("HTTP", merging, True, "fp32", CALLERS),
                 ("HTTP, fp16", merging, True, "fp16", CALLERS[1:2]),
                 ("handle, unmerged", single, False, "fp32", CALLERS[1:2])]  # fmt: skip
         running = None
-        for way, config, http, dtype, numbers in ways:
-            if running is not config:  # one service at a time, so that an idle one takes no core
-                if running:
-                    stop_rewards(running.name)
-                deploy_rewards(config, "/")
-                await_rewards(config.name, config.wait_s, print)
-                running = config
-            for callers in numbers:
-                base.measure(given.seconds / 2)
-                url = f"http://127.0.0.1:{given.port}" if http else None
-                found = load(callers, given.seconds, given.rows, world, config.name, url, dtype)
-                print(f"{way}, {callers} trainers: {found['images_per_second']:.2f} images/s", flush=True)
-                rows.append({"way": way, "trainers": callers} | found)
-        base.measure(given.seconds / 2)
-        stop_rewards(running.name)
+        try:
+            for way, config, http, dtype, numbers in ways:
+                if running is not config:  # one service at a time, so that an idle one takes no core
+                    if running:
+                        stop_rewards(running.name)
+                    running = config
+                    deploy_rewards(config, "/")
+                    await_rewards(config.name, config.wait_s, print)
+                for callers in numbers:
+                    base.measure(given.seconds / 2)
+                    url = f"http://127.0.0.1:{given.port}" if http else None
+                    found = load(callers, given.seconds, given.rows, world, config.name, url, dtype)
+                    print(f"{way}, {callers} trainers: {found['images_per_second']:.2f} images/s", flush=True)
+                    rows.append({"way": way, "trainers": callers} | found)
+            base.measure(given.seconds / 2)
+        finally:
+            stop_rewards(running.name)
     show(rows, base, given)
 
 

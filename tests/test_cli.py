@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import sys
 
 import pyarrow
@@ -149,7 +150,8 @@ def test_a_full_disk_is_seen_before_the_run(capsys, config_file, monkeypatch):
 
 
 def test_reward_services_that_cannot_be_started(capsys, tmp_path):
-    path = tmp_path / "service.yaml"
+    path, tokens = tmp_path / "service.yaml", tmp_path / "tokens"
+    tokens.write_text("ann:0123456789abcdef\n")
     path.write_text("models: [{name: mine, model: 'settings:InkReward'}]")
     assert "replicas" in refused(capsys, "serve-rewards", path, "models=[{name: a, model: clip, replica: 2}]")
     assert "needs the folder of its weights" in refused(
@@ -157,6 +159,23 @@ def test_reward_services_that_cannot_be_started(capsys, tmp_path):
     )
     assert "which needs tokens" in refused(capsys, "serve-rewards", path, "http.host=0.0.0.0")
     assert "set RAY_ADDRESS" in refused(capsys, "serve-rewards", path, "--detach")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert "is taken by another program" in refused(capsys, "serve-rewards", path, f"http.port={port}")
+    assert "cannot be listened on" in refused(capsys, "serve-rewards", path, "http.host=::2", f"http.tokens={tokens}")
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(capsys, config_file, monkeypatch):
+    monkeypatch.undo()  # `connect` is the real one here
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for given, reason in ((address, "Connection refused"), ("nonsense", "Invalid address")):
+        monkeypatch.setenv("RAY_ADDRESS", given)
+        said = refused(capsys, "check", config_file)
+        assert f"RAY_ADDRESS={given}: " in said and reason in said
 
 
 def test_a_reward_without_gradient_is_trained_on_only_by_mistake(capsys, config_file):

@@ -9,6 +9,8 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from dipp_ray.errors import CallError
+
 PROMPTS = ["red circle", "blue square", "red square", "blue circle"]
 
 
@@ -114,7 +116,7 @@ class Picky(Brightness):
 
     def reward(self, images, prompts):
         if "refuse" in prompts:
-            raise ValueError("refuse is no prompt")
+            raise CallError("refuse is no prompt")
         return super().reward(images, prompts)
 
 

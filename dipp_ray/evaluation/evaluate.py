@@ -41,7 +41,7 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
     judge = load_judge(settings.judge)
     texts = spread(evaluation_prompts(config), settings.samples)
     device = device_of_this_process()
-    scorer = scorer_of(config, batch_of(config), device)
+    scorer = scorer_of(config, batch_of(config), device, say)
     values, shown = {}, {}
     picked = (
         [i * len(texts) // GRID_PROMPTS for i in range(GRID_PROMPTS)]

@@ -1,6 +1,7 @@
 """The rewards of an evaluation: in this process, or by the shared service that the run was trained with."""
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,16 +13,21 @@ from dipp_ray.serving.scoring import Scorer, ScoreReply, Space
 from dipp_ray.serving.transports import transport_of
 from dipp_ray.serving.wire import ModelRecord
 
+Say = Callable[[str], None]
+
 
 class ServiceScorer:
     """A shared reward service with `Scorer`'s face, for scores of images alone."""
 
-    def __init__(self, config: RunConfig):
-        self._settings, self._trainer = config.reward, config.run.name[:64]
+    def __init__(self, config: RunConfig, say: Say):
+        self._settings, self._trainer, self._say = config.reward, config.run.name[:64], say
         self.terms: list[ModelRecord] = self._asked(lambda client: client.describe()).models
 
     def score(self, images: Tensor, prompts: list[str], space: Space, gradient: bool) -> ScoreReply:
-        """Images [B, 3, H, W] in [0, 1] and B prompts -> rewards and scores [B], as `Scorer.score`."""
+        """Images [B, 3, H, W] in [0, 1] and B prompts -> rewards and scores [B], as `Scorer.score`.
+
+        NaN for a model that is not required and gave no answer, which is said.
+        """
         sent = images.float().cpu().numpy()
 
         async def ask(client: RewardClient) -> list[dict]:
@@ -30,21 +36,32 @@ class ServiceScorer:
             return [await client.score(sent[i : i + rows], prompts[i : i + rows], gradient) for i in starts]
 
         parts = self._asked(ask)
-        names = [term.name for term in self.terms if all(term.name in part["scores"] for part in parts)]
-        scores = {name: torch.from_numpy(np.concatenate([part["scores"][name] for part in parts])) for name in names}
-        return ScoreReply(torch.from_numpy(np.concatenate([part["reward"] for part in parts])), scores, None)
+        for name, reason in {name: reason for part in parts for name, reason in part["failed"].items()}.items():
+            self._say(f"reward '{name}' gave no score for some of {len(sent)} images: {reason}")
+
+        def joined(values: list[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.concatenate(values))
+
+        def scores_of(name: str) -> Tensor:
+            return joined([part["scores"].get(name, np.full_like(part["reward"], np.nan)) for part in parts])
+
+        scores = {term.name: scores_of(term.name) for term in self.terms}
+        slope = joined([part["gradient"] for part in parts]) if gradient else None
+        return ScoreReply(joined([part["reward"] for part in parts]), scores, slope)
 
     def _asked(self, ask):
         async def run():
             transport = transport_of(self._settings)
-            async with RewardClient(transport, self._settings.deadline_s, "drop", "images", self._trainer) as client:
+            async with RewardClient(
+                transport, self._settings.deadline_s, on_nonfinite="drop", space="images", trainer=self._trainer
+            ) as client:
                 return await ask(client)
 
         return asyncio.run(run())
 
 
-def scorer_of(config: RunConfig, batch: int, device: torch.device) -> Scorer | ServiceScorer | None:
+def scorer_of(config: RunConfig, batch: int, device: torch.device, say: Say) -> Scorer | ServiceScorer | None:
     """What scores the images of an evaluation; None where no reward is configured."""
     if config.reward.shared:
-        return ServiceScorer(config)
+        return ServiceScorer(config, say)
     return Scorer(config.reward.terms, None, batch, device) if config.reward.terms else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.rewards.terms import SumTerm
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Combined:
     gradient: np.ndarray | None
 
 
-def trained(terms: Sequence[RewardTerm]) -> list[RewardTerm]:
+def trained(terms: Sequence[SumTerm]) -> list[SumTerm]:
     """The terms that enter the sum."""
     return [term for term in terms if not term.held_out]
 
 
-def bend(term: RewardTerm, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def bend(term: SumTerm, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the raw score [B] adds to the sum, and the derivative of that by the raw score; both [B] in fp64.
 
     hinge h: -max(0, h - s) (ReFL, Xu et al. 2023); cap c: min(s, c), with s the standardised score. Either is flat
@@ -50,7 +50,7 @@ def bend(term: RewardTerm, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(finite, term.weight * value, np.nan), np.where(finite, slope, np.nan)
 
 
-def combine(terms: Sequence[RewardTerm], answers: dict[str, Answer], gradient: bool) -> Combined:
+def combine(terms: Sequence[SumTerm], answers: dict[str, Answer], gradient: bool) -> Combined:
     """The sum of what the models of `terms` answered; a term without an answer is left out of it.
 
     The reward has the scores' dtype, the gradient that of the models' gradients. Without trained terms the sum is

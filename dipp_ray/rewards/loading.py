@@ -61,7 +61,7 @@ def check_term(term: RewardTerm) -> None:
             raise UserError(f"{where}: model {term.model} needs the folder of its weights: set its folder")
         raise UserError(f"{where}: model {term.model} reads no folder: remove its folder")
     if term.folder is not None and not Path(term.folder).is_dir():
-        raise UserError(f"{where}: there is no folder {term.folder}: correct reward.terms' folder")
+        raise UserError(f"{where}: there is no folder {term.folder}: correct its folder")
     check_folder = getattr(reward_class(term), "check_folder", None)
     if check_folder is not None and term.folder is not None:
         check_folder(term.folder)

@@ -1,14 +1,15 @@
-"""What one reward model of a weighted sum is, in the configuration of a run and of a reward service alike."""
+"""What one reward model of a weighted sum is, in the configuration of a run and of a reward service alike.
+
+A `RewardTerm` is a model and its part in the sum, a `SumTerm`, which a service can change while it runs.
+"""
 
 from pydantic import Field, model_validator
 
 from dipp_ray.settings import Positive, Section
 
 
-class RewardTerm(Section):
+class SumTerm(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$", description="Name in metrics and replies.")
-    model: str = Field(description="A name that `rewards/loading.py` knows, such as `clip`, or `package.module:Class`.")
-    folder: str | None = Field(None, description="Folder of its weights.")
     weight: float = Field(1.0, description="Weight in the sum.")
     held_out: bool = Field(False, description="Scored and reported; enters no sum and is never trained on.")
     mean: float = Field(0.0, description="Subtracted from the raw score, in its units.")
@@ -22,6 +23,16 @@ class RewardTerm(Section):
         if self.hinge is not None and self.cap is not None:
             raise ValueError(f"reward term '{self.name}' has both hinge and cap, which bend alike: keep one")
         return self
+
+
+class RewardTerm(SumTerm):
+    model: str = Field(description="A name that `rewards/loading.py` knows, such as `clip`, or `package.module:Class`.")
+    folder: str | None = Field(None, description="Folder of its weights.")
+
+    @property
+    def part(self) -> SumTerm:
+        """Its part in the sum, without the model."""
+        return SumTerm(**{name: getattr(self, name) for name in SumTerm.model_fields})
 
 
 def unique_names(terms: list[RewardTerm], where: str) -> None:

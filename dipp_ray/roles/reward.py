@@ -22,13 +22,19 @@ class Reward:
         quiet_libraries()
         transport = HandleTransport(application) if application is not None else transport_of(settings)
         self.settings = settings
-        self.client = RewardClient(transport, settings.deadline_s, settings.on_nonfinite, "latents", run[:64])
+        self.client = RewardClient(
+            transport, settings.deadline_s, on_nonfinite=settings.on_nonfinite, space="latents", trainer=run[:64]
+        )
 
     async def check(self, rows: int, gradient: bool) -> dict:
         """What the service is, after `reward.terms` and calls of `rows` rows have been found there."""
         names = [term.name for term in self.settings.terms]
         held_out = [term.name for term in self.settings.terms if term.held_out]
         return (await self.client.check(names, held_out, rows, gradient)).model_dump()
+
+    async def describe(self) -> dict:
+        """What the service is now: see `ServiceRecord`."""
+        return (await self.client.describe()).model_dump()
 
     @ray.method(num_returns=2)
     async def score(self, x0: np.ndarray, prompts: list[str], gradient: bool) -> tuple[dict, dict]:

@@ -62,6 +62,7 @@ def application(config: ServiceConfig) -> serve.Application:
         config.optional_wait_s,
         max(model.most_replicas for model in config.models),
         latent_channels(config.vae),
+        {model.name: model.model for model in config.models},
         tuple(model.name for model in config.models if not is_differentiable(reward_class(model.term))),
         config.limits,
         config.queue,
@@ -126,7 +127,7 @@ def _versioned(deployment: serve.Deployment, *what) -> serve.Deployment:
 def user_config(config: ServiceConfig) -> dict:
     """What the ingress can change while it runs."""
     return {
-        "terms": [model.term.model_dump() for model in config.models],
+        "terms": [model.part.model_dump() for model in config.models],
         "tokens": read_tokens(config.http.tokens),
     }
 

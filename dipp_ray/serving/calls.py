@@ -3,8 +3,10 @@
 from collections.abc import Collection, Sequence
 from typing import Literal
 
+from dipp_ray.errors import CallError
 from dipp_ray.rewards.combination import trained
-from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.rewards.terms import SumTerm
+from dipp_ray.serving.config import LimitsSection
 
 Space = Literal["latents", "images"]
 
@@ -40,24 +42,35 @@ def validate_call(
     space: str,
     gradient: bool,
     latent_channels: int | None,
-    terms: Sequence[RewardTerm],
+    terms: Sequence[SumTerm],
     flat: Collection[str],
 ) -> None:
-    """Raise ValueError, before any work, if (x, prompts) is no call that the models of `terms` can answer.
+    """Raise CallError, before any work, if (x, prompts) is no call that the models of `terms` can answer.
 
     x: a tensor or an array. latent_channels: None where there is no decoder. flat: models without a gradient.
     """
     if space not in ("latents", "images"):
-        raise ValueError(f"space is '{space}': give latents or images")
+        raise CallError(f"space is '{space}': give latents or images")
     if space == "latents" and latent_channels is None:
-        raise ValueError("latents were sent, but no VAE was configured: send images")
+        raise CallError("latents were sent, but no VAE was configured: send images")
     channels = 3 if space == "images" else latent_channels
     if x.ndim != 4 or 0 in x.shape or x.shape[1] != channels:
-        raise ValueError(f"{space} of shape {list(x.shape)} were sent: expected [B, {channels}, height, width]")
+        raise CallError(f"{space} of shape {list(x.shape)} were sent: expected [B, {channels}, height, width]")
     if len(prompts) != len(x):
-        raise ValueError(f"{len(x)} {space} but {len(prompts)} prompts")
+        raise CallError(f"{len(x)} {space} but {len(prompts)} prompts")
     if gradient and not trained(terms):
-        raise ValueError("a gradient was asked for, but every reward term is held out")
+        raise CallError("a gradient was asked for, but every reward term is held out")
     without = [term.name for term in trained(terms) if term.name in flat] if gradient else []
     if without:
-        raise ValueError(f"reward '{without[0]}' has no gradient: hold it out, or ask for scores only")
+        raise CallError(f"reward '{without[0]}' has no gradient: hold it out, or ask for scores only")
+
+
+def check_limits(shape: tuple[int, ...], prompts: list[str], space: Space, limits: LimitsSection) -> None:
+    """Raise CallError where rows, sides or prompts are beyond the limits."""
+    if shape[0] > limits.rows:
+        raise CallError(f"{shape[0]} rows were sent: at most {limits.rows} in one call")
+    side = limits.image_side if space == "images" else limits.latent_side
+    if max(shape[2:]) > side:
+        raise CallError(f"{space} of {shape[2]} x {shape[3]} were sent: at most {side} a side")
+    if (longest := max(map(len, prompts))) > limits.prompt_chars:
+        raise CallError(f"a prompt of {longest} characters was sent: at most {limits.prompt_chars}")

@@ -2,8 +2,9 @@
 
 For a trainer's reward-client actor and for any other program; it needs neither torch nor, by URL, Ray:
 
-    async with RewardClient(HttpTransport(["http://127.0.0.1:8000"], token), trainer="me") as client:
-        reply = await client.score(latents, prompts)
+    transport = HttpTransport(["http://127.0.0.1:8000"], token, dtype="fp32")
+    async with RewardClient(transport, 60, on_nonfinite="raise", space="images", trainer="me") as client:
+        reply = await client.score(images, prompts, gradient=True)
 """
 
 import asyncio
@@ -35,7 +36,7 @@ class TransportError(Exception):
 
 
 class Transport(Protocol):
-    """How one attempt travels. Raises TransportError for what a retry may cure, ValueError for a refused call."""
+    """How one attempt travels. Raises TransportError for what a retry may cure, CallError for a refused call."""
 
     async def score(
         self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
@@ -54,16 +55,17 @@ class RewardClient:
 
     deadline_s: longest wait for one answer in seconds, retries included. on_nonfinite: `raise` refuses an answer with
     a NaN or an infinity in it; `drop` returns it with the mask `finite`, for the generator to drop those terms.
-    trainer: who calls, where no token says it.
+    space: what is sent. trainer: who calls, where no token says it.
     """
 
     def __init__(
         self,
         transport: Transport,
-        deadline_s: float = 120.0,
-        on_nonfinite: Literal["raise", "drop"] = "raise",
-        space: Space = "latents",
-        trainer: str = "anonymous",
+        deadline_s: float,
+        *,
+        on_nonfinite: Literal["raise", "drop"],
+        space: Space,
+        trainer: str,
     ):
         self._transport = transport
         self._deadline_s = deadline_s
@@ -80,13 +82,13 @@ class RewardClient:
     async def close(self) -> None:
         await self._transport.close()
 
-    async def score(self, x: np.ndarray, prompts: list[str], gradient: bool = True) -> dict:
+    async def score(self, x: np.ndarray, prompts: list[str], gradient: bool) -> dict:
         """x [B, C, h, w] float32 (latents in the model's scale, or images in [0, 1]) and B prompts -> dict of arrays.
 
         reward [B]; scores {name: [B]}, raw and held-out ones too; gradient [B, C, h, w], the derivative of each row's
         reward by that row, or None; finite [B], where reward and gradient are finite. held_out [name]: models that
         entered no sum. failed {name: reason}: models that are not required and gave no answer.
-        Raises RewardUnavailableError past the deadline, NonFiniteError by policy, and ValueError for a refused call.
+        Raises RewardUnavailableError past the deadline, NonFiniteError by policy, and CallError for a refused call.
         """
         x = np.asarray(x)
 
@@ -110,7 +112,7 @@ class RewardClient:
 
         return await self._retried(attempt, "the question what it serves")
 
-    async def check(self, names: list[str], held_out: list[str], rows: int, gradient: bool = True) -> ServiceRecord:
+    async def check(self, names: list[str], held_out: list[str], rows: int, gradient: bool) -> ServiceRecord:
         """`describe`, after what a trainer needs was found there: models of these names, calls of `rows` rows, health.
 
         gradient: whether gradients will be asked for. An ill service is waited for, as long as for an answer.
@@ -173,7 +175,7 @@ class RewardClient:
             pause = min(2 * pause, LONGEST_PAUSE_S)
         raise RewardUnavailableError(
             f"reward service: no answer for {what} within {self._deadline_s:g} s and {attempts} attempts "
-            f"({last}): see `serve status` and the service's log, or raise reward.deadline_s"
+            f"({last}): see `serve status` and the service's log, or wait longer (a trainer's reward.deadline_s)"
         )
 
 

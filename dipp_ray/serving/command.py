@@ -1,45 +1,97 @@
 """`dipp-ray serve-rewards`: the service in the foreground, until Ctrl-C."""
 
+import errno
 import logging
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
 
 import rich
 from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from rich.table import Table
 
 from dipp_ray.errors import UserError
 from dipp_ray.reporting.quiet import SERVE_LOGGING
-from dipp_ray.serving.app import await_rewards, check_service, deploy_rewards, drain_rewards, stop_rewards
-from dipp_ray.serving.config import ServiceConfig
+from dipp_ray.serving.app import INGRESS, await_rewards, check_service, deploy_rewards, drain_rewards, stop_rewards
+from dipp_ray.serving.config import HttpSection, ServiceConfig
+from dipp_ray.serving.document import example
+from dipp_ray.serving.replicas import first_line
 from dipp_ray.serving.tokens import read_tokens
 
 ROUTE = "/"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Say = Callable[[str], None]
 
 
-def serve_rewards(read: Callable[[], ServiceConfig], detach: bool, say: Say) -> None:
-    """Serve what `read` answers, until SIGINT, SIGTERM or SIGHUP; with `detach` leave it in the cluster and return.
+def serve_rewards(config: ServiceConfig, read: Callable[[], ServiceConfig], detach: bool, say: Say) -> None:
+    """Serve `config` until SIGINT, SIGTERM or SIGHUP; with `detach` leave it in the cluster and return.
 
-    Needs Ray. SIGUSR1 reads the configuration anew: weights, bounds and tokens change without a restart, a model whose
-    own settings changed is restarted. At the end the calls that were taken are finished first.
+    Needs Ray. SIGUSR1 reads the configuration anew with `read`: weights, bounds and tokens change without a restart, a
+    model whose own settings changed is restarted. At the end the calls that were taken are finished first.
+    Raises UserError where it does not start; what was started for it is gone then. KeyboardInterrupt likewise.
     """
-    config = read()
-    start_http(config)
+    with _ending_by_exception():
+        start_http(config.http)
+        ours = require_name(config.name, detach)
+        try:
+            _deploy(config)
+            say(f"starting {len(config.models)} reward models")
+            await_rewards(config.name, config.wait_s, say)
+            _running(config, read, detach, say)
+        except BaseException as error:
+            if not ours:  # what was there before this command stays
+                stop_rewards(config.name)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"the reward service {config.name} was not started") from None
+            raise
+        if not detach:
+            stop_rewards(config.name)
+
+
+def require_name(name: str, detach: bool) -> bool:
+    """Whether a reward service of this name runs, which `detach` brings to a new configuration.
+
+    Raises UserError where an application of that name runs that is not to be touched: it may be somebody else's.
+    """
+    there = serve.status().applications.get(name)
+    if there is None:
+        return False
+    if not detach:
+        raise UserError(
+            f"an application named {name} runs in this cluster already: set another name, or end that one with `serve "
+            f"delete {name}` if it is yours (--detach brings it to this configuration)"
+        )
+    if there.deployments and INGRESS not in there.deployments:
+        raise UserError(f"an application named {name} runs in this cluster and is no reward service: set another name")
+    return True
+
+
+def _deploy(config: ServiceConfig) -> None:
     try:
         deploy_rewards(config, ROUTE)
-        say(f"starting {len(config.models)} reward models")
-        await_rewards(config.name, config.wait_s, say)
-        _running(config, read, detach, say)
-    except BaseException:
-        stop_rewards(config.name)
-        raise
-    if not detach:
-        stop_rewards(config.name)
+    except RayServeException as error:  # the route is another application's
+        raise UserError(f"{first_line(error)} End that one with `serve delete`, or call by handle") from None
+
+
+@contextmanager
+def _ending_by_exception():
+    """What would end the process at once raises KeyboardInterrupt instead, so that nothing is left behind."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _running(config: ServiceConfig, read: Callable[[], ServiceConfig], detach: bool, say: Say) -> None:
@@ -60,7 +112,7 @@ def _until_interrupted(config: ServiceConfig, read: Callable[[], ServiceConfig],
         (reload if number == signal.SIGUSR1 else ended).set()
         wake.set()
 
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    before = {number: signal.signal(number, handler) for number in (*ENDING, signal.SIGUSR1)}
     try:
         while not ended.is_set():
             wake.wait()
@@ -99,25 +151,40 @@ def _reloaded(config: ServiceConfig, read: Callable[[], ServiceConfig], say: Say
     return new
 
 
-def start_http(config: ServiceConfig) -> None:
-    """Start Serve with its HTTP proxy where it does not run yet. Raises UserError where the port cannot be had."""
+def start_http(http: HttpSection) -> None:
+    """Start Serve with its HTTP proxy where it does not run yet.
+
+    Raises UserError where the port cannot be had, or where Serve runs and listens elsewhere.
+    """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    host, port = config.http.host, config.http.port
-    running = serve.status().proxies or serve.status().applications
-    if running:
-        if not serve.status().proxies:
-            raise UserError(
-                "Ray Serve runs in this cluster without HTTP, which only its start can change: call the service by "
-                "handle (reward.app), or end Serve with `serve shutdown` when nobody uses it"
-            )
+    status = serve.status()
+    if not status.proxies and not status.applications:
+        require_port(http)
+        serve.start(http_options={"host": http.host, "port": http.port}, logging_config=SERVE_LOGGING)
         return
+    if not status.proxies:
+        raise UserError(
+            "Ray Serve runs in this cluster without HTTP, which only its start can change: call the service by "
+            "handle (reward.app), or end Serve with `serve shutdown` when nobody uses it"
+        )
+    there = _get_global_client().http_config  # Serve shows it nowhere else
+    if (there.host, there.port) != (http.host, http.port):
+        raise UserError(
+            f"Ray Serve listens on {there.host}:{there.port} in this cluster already, which only its start can change: "
+            f"set http.host={there.host} and http.port={there.port}"
+        )
+
+
+def require_port(http: HttpSection) -> None:
+    """Raise UserError where no program can listen on the host and port."""
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        with socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+            probe.bind((http.host, http.port))
     except OSError as error:
-        raise UserError(f"http: {host}:{port} cannot be had ({error.strerror}): set http.host or http.port") from None
-    serve.start(http_options={"host": host, "port": port}, logging_config=SERVE_LOGGING)
+        taken = error.errno == errno.EADDRINUSE
+        reason = "is taken by another program" if taken else f"cannot be listened on ({error.strerror})"
+        raise UserError(f"{http.host}:{http.port} {reason}: set http.port{'' if taken else ' or http.host'}") from None
 
 
 def models_table(config: ServiceConfig) -> Table:
@@ -157,9 +224,7 @@ def how_to_call(config: ServiceConfig) -> list[str]:
     )
     if not config.http.on_loopback:
         lines.append("warning: tokens and images travel in the clear; put a proxy with TLS in front (README)")
-    header = ' -H "Authorization: Bearer $TOKEN"' if trainers else ""
-    lines.append(
-        f"try: curl {url}/v1/score{header} -H 'Content-Type: application/json' "
-        """-d '{"prompts": ["a cat"], "images": ["'$(base64 -w0 cat.png)'"]}'"""
-    )
+    if config.http.tokens and Path(config.http.tokens).stat().st_mode & 0o077:
+        lines.append(f"warning: others on this machine can read the tokens: chmod 600 {config.http.tokens}")
+    lines.append(f"try: {example(url, bool(trainers))}")
     return lines

@@ -59,6 +59,7 @@ class LimitsSection(Section):
 
     body_mib: Positive = Field(64.0, description="Largest body of an HTTP request, MiB.")
     header_kib: Positive = Field(1024.0, description="Largest header of a safetensors body, KiB; prompts lie in it.")
+    upload_s: Positive = Field(60.0, description="Longest time in which the body of a request comes, seconds.")
     rows: Count = Field(256, description="Images or latents of one call.")
     image_side: Count = Field(2048, description="Longest side of an image, pixels.")
     latent_side: Count = Field(256, description="Longest side of a latent.")
@@ -94,5 +95,10 @@ class ServiceConfig(Section):
             raise ValueError(
                 f"queue.rows={self.queue.rows} is below limits.rows={self.limits.rows}: such a call could never be "
                 "accepted; raise the one or lower the other"
+            )
+        if self.queue.mib < self.limits.body_mib:
+            raise ValueError(
+                f"queue.mib={self.queue.mib:g} is below limits.body_mib={self.limits.body_mib:g}: such a body could "
+                "never be accepted; raise the one or lower the other"
             )
         return self

@@ -19,9 +19,18 @@ REQUEST_CONTENT = {JSON: {"schema": schema_of(JsonCall)}, SAFETENSORS: {"schema"
 TEXT_CONTENT = {"text/plain": {"schema": {"type": "string"}}}
 
 
-def page(document: dict) -> str:
-    """The OpenAPI document as one page that loads nothing from elsewhere."""
-    parts = []
+def example(url: str, tokens: bool) -> str:
+    """One call for a shell. tokens: whether callers need one."""
+    header = ' -H "Authorization: Bearer $TOKEN"' if tokens else ""
+    return (
+        f"curl {url}/v1/score{header} -H 'Content-Type: application/json' "
+        """-d '{"prompts": ["a cat"], "images": ["'$(base64 -w0 cat.png)'"], "gradient": false}'"""
+    )
+
+
+def page(document: dict, url: str, tokens: bool) -> str:
+    """The OpenAPI document as one page that loads nothing from elsewhere. url, tokens: those of `example`."""
+    parts = [f"<h2>Try it</h2><pre>{html.escape(example(url, tokens))}</pre>"]
     for path, verbs in document["paths"].items():
         for verb, route in verbs.items():
             said = route.get("description") or route.get("summary", "")

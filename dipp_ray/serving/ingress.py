@@ -3,39 +3,33 @@
 import asyncio
 import contextvars
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RayServeException,
-    ReplicaUnavailableError,
-)
 
+from dipp_ray.errors import CallError, UserError
 from dipp_ray.rewards.combination import Answer, Combined, combine, trained
-from dipp_ray.rewards.terms import RewardTerm
-from dipp_ray.serving.calls import DeadlineError, Draining, ModelError, Space, validate_call
+from dipp_ray.rewards.terms import SumTerm
+from dipp_ray.serving.calls import DeadlineError, Draining, ModelError, Space, check_limits, validate_call
 from dipp_ray.serving.config import LimitsSection, QueueSection
 from dipp_ray.serving.metrics import ServiceMetrics
-from dipp_ray.serving.queue import FairQueue, QueueFull
+from dipp_ray.serving.queue import MIB, FairQueue, QueueFull
+from dipp_ray.serving.replicas import Replicas
 from dipp_ray.serving.scheduler import Call, Outcome, Scheduler
 from dipp_ray.serving.tokens import Tokens
 from dipp_ray.serving.wire import HealthRecord, LimitsRecord, ModelRecord, ServiceRecord
+from dipp_ray.settings import validate
 
-ATTEMPTS = 3  # of one batch: what kills a replica each time is not tried for ever
-PAUSE_S = 0.2
 RANGE_SLACK = 1e-3  # rounding of pixels at the ends of [0, 1]
-HEALTH_S, HEALTH_EVERY_S = 5.0, 2.0
-LOST = (RayActorError, ObjectLostError, BackPressureError, ReplicaUnavailableError)
+HEALTH_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
 class IngressSettings:
-    """What needs a restart to change. slots: replicas that can compute at the same time. flat: models without a
-    gradient."""
+    """What needs a restart to change. slots: replicas that can compute at the same time. models: the `model` of each,
+    by name. flat: models without a gradient."""
 
     name: str
     batch_rows: int
@@ -43,6 +37,7 @@ class IngressSettings:
     optional_wait_s: float
     slots: int
     latent_channels: int | None
+    models: dict[str, str]
     flat: tuple[str, ...]
     limits: LimitsSection
     queue: QueueSection
@@ -61,15 +56,17 @@ class Rewards:
     def __init__(self, settings: IngressSettings, models: dict):
         self.settings = settings
         self.metrics = ServiceMetrics()
-        self._models = models
-        self._terms: tuple[RewardTerm, ...] = ()
+        self._replicas = Replicas(models, settings.optional_wait_s)
+        self._terms: tuple[SumTerm, ...] = ()
         self.tokens = Tokens({})
         self._draining = False
         self._health: asyncio.Future | None = None
         self._health_asked = 0.0
         self._open = 0  # calls that were taken and not answered yet
-        queue = FairQueue(settings.queue.rows, int(settings.queue.mib * 2**20))
-        self._scheduler = Scheduler(self._ask, queue, settings.batch_rows, settings.deterministic, settings.slots)
+        queue = FairQueue(settings.queue.rows, int(settings.queue.mib * MIB))
+        self._scheduler = Scheduler(
+            self._replicas.ask, queue, settings.batch_rows, settings.deterministic, settings.slots
+        )
         self._scheduler.began = self._count_batch
 
     def __serve_build_asgi_app__(self):
@@ -78,14 +75,15 @@ class Rewards:
         return build_http(self)
 
     def reconfigure(self, user_config: dict) -> None:
-        """Take the sum and the tokens: {"terms": [...], "tokens": {SHA-256 in hex: trainer}}.
+        """Take the sum and the tokens: {"terms": [a `SumTerm` each], "tokens": {SHA-256 in hex: trainer}}.
 
-        Calls that came before keep their sum. Raises ValueError where the terms are not those of the deployed models,
+        Calls that came before keep their sum. Raises UserError where the terms are not those of the deployed models,
         or the tokens no digests; the old ones stay in force then.
         """
-        terms = tuple(RewardTerm.model_validate(term) for term in user_config["terms"])
-        if sorted(term.name for term in terms) != sorted(self._models):
-            raise ValueError(f"terms {[term.name for term in terms]} are not the deployed models {list(self._models)}")
+        terms = tuple(validate(term, SumTerm, "user_config.terms") for term in user_config["terms"])
+        named, deployed = sorted(term.name for term in terms), sorted(self.settings.models)
+        if named != deployed:
+            raise UserError(f"user_config.terms are of {named}, but the deployed models are {deployed}: name each once")
         self._terms, self.tokens = terms, Tokens(user_config["tokens"])
 
     # -- by handle ---------------------------------------------------------------------------------------------------
@@ -96,7 +94,7 @@ class Rewards:
         """x [B, C, h, w] float32, B prompts -> arrays: reward [B], scores {name: [B]}, gradient [B, C, h, w] or None.
 
         Also held_out [name], and failed {name: reason}: models that are not required and gave no answer. Raises
-        ValueError for a call that cannot be answered, QueueFull, Draining, DeadlineError, ModelError. Values that are
+        CallError for a call that cannot be answered, QueueFull, Draining, DeadlineError, ModelError. Values that are
         not finite are returned as they are.
         """
         reply = await self.answer(np.asarray(x), list(prompts), space, gradient, trainer, expires_s)
@@ -113,7 +111,7 @@ class Rewards:
         settings, limits = self.settings, self.settings.limits
         models = [
             ModelRecord(
-                **term.model_dump(include=set(ModelRecord.model_fields)), differentiable=term.name not in settings.flat
+                model=settings.models[term.name], differentiable=term.name not in settings.flat, **term.model_dump()
             )
             for term in self._terms
         ]
@@ -141,8 +139,8 @@ class Rewards:
         return health.model_copy(update={"ok": health.ok and not self._draining})
 
     async def _ask_health(self) -> HealthRecord:
-        said = await asyncio.gather(*(self._health_of(name) for name in self._models))
-        models = dict(zip(self._models, said, strict=True))
+        said = await asyncio.gather(*(self._replicas.health_of(name) for name in self._replicas.names))
+        models = dict(zip(self._replicas.names, said, strict=True))
         required = [term.name for term in self._terms if term.required]
         return HealthRecord(ok=all(models[name] == "ok" for name in required), models=models)
 
@@ -171,14 +169,8 @@ class Rewards:
         except asyncio.CancelledError:
             outcome = "caller gone"
             raise
-        except ValueError:
-            outcome = "refused"
-            raise
-        except (QueueFull, Draining):
-            outcome = "queue full"
-            raise
-        except DeadlineError:
-            outcome = "too late"
+        except Exception as error:
+            outcome = outcome_of(error)
             raise
         finally:
             self._open -= 1
@@ -188,77 +180,30 @@ class Rewards:
         if self._draining:
             raise Draining("the service is being stopped: call another one")
         if x.dtype not in (np.float32, np.float64):
-            raise ValueError(f"{x.dtype} was sent: send float32")
+            raise CallError(f"{x.dtype} was sent: send float32")
         terms = self._terms
         validate_call(x, prompts, space, gradient, self.settings.latent_channels, terms, self.settings.flat)
         check_limits(x.shape, prompts, space, self.settings.limits)
         if not np.isfinite(x).all():
-            raise ValueError(f"{space} that are not finite were sent")
+            raise CallError(f"{space} that are not finite were sent")
         if space == "images" and (x.min() < -RANGE_SLACK or x.max() > 1 + RANGE_SLACK):
-            raise ValueError(f"images in [{x.min():.3g}, {x.max():.3g}] were sent: pixels lie in [0, 1]")
+            raise CallError(f"images in [{x.min():.3g}, {x.max():.3g}] were sent: pixels lie in [0, 1]")
         call = Call(x, prompts, space, gradient, terms)
         outcomes = await self._scheduler.score(call, trainer, expires_s)
+        without = {name for chunk in outcomes for name, part in chunk.items() if isinstance(part, Exception)}
+        self._count_failures(without)
         answers, failed = joined(terms, outcomes)
-        for name in failed:
-            self.metrics.model_failures.labels(name).inc(len(outcomes))
+        self._count_failures(failed.keys() - without)
         held_out = [term.name for term in terms if term.held_out]
         return ServiceReply(combine(terms, answers, gradient), held_out, failed)
-
-    async def _ask(self, term: RewardTerm, call: Call, expires_s: float) -> Answer:
-        """One model's answer. A lost replica's work is given to another one: models keep no state."""
-        if not term.required:
-            expires_s = min(expires_s, self.settings.optional_wait_s)
-        until, attempts = time.monotonic() + expires_s, 0
-        gradient = call.gradient and not term.held_out
-        while True:
-            attempts += 1
-            left = until - time.monotonic()
-            response = self._models[term.name].answer.remote(call.x, call.prompts, call.space, gradient, left)
-            try:
-                async with asyncio.timeout(max(left, 0)):
-                    return await response
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            except DeploymentUnavailableError as error:
-                raise ModelError(term.name, f"its deployment failed ({first_line(error)})", "lost") from error
-            except LOST as error:
-                lost = error
-            except RayTaskError as error:
-                cause = error.cause
-                if isinstance(cause, DeadlineError):
-                    raise DeadlineError(str(cause)) from None
-                if not isinstance(cause, LOST):
-                    refused = isinstance(cause, ValueError)
-                    reason = first_line(cause) if refused else f"{type(cause).__name__}: {first_line(cause)}"
-                    raise ModelError(term.name, reason, "refused" if refused else "failed") from error
-                lost = cause
-            except TimeoutError:  # ours: one that a model raises is a RayTaskError too
-                response.cancel()
-                if not term.required:
-                    raise ModelError(term.name, f"no answer within {expires_s:.3g} s", "lost") from None
-                raise DeadlineError(f"reward '{term.name}' did not answer in time") from None
-            except (RayError, RayServeException) as error:
-                raise ModelError(term.name, f"{type(error).__name__}: {first_line(error)}", "failed") from error
-            if attempts >= ATTEMPTS:
-                raise ModelError(term.name, f"lost {attempts} replicas in a row ({type(lost).__name__})", "lost")
-            await asyncio.sleep(PAUSE_S)
-
-    async def _health_of(self, name: str) -> str:
-        response = self._models[name].check_health.remote()
-        try:
-            async with asyncio.timeout(HEALTH_S):
-                await response
-        except (RayError, RayServeException) as error:
-            return type(error.cause if isinstance(error, RayTaskError) else error).__name__  # open to all: no more
-        except TimeoutError:
-            response.cancel()
-            return f"no answer within {HEALTH_S:g} s"
-        return "ok"
 
     def _count_batch(self, batch) -> None:
         self.metrics.batch_rows.observe(sum(chunk.rows for chunk in batch))
         self.metrics.batch_callers.observe(len(batch))
+
+    def _count_failures(self, models: Collection[str]) -> None:
+        for name in models:
+            self.metrics.model_failures.labels(name).inc()
 
     def metrics_text(self) -> bytes:
         self.metrics.waiting.set(len(self._scheduler.queue))
@@ -266,19 +211,22 @@ class Rewards:
         return self.metrics.text()
 
 
-def check_limits(shape: tuple[int, ...], prompts: list[str], space: Space, limits: LimitsSection) -> None:
-    """Raise ValueError where rows, sides or prompts are beyond the limits."""
-    if shape[0] > limits.rows:
-        raise ValueError(f"{shape[0]} rows were sent: at most {limits.rows} in one call")
-    side = limits.image_side if space == "images" else limits.latent_side
-    if max(shape[2:]) > side:
-        raise ValueError(f"{space} of {shape[2]} x {shape[3]} were sent: at most {side} a side")
-    if (longest := max(map(len, prompts))) > limits.prompt_chars:
-        raise ValueError(f"a prompt of {longest} characters was sent: at most {limits.prompt_chars}")
+def outcome_of(error: Exception) -> str:
+    """How a call that was not answered ended, for the metrics."""
+    match error:
+        case CallError() | ModelError(kind="refused"):
+            return "refused"
+        case QueueFull():
+            return "queue full"
+        case Draining():
+            return "stopping"
+        case DeadlineError():
+            return "too late"
+    return "failed"
 
 
 def joined(
-    terms: tuple[RewardTerm, ...], outcomes: list[dict[str, Outcome]]
+    terms: tuple[SumTerm, ...], outcomes: list[dict[str, Outcome]]
 ) -> tuple[dict[str, Answer], dict[str, ModelError]]:
     """(answers by model over all chunks of a call, failed models that are not required, and why).
 
@@ -314,8 +262,3 @@ def nonfinite(answer: Answer) -> str | None:
     if answer.gradient is not None:
         bad |= ~np.isfinite(answer.gradient).reshape(len(bad), -1).all(axis=1)
     return f"not finite for {int(bad.sum())} of {len(bad)} samples" if bad.any() else None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, at most 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -21,7 +21,7 @@ class ServiceMetrics:
         self.seconds = made(Histogram, "call_seconds", "From a call's arrival to its answer.", buckets=SECONDS)
         self.batch_rows = made(Histogram, "batch_rows", "Rows of one batch.", buckets=ROWS)
         self.batch_callers = made(Histogram, "batch_calls", "Chunks of calls in one batch.", buckets=ROWS)
-        self.model_failures = made(Counter, "model_failures", "Answers that a model did not give.", ("model",))
+        self.model_failures = made(Counter, "model_failures", "Calls that a model failed at.", ("model",))
         self.waiting = made(Gauge, "waiting_rows", "Rows in the queue.")
         self.in_flight = made(Gauge, "batches_in_flight", "Batches that the models have.")
 

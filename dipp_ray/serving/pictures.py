@@ -6,31 +6,32 @@ import struct
 import numpy as np
 from PIL import Image
 
+from dipp_ray.errors import CallError
+from dipp_ray.serving.queue import MIB
 from dipp_ray.serving.wire import WireError, decoded
 
 FORMATS = ("PNG", "JPEG")
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
-MIB = 2**20
 
 
 def pixels_of(files: list[str], most_side: int, most_bytes: int) -> np.ndarray:
     """Base64 of PNG or JPEG files, all of one size -> uint8 [B, 3, H, W]. Transparency is dropped.
 
-    Raises WireError for what is no such file, for a side beyond `most_side`, for sizes that differ, and for more than
-    `most_bytes` of pixels: a file of one colour is a thousand times smaller than what it decodes to.
+    Raises WireError for what is no such file, CallError for a side beyond `most_side`, for sizes that differ, and for
+    more than `most_bytes` of pixels: a file of one colour is a thousand times smaller than what it decodes to.
     """
     images = [_opened(decoded(text, f"images[{i}]"), i) for i, text in enumerate(files)]
     width, height = images[0].size
     for i, image in enumerate(images):
         if max(image.size) > most_side:
-            raise WireError(f"images[{i}] has {image.size[0]} x {image.size[1]} pixels: at most {most_side} a side")
+            raise CallError(f"images[{i}] has {image.size[0]} x {image.size[1]} pixels: at most {most_side} a side")
         if image.size != (width, height):
-            raise WireError(
+            raise CallError(
                 f"images[{i}] has {image.size[0]} x {image.size[1]} pixels, images[0] {width} x {height}: "
                 "send images of one size in a call"
             )
     if (size := 3 * len(images) * width * height) > most_bytes:
-        raise WireError(
+        raise CallError(
             f"{len(images)} images of {width} x {height} are {size / MIB:.1f} MiB of pixels: at most "
             f"{most_bytes / MIB:g} MiB in one call, send fewer rows"
         )
@@ -47,7 +48,7 @@ def _opened(data: bytes, i: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise WireError(f"images[{i}] claims more pixels than any image that is taken") from None
+        raise CallError(f"images[{i}] claims more pixels than any image that is taken") from None
     except BROKEN:
         raise WireError(f"images[{i}] is no PNG or JPEG file") from None
     if image.mode.startswith(("I", "F")):  # Pillow's conversion would cut at 255 what goes to 65535

@@ -9,6 +9,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from dipp_ray.errors import CallError
+
+MIB = 2**20
 MOST_AWAY = 1024  # trainers without waiting work whose place is remembered; callers may name themselves at will
 
 
@@ -21,6 +24,16 @@ class QueueFull(Exception):
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+def finds_room(size: int, own: int, total: int, most: int) -> bool:
+    """Whether a trainer who holds `own` of the `total` bytes in use may have `size` more of at most `most`.
+
+    Nobody may hold more than what stays free (dynamic thresholds, Choudhury and Hahne 1998), so one flood leaves half
+    of it to others, two leave a third. Who holds nothing may have all that is free.
+    """
+    free = most - total - size
+    return free >= 0 and (own == 0 or own + size <= free)
 
 
 @dataclass(eq=False)
@@ -41,7 +54,7 @@ class Chunk:
 
 
 class FairQueue:
-    """Chunks of several trainers, at most `rows` of one and `size` bytes of all."""
+    """Chunks of several trainers: at most `rows` of one, and `size` bytes of all, shared as `finds_room` says."""
 
     def __init__(self, rows: int, size: int):
         self._rows, self._size = rows, size
@@ -70,11 +83,12 @@ class FairQueue:
                 self._advice(rows_a_second),
             )
         if size > self._size:
-            raise ValueError(f"a call of {size / 2**20:.1f} MiB was sent: at most {self._size / 2**20:g} MiB may wait")
-        if self.bytes + size > self._size:
+            raise CallError(f"a call of {size / MIB:.1f} MiB was sent: at most {self._size / MIB:g} MiB may wait")
+        own = sum(chunk.size for chunk in self._waiting.get(trainer, ()))
+        if not finds_room(size, own, self.bytes, self._size):
             raise QueueFull(
-                f"{self.bytes / 2**20:.0f} MiB of calls are waiting: try again later, or give the service more "
-                "replicas",
+                f"{self.bytes / MIB:.0f} MiB of calls are waiting, {own / MIB:.0f} of them trainer '{trainer}''s: try "
+                "again later, or give the service more replicas",
                 self._advice(rows_a_second),
             )
         if trainer not in self._waiting:

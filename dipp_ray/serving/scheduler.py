@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipp_ray.rewards.combination import Answer
-from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.rewards.terms import SumTerm
 from dipp_ray.serving.calls import DeadlineError, ModelError, Space
 from dipp_ray.serving.queue import Chunk, FairQueue
 
@@ -28,7 +28,7 @@ class Call:
     prompts: list[str]
     space: Space
     gradient: bool
-    terms: tuple[RewardTerm, ...]
+    terms: tuple[SumTerm, ...]
 
     @property
     def kind(self) -> tuple:
@@ -40,7 +40,7 @@ class Call:
 
 
 # (term, call, seconds until nobody waits) -> its answer; raises ModelError or DeadlineError.
-Ask = Callable[[RewardTerm, Call, float], Awaitable[Answer]]
+Ask = Callable[[SumTerm, Call, float], Awaitable[Answer]]
 Outcome = Answer | ModelError | DeadlineError
 
 
@@ -133,7 +133,7 @@ class Scheduler:
         speed = rows / seconds * min(self.in_flight, self._slots)
         self._speed = SPEED_MEMORY * self._speed + (1 - SPEED_MEMORY) * speed if self._speed else speed
 
-    async def _outcomes(self, term: RewardTerm, batch: list[Chunk]) -> list[Outcome]:
+    async def _outcomes(self, term: SumTerm, batch: list[Chunk]) -> list[Outcome]:
         """One model's outcome for each chunk. What fails together is tried apart: a bad call fails alone."""
         try:
             answer = await self._ask(term, _merged(batch), max(chunk.expires for chunk in batch) - time.monotonic())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dipp_ray.errors import CallError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.combination import Answer, combine
 from dipp_ray.rewards.loading import is_differentiable, load_reward
@@ -38,7 +39,7 @@ class ModelScorer:
         """The raw score of one chunk and, if asked, its derivative by what was sent; arrays in x's dtype or better.
 
         x: latents [B, C, h, w] in the model's scale, or images [B, 3, H, W] in [0, 1]; fp32 or fp64. Raises
-        ValueError for a model that answers another shape, or that has no gradient where one was asked for.
+        CallError where a gradient was asked for and there is none, RuntimeError where the model answers another shape.
         """
         autocast = torch.autocast(self.device.type, self._autocast) if self._autocast else contextlib.nullcontext()
         with torch.set_grad_enabled(gradient), autocast:
@@ -50,7 +51,7 @@ class ModelScorer:
         slope = None
         if gradient:
             if not score.requires_grad:
-                raise ValueError(f"reward '{self.name}' has no gradient: hold it out, or ask for scores only")
+                raise CallError(f"reward '{self.name}' has no gradient: hold it out, or ask for scores only")
             # Rows do not depend on each other, so the gradient of the sum is each row's own.
             (slope,) = torch.autograd.grad(score.sum(), sent)
             slope = slope.cpu().numpy()
@@ -77,7 +78,7 @@ class Scorer:
         self,
         terms: list[RewardTerm],
         decoder: LatentDecoder | None,
-        chunk_size: int = 64,
+        chunk_size: int,
         device: str | torch.device = "cpu",
         autocast: torch.dtype | None = None,
     ):
@@ -86,12 +87,12 @@ class Scorer:
         self.decoder = decoder
         self.chunk_size = chunk_size
 
-    def score(self, x: torch.Tensor, prompts: list[str], space: Space = "latents", gradient: bool = True) -> ScoreReply:
+    def score(self, x: torch.Tensor, prompts: list[str], space: Space, gradient: bool) -> ScoreReply:
         """Score x and, if asked, differentiate the weighted reward by what was sent.
 
         x: latents [B, C, h, w] in the model's scale, or images [B, 3, H, W] in [0, 1]; fp32 or fp64. prompts: B texts.
         The reply lies on x's device; its gradient has x's shape and dtype. Non-finite values are returned as they
-        are: what to do about them is the caller's policy. Raises ValueError for what cannot be scored.
+        are: what to do about them is the caller's policy. Raises CallError for what cannot be scored.
         """
         channels = self.decoder.latent_channels if self.decoder is not None else None
         flat = [name for name, scorer in self.models.items() if not is_differentiable(scorer.model)]

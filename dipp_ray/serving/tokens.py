@@ -18,7 +18,7 @@ class Tokens:
 
     def __init__(self, digests: dict[str, str]):
         if not all(re.fullmatch(r"[0-9a-f]{64}", known) for known in digests):
-            raise ValueError("tokens map the SHA-256 of each, 64 hex digits, to a trainer's name")
+            raise UserError("tokens map the SHA-256 of each, 64 hex digits, to a trainer's name")
         self._digests = dict(digests)
 
     def __bool__(self) -> bool:
@@ -65,5 +65,6 @@ def read_tokens(path: str | None) -> dict[str, str]:
         if len(token) < SHORTEST:
             # Without the name: who writes token:name must not find the token in a log.
             raise UserError(f"{where}: the token is shorter than {SHORTEST} characters: make a longer one")
-        found[digest(token)] = name
+        if found.setdefault(digest(token), name) != name:
+            raise UserError(f"{where}: the same token was given to another trainer before: make one for each")
     return found

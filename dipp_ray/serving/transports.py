@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from dipp_ray.config import RewardSection
-from dipp_ray.errors import UserError
+from dipp_ray.errors import CallError, UserError
 from dipp_ray.serving.calls import DeadlineError, Draining, ModelError, Space
 from dipp_ray.serving.client import FAULT_ATTEMPTS, Transport, TransportError
 from dipp_ray.serving.queue import QueueFull
@@ -45,7 +45,7 @@ class HandleTransport:
     def __init__(self, application: str):
         from ray import serve  # a caller by URL needs no Ray
 
-        self._handle = serve.get_app_handle(application)
+        self._application, self._handle = application, serve.get_app_handle(application)
 
     async def score(
         self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
@@ -53,7 +53,10 @@ class HandleTransport:
         return await self._call("score", x, prompts, space, gradient, trainer, expires_s)
 
     async def describe(self) -> ServiceRecord:
-        return ServiceRecord.model_validate(await self._call("models"))
+        try:
+            return ServiceRecord.model_validate(await self._call("models"))
+        except ValidationError as error:
+            raise another_version(self._application, error, "reward.app") from None
 
     async def require_health(self) -> None:
         health = await self._call("health")
@@ -85,11 +88,11 @@ class HandleTransport:
                 raise TransportError(f"{type(cause).__name__}: {cause}", pause) from error
             if isinstance(cause, ModelError):
                 if cause.kind == "refused":
-                    raise ValueError(str(cause)) from error
+                    raise CallError(str(cause)) from error
                 most = FAULT_ATTEMPTS if cause.kind == "failed" else None
                 raise TransportError(str(cause), most_attempts=most) from error
-            if isinstance(cause, ValueError):
-                raise ValueError(str(cause)) from error
+            if isinstance(cause, CallError):
+                raise CallError(str(cause)) from error
             raise
 
 
@@ -100,7 +103,7 @@ class HttpTransport:
     fp16 halves the traffic, to fp16's rounding. One pool of connections for all calls.
     """
 
-    def __init__(self, urls: list[str], token: str | None = None, dtype: WireDtype = "fp32"):
+    def __init__(self, urls: list[str], token: str | None, dtype: WireDtype):
         for url in urls:
             if not re.match(r"^https?://[^/\s]+", url):
                 raise UserError(f"reward.urls: '{url}' is no URL: write http://HOST:PORT or https://HOST")
@@ -126,11 +129,11 @@ class HttpTransport:
         try:
             tensors, metadata = unpack(body, MOST_HEADER)
             record = ReplyRecord.model_validate_json(metadata[REPLY])
+            slope = tensors.get("gradient")
+            if slope is not None and "gradient_scale" in tensors:
+                slope = from_half(slope, tensors["gradient_scale"])
         except (WireError, ValidationError, KeyError) as error:
             raise TransportError(f"its answer is damaged ({error})") from error
-        slope = tensors.get("gradient")
-        if slope is not None and "gradient_scale" in tensors:
-            slope = from_half(slope, tensors["gradient_scale"])
         scores = {name.removeprefix("scores/"): value for name, value in tensors.items() if name.startswith("scores/")}
         return {"reward": tensors.get("reward"), "scores": scores, "gradient": slope, **record.model_dump()}
 
@@ -143,10 +146,7 @@ class HttpTransport:
             except TransportError as error:
                 lost = error
             except ValidationError as error:
-                raise UserError(
-                    f"{url} is no reward service of this version ({error.error_count()} differences in /v1/models): "
-                    "correct reward.urls, or bring both to one version"
-                ) from None
+                raise another_version(url, error, "reward.urls") from None
         if not found:
             raise lost
         first, *others = found
@@ -180,7 +180,8 @@ class HttpTransport:
             async with self._session.request(method, url + path, data=content, headers=kind) as response:
                 reply = await response.read()
         except (aiohttp.ClientError, OSError) as error:
-            raise TransportError(f"{url}: {error or type(error).__name__}") from error
+            reason = getattr(error, "strerror", None) or error or type(error).__name__
+            raise TransportError(f"{url}: {reason}") from error
         if response.status == 200:
             return reply
         message = _message(reply, response.reason)
@@ -192,7 +193,14 @@ class HttpTransport:
             raise UserError(f"{url}: {message} (this caller's is read from {TOKEN}, or from reward.token)")
         if response.status == 404:
             raise UserError(f"{url}{path} is not there: correct reward.urls, it is no reward service")
-        raise ValueError(f"{url}: {message}")
+        raise CallError(f"{url}: {message}")
+
+
+def another_version(service: str, error: ValidationError, setting: str) -> UserError:
+    return UserError(
+        f"{service} is no reward service of this version ({error.error_count()} differences in what it says it is): "
+        f"correct {setting}, or bring both to one version"
+    )
 
 
 def transport_of(settings: RewardSection) -> Transport:

@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.numpy import save
 
+from dipp_ray.errors import CallError
 from dipp_ray.serving.calls import Space
 
 SAFETENSORS, JSON = "application/x-safetensors", "application/json"
@@ -32,7 +33,7 @@ MOST_AXES = 8
 WireDtype = Literal["fp32", "fp16"]
 
 
-class WireError(ValueError):
+class WireError(CallError):
     """A body that is no call. The message says what is wrong with it."""
 
 
@@ -114,6 +115,7 @@ class ModelRecord(Record):
 class LimitsRecord(Record):
     body_mib: float
     header_kib: float
+    upload_s: float
     rows: int
     image_side: int
     latent_side: int
@@ -255,7 +257,9 @@ def to_half(gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_half(gradient: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The inverse of `to_half`, in fp32."""
+    """The inverse of `to_half`, in fp32. Raises WireError where there is not one scale a row."""
+    if scale.shape != gradient.shape[:1]:
+        raise WireError(f"gradient_scale of shape {list(scale.shape)} does not fit {list(gradient.shape)}")
     return gradient.astype(np.float32) * _rows(scale, gradient)
 
 

@@ -5,7 +5,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -24,6 +24,7 @@ from dipp_ray.training.checks import check, score_checkpoint
 from dipp_ray.training.controller import Controller, Step
 from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
 from dipp_ray.training.roles import Roles, start_roles
+from dipp_ray.training.shared_service import changes
 from dipp_ray.training.watch import Watch
 
 Say = Callable[[str], None]
@@ -46,7 +47,7 @@ class Run:
             for group in (self.roles.generator, self.roles.score):
                 group.all("restore", self.store.url, checkpoint.step)
             self.record = checkpoint.record["reward"]
-            self.compare_service(checkpoint.record["reward_service"])
+            self.compare_service(checkpoint.record["reward_service"], self.roles.service)
             self.watch.falls = checkpoint.record["falls"]
             best = checkpoint.record["best"]
             self.watch.best = tuple(best) if best else None
@@ -62,14 +63,18 @@ class Run:
         self.controller.reward_deviation = self.record.get("reward_deviation", 1.0)
         return checkpoint.step if checkpoint else 0
 
-    def compare_service(self, before: dict | None) -> None:
+    def compare_service(self, before: dict | None, now: dict | None) -> None:
         """A shared service may have another sum than it had: then the run goes on, but not as the same one."""
-        now = self.roles.service
-        if before and now and before["models"] != now["models"]:
-            self.say(
-                f"the reward service {now['name']} is not the one of the checkpoint: it was {before['models']}, and is "
-                f"{now['models']}; the run goes on with the new one"
-            )
+        if self.config.reward.shared and before and now and (said := changes(before, now)):
+            kept = "; reward_deviation stays as it was measured" if "reward_deviation" in self.record else ""
+            self.say(f"the reward service changed: {', '.join(said)}; the run goes on with it as it is now{kept}")
+
+    def look_at_service(self) -> None:
+        """A checkpoint records the service as it is now, and a person is told what changed while the run trained."""
+        if self.config.reward.shared:
+            (now,) = self.controller.wait([self.roles.reward.describe.remote()], "reward")
+            self.compare_service(self.roles.service, now)
+            self.roles.service = now
 
     def loop(self, done: int, metrics: MetricsLog, progress: ProgressLine) -> int:
         """Train from step `done` to the end, or to the first checkpoint after an interrupt; answers the steps done."""
@@ -123,6 +128,7 @@ class Run:
 
     def save(self, done: int) -> None:
         """Commit a checkpoint: both groups have finished the step and nothing is in flight."""
+        self.look_at_service()
         files = []
         for group in (self.roles.generator, self.roles.score):
             for share in group.all("write_share", self.store.url, done):
@@ -182,11 +188,14 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
         if run.watch.gives_up:
             say(f"stopped at step {done}: the held-out reward fell {run.watch.falls} times since {run.watch.best}")
         export_run(config, store, store.at(done), say, run)
-    finally:
-        if roles is not None:
-            roles.stop()
-        else:
-            placement.release()
+    except BaseException:
+        with suppress(Exception):  # what failed first is what a person must read
+            if roles is not None:
+                roles.stop()
+            else:
+                placement.release()
+        raise
+    roles.stop()
     return config.path
 
 

@@ -60,11 +60,12 @@ def local_service(config: ServiceConfig) -> Rewards:
         config.optional_wait_s,
         max(model.most_replicas for model in config.models),
         decoder.latent_channels if decoder else None,
+        {model.name: model.model for model in config.models},
         tuple(name for name, handle in handles.items() if not is_differentiable(handle.scorer.model)),
         config.limits,
         config.queue,
     )
     service = Rewards(settings, handles)
-    service.handles = handles
-    service.reconfigure({"terms": [model.term.model_dump() for model in config.models], "tokens": {}})
+    service.handles, service.reward_terms = handles, [model.term for model in config.models]
+    service.reconfigure({"terms": [model.part.model_dump() for model in config.models], "tokens": {}})
     return service

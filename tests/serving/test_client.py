@@ -52,7 +52,7 @@ class Described:
             "cap": None,
         }
         models = [ModelRecord(name=name, held_out=name == "watch", required=True, **term) for name in ("a", "watch")]
-        limits = LimitsRecord(body_mib=1, header_kib=1, rows=8, image_side=8, latent_side=8, prompt_chars=8)
+        limits = LimitsRecord(body_mib=1, header_kib=1, upload_s=1, rows=8, image_side=8, latent_side=8, prompt_chars=8)
         self.record = ServiceRecord(
             **{"name": "shared", "version": "1", "deterministic": True, "batch_rows": 8, "latent_channels": 1,
                "models": models, "limits": limits} | changes
@@ -66,8 +66,16 @@ class Described:
             raise TransportError("reward 'a': not finite")
 
 
+def client_of(transport, deadline_s, on_nonfinite="raise"):
+    return RewardClient(transport, deadline_s, on_nonfinite=on_nonfinite, space="latents", trainer="me")
+
+
+def http(*urls):
+    return HttpTransport(list(urls), None, "fp32")
+
+
 def score(transport, deadline_s=30.0, gradient=False, **settings):
-    return asyncio.run(RewardClient(transport, deadline_s, **settings).score(X, PROMPTS, gradient))
+    return asyncio.run(client_of(transport, deadline_s, **settings).score(X, PROMPTS, gradient))
 
 
 def test_transport_faults_are_retried():
@@ -125,7 +133,7 @@ def test_what_was_not_answered_is_no_number(reply, message):
 
 def test_the_service_is_the_one_that_was_expected():
     def check(names, held_out=(), rows=4, **changes):
-        return asyncio.run(RewardClient(Described(**changes), 0.2).check(names, list(held_out), rows))
+        return asyncio.run(client_of(Described(**changes), 0.2).check(names, list(held_out), rows, gradient=True))
 
     assert check(["a", "watch"], ["watch"]).name == "shared"
     with pytest.raises(RewardUnavailableError, match=r"whether it is well .*not finite"):
@@ -152,12 +160,12 @@ def test_several_urls_must_serve_the_same_and_those_that_are_away_do_not_count(m
         return records[url].model_dump_json().encode()
 
     monkeypatch.setattr(HttpTransport, "_request", request)
-    assert asyncio.run(HttpTransport(["http://gone", "http://a", "http://b"]).describe()).name == "shared"
+    assert asyncio.run(http("http://gone", "http://a", "http://b").describe()).name == "shared"
     records["http://b"] = Described(models=Described().record.models[:1]).record
     with pytest.raises(UserError, match="http://a and http://b do not serve the same sum"):
-        asyncio.run(HttpTransport(["http://a", "http://b"]).describe())
+        asyncio.run(http("http://a", "http://b").describe())
     with pytest.raises(TransportError, match="refused"):
-        asyncio.run(HttpTransport(["http://gone"]).describe())
+        asyncio.run(http("http://gone").describe())
 
 
 def test_one_url_after_the_other_is_tried(monkeypatch):
@@ -171,5 +179,5 @@ def test_one_url_after_the_other_is_tried(monkeypatch):
         return {"reward": np.ones(3, np.float32), "scores": {}, "gradient": None}
 
     monkeypatch.setattr(HttpTransport, "score", score)
-    assert asyncio.run(RewardClient(HttpTransport(["http://gone", "http://a"])).score(X, PROMPTS, False))
+    assert asyncio.run(client_of(http("http://gone", "http://a"), 30.0).score(X, PROMPTS, False))
     assert asked == ["http://gone", "http://a"]

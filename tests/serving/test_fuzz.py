@@ -277,7 +277,7 @@ def refusals():
     yield json.dumps({"prompts": ["a"], text: 1}), JSON, 422
     yield json.dumps({"prompts": ["a"], "images": [base64.b64encode(large(2 * MIB)).decode()]}), JSON, 400
     yield json.dumps({"prompts": ["a"], "x": {"dtype": "fp32", "shape": [2**31] * 8, "data": text}}), JSON, 400
-    yield "[" * MIB, JSON, 422
+    yield "[" * MIB, JSON, 400
     yield whole(trainer="a")[:-1], SAFETENSORS, 400
     yield large(2 * MIB), "text/plain", 415
 
@@ -329,5 +329,5 @@ def test_a_refused_call_holds_no_more_than_a_few_bodies(web):
         reply = opened.post("/v1/score", content=call, headers={"content-type": JSON})
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert reply.status_code == 400 and "600.0 MiB of pixels" in reply.text
+    assert reply.status_code == 422 and "600.0 MiB of pixels" in reply.text
     assert peak < 12 * 4 * MIB

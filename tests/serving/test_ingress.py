@@ -8,6 +8,7 @@ import pytest
 import torch
 from local_service import local_service
 
+from dipp_ray.errors import UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.serving.calls import DeadlineError, Draining, ModelError
 from dipp_ray.serving.config import ServiceConfig
@@ -67,12 +68,12 @@ async def settled(condition):
 def test_calls_of_several_trainers_share_batches_and_get_their_own_rows(folders):
     models = [{"name": "clip", "model": "clip", "folder": folders["clip"], "weight": 0.7}, BRIGHT, WATCH]
     made = service(models, folders["vae"])
-    local = Scorer(list(made._terms), LatentDecoder.from_pipeline(folders["vae"]), CHUNK)
+    local = Scorer(made.reward_terms, LatentDecoder.from_pipeline(folders["vae"]), CHUNK)
     sizes = [3, 2, 3, 8, 1, 11, 2, 3]
     calls = [(latents(seed, n), prompts(seed, n), seed % 2 == 0) for seed, n in enumerate(sizes)]
     replies = together(*(ask(made, x, p, "latents", g, f"t{i}") for i, (x, p, g) in enumerate(calls)))
     for (x, texts, gradient), reply in zip(calls, replies, strict=True):
-        expected = local.score(torch.from_numpy(x), texts, gradient=gradient)
+        expected = local.score(torch.from_numpy(x), texts, "latents", gradient)
         np.testing.assert_allclose(reply.combined.reward, expected.reward, rtol=1e-6, atol=1e-6)
         assert reply.combined.scores.keys() == {"clip", "bright", "watch"} and reply.held_out == ["watch"]
         assert (reply.combined.gradient is not None) == gradient
@@ -84,11 +85,11 @@ def test_calls_of_several_trainers_share_batches_and_get_their_own_rows(folders)
 
 def test_deterministic_calls_are_never_merged_and_equal_local_to_the_bit(folders):
     made = service([BRIGHT, WATCH], folders["vae"], deterministic=True)
-    local = Scorer(list(made._terms), LatentDecoder.from_pipeline(folders["vae"]), CHUNK)
+    local = Scorer(made.reward_terms, LatentDecoder.from_pipeline(folders["vae"]), CHUNK)
     sizes = [3, 8, 11, 1, 20]
     replies = together(*(ask(made, latents(i, n), prompts(i, n), "latents") for i, n in enumerate(sizes)))
     for i, (n, reply) in enumerate(zip(sizes, replies, strict=True)):
-        expected = local.score(torch.from_numpy(latents(i, n)), prompts(i, n))
+        expected = local.score(torch.from_numpy(latents(i, n)), prompts(i, n), "latents", True)
         assert np.array_equal(reply.combined.reward, expected.reward.numpy())
         assert np.array_equal(reply.combined.gradient, expected.gradient.numpy())
     assert sorted(rows for rows, _ in made.handles["bright"].calls) == sorted([3, 8, 8, 3, 1, 8, 8, 4])
@@ -208,7 +209,7 @@ def test_the_sum_changes_while_calls_are_on_their_way():
     async def run():
         before = asyncio.create_task(ask(made, images(0), prompts(0)))
         await settled(lambda: made.handles["bright"].calls)
-        made.reconfigure({"terms": [BRIGHT | {"weight": 2.0, "cap": 0.1}], "tokens": {}})
+        made.reconfigure({"terms": [{"name": "bright", "weight": 2.0, "cap": 0.1}], "tokens": {}})
         after = asyncio.create_task(ask(made, images(0), prompts(0)))
         made.handles["bright"].gate.set()
         return await before, await after
@@ -221,8 +222,13 @@ def test_the_sum_changes_while_calls_are_on_their_way():
 
 def test_terms_of_other_models_are_refused_and_the_old_ones_stay():
     made = service([BRIGHT])
-    with pytest.raises(ValueError, match="are not the deployed models"):
-        made.reconfigure({"terms": [WATCH], "tokens": {}})
+    for term, message in (
+        ({"name": "watch"}, r"terms are of \['watch'\], but the deployed models are \['bright'\]"),
+        ({"name": "bright", "wieght": 2}, "unknown key 'wieght' in the top level: did you mean weight?"),
+        ({"name": "bright", "model": "clip"}, "unknown key 'model'"),  # that takes another deployment
+    ):
+        with pytest.raises(UserError, match=message):
+            made.reconfigure({"terms": [term], "tokens": {}})
     assert [model.name for model in made.describe().models] == ["bright"]
 
 

@@ -104,6 +104,15 @@ def test_the_bytes_of_all_are_bounded():
     made.put([chunk("b", size=50)], 0.0)
 
 
+def test_a_flood_of_large_calls_leaves_room_for_others():
+    made = queue(*[chunk("flood", size=10) for _ in range(5)], size=100)
+    with pytest.raises(QueueFull, match="of them trainer 'flood'"):
+        made.put([chunk("flood", size=10)], 0.0)
+    for name, fits in (("b", 30), ("c", 20)):
+        made.put([chunk(name, size=fits)], 0.0)
+    assert made.bytes == 100
+
+
 def test_nothing_is_left_of_trainers_who_are_through():
     made = queue(*[chunk(f"t{i}") for i in range(50)])
     while len(made):

@@ -17,7 +17,7 @@ LONGEST_S = 240
 @ray.remote(num_cpus=0)
 class Trainer:
     def __init__(self, name):
-        self.client = RewardClient(HandleTransport(name), LONGEST_S, space="images", trainer=name)
+        self.client = RewardClient(HandleTransport(name), LONGEST_S, on_nonfinite="raise", space="images", trainer=name)
 
     async def keep_calling(self, calls):
         x = np.random.default_rng(0).random((4, 3, 8, 8), dtype=np.float32)

@@ -65,8 +65,8 @@ def call(seed, count=3):
 class Caller:
     """A trainer's client in a process of its own."""
 
-    def __init__(self, name, settings):
-        self.client = RewardClient(HandleTransport(name), 90.0, **settings)
+    def __init__(self, name, trainer):
+        self.client = RewardClient(HandleTransport(name), 90.0, on_nonfinite="raise", space="latents", trainer=trainer)
 
     async def score(self, x, prompts, gradient=True):
         return await self.client.score(x, prompts, gradient)
@@ -74,15 +74,20 @@ class Caller:
 
 @pytest.fixture(scope="module")
 def caller(service, config):
-    return Caller.remote(config.name, {"trainer": "by-handle"})
+    return Caller.remote(config.name, "by-handle")
 
 
-def by_http(url, calls, deadline_s=90.0, space="latents", **settings):
+def client_of(url, deadline_s=90.0, space="latents", dtype="fp32"):
+    transport = HttpTransport([url], None, dtype)
+    return RewardClient(transport, deadline_s, on_nonfinite="raise", space=space, trainer="by-http")
+
+
+def by_http(url, calls, **settings):
     """All calls at once, from one client."""
 
     async def run():
-        async with RewardClient(HttpTransport([url], **settings), deadline_s, space=space, trainer="by-http") as client:
-            return await asyncio.gather(*(client.score(*c) for c in calls))
+        async with client_of(url, **settings) as client:
+            return await asyncio.gather(*(client.score(*c, gradient=True) for c in calls))
 
     return asyncio.run(run())
 
@@ -103,22 +108,22 @@ CALLS = [call(seed, count) for seed, count in enumerate([3, 8, 11, 1, 3, 20])]
 def test_by_handle_it_equals_local_to_the_bit_whoever_else_calls(ray_session, caller, local):
     replies = ray_session.get([caller.score.remote(ray_session.put(x), prompts) for x, prompts in CALLS])
     for (x, prompts), reply in zip(CALLS, replies, strict=True):
-        same(reply, local.score(torch.from_numpy(x), prompts))
+        same(reply, local.score(torch.from_numpy(x), prompts, "latents", True))
         assert reply["finite"].all() and reply["held_out"] == ["pid"]
 
 
 def test_by_http_it_equals_local_to_the_bit_in_fp32(service, serve_url, local):
     for (x, prompts), reply in zip(CALLS, by_http(serve_url, CALLS), strict=True):
-        same(reply, local.score(torch.from_numpy(x), prompts))
+        same(reply, local.score(torch.from_numpy(x), prompts, "latents", True))
     images = np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32)
     (reply,) = by_http(serve_url, [(images, PROMPTS[:3])], space="images")
-    same(reply, local.score(torch.from_numpy(images), PROMPTS[:3], "images"))
+    same(reply, local.score(torch.from_numpy(images), PROMPTS[:3], "images", True))
 
 
 def test_by_http_in_fp16_it_is_local_to_fp16s_rounding(service, serve_url, local):
     x, prompts = CALLS[0]
     (reply,) = by_http(serve_url, [(x, prompts)], dtype="fp16")
-    expected = local.score(torch.from_numpy(x.astype(np.float16).astype(np.float32)), prompts)
+    expected = local.score(torch.from_numpy(x.astype(np.float16).astype(np.float32)), prompts, "latents", True)
     same({**reply, "gradient": expected.gradient.numpy()}, expected)
     error = np.abs(reply["gradient"] - expected.gradient.numpy()).max(axis=(1, 2, 3))
     assert (error <= 2.0**-11 * expected.gradient.abs().amax((1, 2, 3)).numpy()).all() and error.max() > 0
@@ -126,8 +131,8 @@ def test_by_http_in_fp16_it_is_local_to_fp16s_rounding(service, serve_url, local
 
 def test_what_it_serves_is_checked_at_the_start(service, serve_url):
     async def run(names):
-        async with RewardClient(HttpTransport([serve_url]), 30.0) as client:
-            return await client.check(names, ["pid"], 8)
+        async with client_of(serve_url) as client:
+            return await client.check(names, ["pid"], 8, gradient=True)
 
     assert asyncio.run(run(["clip", "pid"])).latent_channels == 1
     with pytest.raises(UserError, match="serves clip, bright, pid, but not aesthetic"):
@@ -161,7 +166,7 @@ def test_weights_change_without_a_restart(ray_session, caller, service, config, 
     np.testing.assert_allclose(after["reward"], 2 * before["reward"], rtol=1e-6)
     np.testing.assert_allclose(after["gradient"], 2 * before["gradient"], rtol=1e-5, atol=1e-8)
     assert np.array_equal(after["scores"]["pid"], before["scores"]["pid"])  # the same process
-    same(ray_session.get(caller.score.remote(x, prompts)), local.score(torch.from_numpy(x), prompts))
+    same(ray_session.get(caller.score.remote(x, prompts)), local.score(torch.from_numpy(x), prompts, "latents", True))
 
 
 def test_a_killed_replica_costs_no_call(ray_session, caller, service, serve_url, local):
@@ -171,7 +176,7 @@ def test_a_killed_replica_costs_no_call(ray_session, caller, service, serve_url,
     ray_session.wait(references, num_returns=1)  # in the middle: some answered, most not
     os.kill(victim, signal.SIGKILL)
     for (x, prompts), reply in zip(calls, ray_session.get(references), strict=True):
-        same(reply, local.score(torch.from_numpy(x), prompts))
+        same(reply, local.score(torch.from_numpy(x), prompts, "latents", True))
     assert int(reply["scores"]["pid"][0]) != victim
 
 
@@ -183,21 +188,21 @@ def test_a_killed_ingress_costs_no_call(ray_session, caller, service, config, se
         ray_session.kill(actor, no_restart=False)
     replies = [*ray_session.get(references), *by_http(serve_url, calls)]
     for (x, prompts), reply in zip([*calls, *calls], replies, strict=True):
-        same(reply, local.score(torch.from_numpy(x), prompts))
+        same(reply, local.score(torch.from_numpy(x), prompts, "latents", True))
 
 
 def test_a_killed_caller_leaves_nothing_behind(ray_session, caller, service, config, local):
-    doomed = Caller.remote(config.name, {"trainer": "doomed"})
+    doomed = Caller.remote(config.name, "doomed")
     first = [doomed.score.remote(*call(seed, 20)) for seed in range(20)]
     ray_session.wait(first, num_returns=1)
     ray_session.kill(doomed)
     x, prompts = call(7)
-    same(ray_session.get(caller.score.remote(x, prompts)), local.score(torch.from_numpy(x), prompts))
+    same(ray_session.get(caller.score.remote(x, prompts)), local.score(torch.from_numpy(x), prompts, "latents", True))
 
 
 def test_a_caller_who_leaves_by_http_is_noticed(service, serve_url):
     async def leave(patience_s):
-        transport = HttpTransport([serve_url])
+        transport = HttpTransport([serve_url], None, "fp32")
         try:
             async with asyncio.timeout(patience_s):
                 await transport.score(*call(0, 250), "latents", True, "leaver", 600.0)

@@ -65,6 +65,9 @@ def test_beyond_loopback_it_starts_with_tokens_and_warns(tmp_path):
     app.check_service(open_to_all)
     said = "\n".join(how_to_call(open_to_all))
     assert "tokens are required, of: alice, bob" in said and "in the clear" in said and "Bearer $TOKEN" in said
+    assert f"chmod 600 {tmp_path / 'tokens'}" in said
+    (tmp_path / "tokens").chmod(0o600)
+    assert "chmod" not in "".join(how_to_call(open_to_all))
     assert "0123456789abcdef" not in said + str(app.user_config(open_to_all))
 
 
