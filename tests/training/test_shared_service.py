@@ -57,8 +57,8 @@ def test_by_http_it_is_the_run_by_handle_and_that_is_the_plain_loop(shared, worl
 
 def test_its_evaluation_is_scored_by_the_service(shared, world):
     images, texts = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0)), PROMPTS * 4
-    by_service = scorer_of(config_of(world, urls=[shared]), 16, torch.device("cpu"))
-    local = scorer_of(config_of(world, terms=TERMS), 16, torch.device("cpu"))
+    by_service = scorer_of(config_of(world, urls=[shared]), 16, torch.device("cpu"), print)
+    local = scorer_of(config_of(world, terms=TERMS), 16, torch.device("cpu"), print)
     scores, expected = (s.score(images, texts, "images", gradient=False).scores for s in (by_service, local))
     assert scores.keys() == expected.keys() == {"ink", "gold"}
     assert all(torch.equal(scores[name], expected[name]) for name in scores)
