@@ -1,12 +1,13 @@
 """The reward service under load: 1, 4 and 16 trainers at once, by handle and by HTTP, against one process.
 
-    python jobs/bench_rewards.py [--world vit-b|miniature] [--seconds 40] [--rows 2] [--batch 16]
+    python jobs/bench_rewards.py [--world vit-b|miniature] [--rounds 3] [--seconds 24] [--rows 2] [--batch 16]
 
 Every trainer is a process of its own that sends `--rows` latents and waits for scores and gradients, again and again.
 `vit-b` is a CLIP ViT-B/32 with random weights behind a small VAE (latents 4x28x28, images 3x224x224); `miniature` has
 the sizes of the demo's reward. The base is the same Scorer in this process, in batches of `--batch` rows with the same
-number of threads, measured before and after and in between: ratios are taken against the median. Share lost is what
-the way to the models costs: 1 minus the ratio. `unmerged` is a deterministic service, which never puts calls of
+number of threads. A machine's speed drifts, so base and service take turns, and a round's ratio is against the base
+right before and right after it; the median of the rounds is shown, with their range. Share lost is what the way to the
+models costs: 1 minus the ratio. `unmerged` is a deterministic service, which never puts calls of
 several trainers into one batch.
 """
 
@@ -113,26 +114,36 @@ class Trainer:
         await self.client.score(self.x[:1], self.prompts[:1], gradient=True)
 
 
-def load(callers: int, seconds: float, rows: int, world: World, app: str, url: str | None, dtype: str) -> dict:
-    """Throughput in rows a second, and the calls' p50 and p99 in seconds, of so many trainers at once."""
-    trainers = [Trainer.remote(url, app, rows, world.latent, i, dtype) for i in range(callers)]
-    ray.get([trainer.warm.remote() for trainer in trainers])
+def load(trainers: list, seconds: float, rows: int) -> tuple[float, list[float]]:
+    """Throughput of all trainers at once, in rows a second, and how long each call took in seconds."""
     answered = ray.get([trainer.run.remote(seconds) for trainer in trainers])
-    for trainer in trainers:
-        ray.kill(trainer)
     calls = [call for of_one in answered for call in of_one]
     # From answer to answer while all trainers are at work: after the first batch's, up to the last begin of a call.
     ends = sorted(e for _, e in calls)
     begin, last_begin = ends[0] + SAME_BATCH_S, max(b for b, _ in calls) + SAME_BATCH_S
     counted = [e for e in ends if begin < e <= last_begin]
-    end, done = counted[-1], rows * len(counted)
     begin = max(e for e in ends if e <= begin)
-    seconds_of = [e - b for b, e in calls]
+    return rows * len(counted) / (counted[-1] - begin), [e - b for b, e in calls]
+
+
+def rounds(trainers: list, base: "Base", given) -> dict:
+    """What one way with so many trainers reaches: see the module's text."""
+    ray.get([trainer.warm.remote() for trainer in trainers])
+    before, speeds, ratios, seconds_of = base.measure(given.seconds / 2), [], [], []
+    for _ in range(given.rounds):
+        speed, seconds = load(trainers, given.seconds, given.rows)
+        after = base.measure(given.seconds / 2)
+        speeds.append(speed)
+        ratios.append(2 * speed / (before + after))
+        seconds_of += seconds
+        before = after
     return {
-        "images_per_second": done / (end - begin),
+        "images_per_second": statistics.median(speeds),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
         "p50_s": float(np.percentile(seconds_of, 50)),
         "p99_s": float(np.percentile(seconds_of, 99)),
-        "calls": len(calls),
+        "calls": len(seconds_of),
     }
 
 
@@ -149,13 +160,15 @@ class Base:
         self.prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch)]
         self.measured: list[float] = []
 
-    def measure(self, seconds: float) -> None:
+    def measure(self, seconds: float) -> float:
+        """Rows a second."""
         self._once()
         begin, count = time.perf_counter(), 0
         while time.perf_counter() - begin < seconds:
             self._once()
             count += len(self.x)
         self.measured.append(count / (time.perf_counter() - begin))
+        return self.measured[-1]
 
     def _once(self) -> None:
         self.scorer.score(self.x, self.prompts, "latents", gradient=True)
@@ -165,7 +178,8 @@ def main() -> None:
     quiet_libraries()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=("vit-b", "miniature"), default="vit-b")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of one measurement (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=24.0, help="of one measurement (%(default)s)")
     parser.add_argument("--rows", type=int, default=2, help="latents of one call (%(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="largest batch, in rows (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the model (%(default)s)")
@@ -201,12 +215,15 @@ def main() -> None:
                     deploy_rewards(config, "/")
                     await_rewards(config.name, config.wait_s, print)
                 for callers in numbers:
-                    base.measure(given.seconds / 2)
                     url = f"http://127.0.0.1:{given.port}" if http else None
-                    found = load(callers, given.seconds, given.rows, world, config.name, url, dtype)
-                    print(f"{way}, {callers} trainers: {found['images_per_second']:.2f} images/s", flush=True)
+                    trainers = [
+                        Trainer.remote(url, config.name, given.rows, world.latent, i, dtype) for i in range(callers)
+                    ]
+                    found = rounds(trainers, base, given)
+                    for trainer in trainers:
+                        ray.kill(trainer)
+                    print(f"{way}, {callers} trainers: {found['ratio']:.2f} of one process", flush=True)
                     rows.append({"way": way, "trainers": callers} | found)
-            base.measure(given.seconds / 2)
         finally:
             stop_rewards(running.name)
     show(rows, base, given)
@@ -214,13 +231,14 @@ def main() -> None:
 
 def show(rows: list[dict], base: Base, given) -> None:
     speed = statistics.median(base.measured)
-    table = Table("", "trainers", "images/s", "ratio", "lost", "p50 s", "p99 s", "calls")
+    table = Table("", "trainers", "images/s", "ratio (range)", "lost", "p50 s", "p99 s", "calls")
     table.title = f"{given.world}: calls of {given.rows} latents, scores and gradients, batches of up to {given.batch}"
     table.add_row("one process", "", f"{speed:.2f}", "1.00", "", "", "", "")
     for row in rows:
-        row["ratio"] = row["images_per_second"] / speed
+        low, high = min(row["ratios"]), max(row["ratios"])
         table.add_row(
-            row["way"], str(row["trainers"]), f"{row['images_per_second']:.2f}", f"{row['ratio']:.2f}",
+            row["way"], str(row["trainers"]), f"{row['images_per_second']:.2f}",
+            f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})",
             f"{1 - row['ratio']:.0%}", f"{row['p50_s']:.3f}", f"{row['p99_s']:.3f}", str(row["calls"]),
         )  # fmt: skip
     rich.print(table)
