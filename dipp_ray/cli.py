@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dipp_ray.errors import NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.reporting.quiet import quiet_libraries
 
 CONNECT_S = 10.0
@@ -29,7 +29,7 @@ def guarded(work: Callable[[], None]) -> int:
         sys.path.append(os.getcwd())
     try:
         work()
-    except UserError as error:
+    except (UserError, CallError) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 2
     except (NonFiniteError, RewardUnavailableError, RoleFailure) as error:
@@ -145,7 +145,7 @@ def run_sample(given) -> None:
 def run_evaluate(given) -> None:
     from dipp_ray.evaluation.evaluate import evaluate_command
 
-    evaluate_command(given.pipeline, given.against, given.config, given.out, print)
+    evaluate_command(given.pipeline, given.against, given.config, given.out, print, connect)
 
 
 def run_export(given) -> None:

@@ -70,7 +70,7 @@ def fault(error: ValidationError, model: type[BaseModel]) -> str:
     """The first fault of data that are no `model`, in one sentence, with the nearest right key for an unknown one."""
     first = _first(error)
     if first["type"] == "extra_forbidden":
-        return _unknown_key(first["loc"], model)
+        return unknown_key(first["loc"], model)
     where = ".".join(map(str, first["loc"]))
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
@@ -82,7 +82,8 @@ def _first(error: ValidationError) -> dict:
     return next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
 
 
-def _unknown_key(loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
+def unknown_key(loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
+    """The sentence about an unknown key at `loc`, with the nearest right one of `model`."""
     where = ".".join(part for part in loc if isinstance(part, str))  # list elements share their keys
     where = where[:LONGEST_KEY]  # it may come from outside
     leaf, section = where.rsplit(".", 1)[-1], where.rpartition(".")[0]

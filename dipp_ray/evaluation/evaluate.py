@@ -102,12 +102,12 @@ def models_of(config: RunConfig, pipeline: Path, against: Path | None) -> dict[s
 
 
 def evaluate_command(
-    pipeline: Path, against: Path | None, config_path: Path | None, out: Path | None, say: Say = print
+    pipeline: Path, against: Path | None, config_path: Path | None, out: Path | None, say: Say, connect: Callable
 ) -> dict:
     """`dipp-ray evaluate`: a run's folder or a pipeline folder, by a run's configuration or the one given.
 
     Prints the table and writes evaluation.json and the grid to `out`, by default the run's folder. Raises UserError
-    that says what to give where configuration or folder cannot be told.
+    that says what to give where configuration or folder cannot be told. connect: joins the cluster, if it is needed.
     """
     run = run_of(pipeline)
     if config_path is None and run is None:
@@ -115,6 +115,8 @@ def evaluate_command(
     if out is None and run is None:
         raise UserError(f"{pipeline} lies in no run's folder: give --out for evaluation.json and the grid")
     config = load_config(config_path or run / "config.yaml")
+    if config.reward.app:
+        connect()  # a Serve application answers in its cluster alone
     out = out or run
     out.mkdir(parents=True, exist_ok=True)
     models = models_of(config, pipeline_of(pipeline), pipeline_of(against) if against else None)

@@ -9,18 +9,22 @@ from torch import Tensor
 
 from dipp_ray.config import RunConfig
 from dipp_ray.serving.client import RewardClient
+from dipp_ray.serving.queue import MIB
 from dipp_ray.serving.scoring import Scorer, ScoreReply, Space
 from dipp_ray.serving.transports import transport_of
 from dipp_ray.serving.wire import ModelRecord
 
 Say = Callable[[str], None]
+HEADER_SHARE = 0.1  # of a body, for the prompts
 
 
 class ServiceScorer:
     """A shared reward service with `Scorer`'s face, for scores of images alone."""
 
-    def __init__(self, config: RunConfig, say: Say):
+    def __init__(self, config: RunConfig, batch: int, say: Say):
+        """batch: images at a time, fewer where the service takes less in one call."""
         self._settings, self._trainer, self._say = config.reward, config.run.name[:64], say
+        self._batch = batch
         self.terms: list[ModelRecord] = self._asked(lambda client: client.describe()).models
 
     def score(self, images: Tensor, prompts: list[str], space: Space, gradient: bool) -> ScoreReply:
@@ -31,7 +35,9 @@ class ServiceScorer:
         sent = images.float().cpu().numpy()
 
         async def ask(client: RewardClient) -> list[dict]:
-            rows = (await client.describe()).limits.rows
+            limits = (await client.describe()).limits
+            fitting = int(limits.body_mib * MIB * (1 - HEADER_SHARE)) // sent[0].nbytes
+            rows = max(1, min(self._batch, limits.rows, fitting))
             starts = range(0, len(sent), rows)
             return [await client.score(sent[i : i + rows], prompts[i : i + rows], gradient) for i in starts]
 
@@ -63,5 +69,5 @@ class ServiceScorer:
 def scorer_of(config: RunConfig, batch: int, device: torch.device, say: Say) -> Scorer | ServiceScorer | None:
     """What scores the images of an evaluation; None where no reward is configured."""
     if config.reward.shared:
-        return ServiceScorer(config, say)
+        return ServiceScorer(config, batch, say)
     return Scorer(config.reward.terms, None, batch, device) if config.reward.terms else None

@@ -1,6 +1,7 @@
 """JPEG compressibility: a reward without a gradient, for holding out and for trying black-box objectives."""
 
 import io
+import math
 
 import torch
 from PIL import Image
@@ -19,8 +20,17 @@ class JpegReward:
 
     def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """Images [B, 3, H, W] in [0, 1] -> rewards [B] in fp32 or better, on the images' device."""
-        pixels = (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pixels = (
+            (images.detach().float().nan_to_num() * 255)
+            .round()
+            .clamp(0, 255)
+            .to(torch.uint8)
+            .permute(0, 2, 3, 1)
+            .cpu()
+            .numpy()
+        )
         sizes = [_jpeg_bytes(Image.fromarray(image)) / BYTES_PER_KILOBYTE for image in pixels]
+        sizes = [size if torch.isfinite(image).all() else math.nan for size, image in zip(sizes, images, strict=True)]
         return -torch.tensor(sizes, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def resize_matrix(size_in: int, size_out: int) -> torch.Tensor:
     """The linear map [size_out, size_in] of an antialiased bicubic resize along one axis, fp64 on the CPU.
 

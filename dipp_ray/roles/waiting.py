@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from dipp_ray.errors import NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 
 SAY_EVERY_S = 10.0
 
@@ -22,7 +22,7 @@ def value_of(reference, what: str):
             f"{what}: a process died ({reason}); the same command goes on from the last checkpoint"
         ) from None
     except RayTaskError as error:
-        if isinstance(error.cause, (UserError, NonFiniteError, RewardUnavailableError)):
+        if isinstance(error.cause, (UserError, CallError, NonFiniteError, RewardUnavailableError)):
             raise error.cause from None
         raise
 

@@ -5,6 +5,7 @@ from typing import TypeVar
 import numpy as np
 from fastapi import Response
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from dipp_ray.errors import CallError
 from dipp_ray.serving.config import LimitsSection
@@ -13,6 +14,7 @@ from dipp_ray.serving.pictures import pixels_of
 from dipp_ray.serving.queue import MIB
 from dipp_ray.serving.wire import (
     JSON,
+    MOST_AXES,
     REPLY,
     REQUEST,
     SAFETENSORS,
@@ -20,6 +22,7 @@ from dipp_ray.serving.wire import (
     JsonReply,
     ReplyRecord,
     ScoreOptions,
+    TensorRecord,
     WireError,
     pack,
     tensor_of,
@@ -27,8 +30,9 @@ from dipp_ray.serving.wire import (
     to_half,
     unpack,
 )
-from dipp_ray.settings import fault
+from dipp_ray.settings import fault, unknown_key
 
+PUNCTUATION = 64  # commas of a record beside those in its prompts, and of a row beside its prompt
 Options = TypeVar("Options", bound=ScoreOptions)
 
 
@@ -38,15 +42,12 @@ def parse(kind: str, body: bytes, limits: LimitsSection) -> tuple[np.ndarray, Sc
         tensors, metadata = unpack(body, int(limits.header_kib * 1024))
         if REQUEST not in metadata:
             raise WireError(f"the metadata has no '{REQUEST}': a JSON record with the prompts")
-        options = record_of(ScoreOptions, metadata[REQUEST])
+        options = record_of(ScoreOptions, metadata[REQUEST].encode("utf-8", "surrogatepass"), limits)
         if tensors.keys() != {"x"}:
             raise WireError(f"send one tensor named x, not {len(tensors)} others")
         x = tensors["x"]
     else:
-        options = record_of(JsonCall, body)
-        rows = options.images if options.images is not None else options.x.shape
-        if len(options.prompts) > limits.rows or (options.images is not None and len(rows) > limits.rows):
-            raise CallError(f"at most {limits.rows} rows in one call")
+        options = record_of(JsonCall, body, limits)
         if options.images is not None:
             x = pixels_of(options.images, limits.image_side, int(limits.body_mib * MIB))
         else:
@@ -61,13 +62,32 @@ def parse(kind: str, body: bytes, limits: LimitsSection) -> tuple[np.ndarray, Sc
     return x.astype(np.float32), options
 
 
-def record_of(model: type[Options], text: str | bytes) -> Options:
-    """A record of the contract from JSON. Raises WireError for what is no JSON, CallError for another record."""
+def record_of(model: type[Options], text: bytes, limits: LimitsSection) -> Options:
+    """A record of the contract from JSON. Raises WireError for what is no JSON, CallError for another record.
+
+    Its size in values, and the keys and lists that may grow, are looked at first: pydantic makes an error of each.
+    """
+    if text.count(b",") > limits.rows * (limits.prompt_chars + PUNCTUATION) + PUNCTUATION:
+        raise CallError("the record holds more values than any call")
     try:
-        return model.model_validate_json(text)
+        data = from_json(text)
+    except ValueError:
+        raise WireError("the record is no JSON") from None
+    if not isinstance(data, dict):
+        raise CallError("the record is no JSON object")
+    for key in ("prompts", "images"):
+        if isinstance(data.get(key), list) and len(data[key]) > limits.rows:
+            raise CallError(f"{len(data[key])} {key} were sent: at most {limits.rows} rows in one call")
+    x = data.get("x")
+    for where, part, kind in (((), data, model), (("x",), x, TensorRecord)):
+        unknown = [key for key in part if key not in kind.model_fields] if isinstance(part, dict) else []
+        if unknown:
+            raise CallError(unknown_key((*where, unknown[0]), model))
+    if isinstance(x, dict) and isinstance(x.get("shape"), list) and len(x["shape"]) > MOST_AXES:
+        raise CallError(f"x.shape has {len(x['shape'])} axes: at most {MOST_AXES}")
+    try:
+        return model.model_validate(data)
     except ValidationError as error:
-        if error.errors(include_url=False, include_context=False, include_input=False)[0]["type"] == "json_invalid":
-            raise WireError("the record is no JSON") from None
         raise CallError(fault(error, model)) from None
 
 

@@ -72,5 +72,9 @@ def check_limits(shape: tuple[int, ...], prompts: list[str], space: Space, limit
     side = limits.image_side if space == "images" else limits.latent_side
     if max(shape[2:]) > side:
         raise CallError(f"{space} of {shape[2]} x {shape[3]} were sent: at most {side} a side")
+    if max(shape[2:]) > limits.aspect * min(shape[2:]):
+        raise CallError(
+            f"{space} of {shape[2]} x {shape[3]} were sent: one side is at most {limits.aspect:g} times the other"
+        )
     if (longest := max(map(len, prompts))) > limits.prompt_chars:
         raise CallError(f"a prompt of {longest} characters was sent: at most {limits.prompt_chars}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import rich
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from rich.table import Table
@@ -37,19 +38,22 @@ def serve_rewards(config: ServiceConfig, read: Callable[[], ServiceConfig], deta
     Raises UserError where it does not start; what was started for it is gone then. KeyboardInterrupt likewise.
     """
     with _ending_by_exception():
-        start_http(config.http)
-        ours = require_name(config.name, detach)
         try:
-            _deploy(config)
-            say(f"starting {len(config.models)} reward models")
-            await_rewards(config.name, config.wait_s, say)
-            _running(config, read, detach, say)
-        except BaseException as error:
-            if not ours:  # what was there before this command stays
-                stop_rewards(config.name)
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(f"the reward service {config.name} was not started") from None
-            raise
+            start_http(config.http)
+            there = require_name(config.name, detach)
+            try:
+                _deploy(config)
+                say(f"starting {len(config.models)} reward models")
+                await_rewards(config.name, config.wait_s, say)
+                _running(config, read, detach, say)
+            except BaseException:
+                if there:
+                    say(f"the service {config.name} stays as it is now: deploy a configuration that starts, or end it")
+                else:
+                    stop_rewards(config.name)
+                raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the reward service {config.name} was being started") from None
         if not detach:
             stop_rewards(config.name)
 
@@ -79,6 +83,11 @@ def _deploy(config: ServiceConfig) -> None:
         raise UserError(f"{first_line(error)} End that one with `serve delete`, or call by handle") from None
 
 
+def ending() -> list[int]:
+    """The signals that end the service: not those that were ignored when it was started, as `nohup` does."""
+    return [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextmanager
 def _ending_by_exception():
     """What would end the process at once raises KeyboardInterrupt instead, so that nothing is left behind."""
@@ -86,7 +95,7 @@ def _ending_by_exception():
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in ENDING}
+    before = {number: signal.signal(number, interrupt) for number in ending()}
     try:
         yield
     finally:
@@ -112,7 +121,7 @@ def _until_interrupted(config: ServiceConfig, read: Callable[[], ServiceConfig],
         (reload if number == signal.SIGUSR1 else ended).set()
         wake.set()
 
-    before = {number: signal.signal(number, handler) for number in (*ENDING, signal.SIGUSR1)}
+    before = {number: signal.signal(number, handler) for number in (*ending(), signal.SIGUSR1)}
     try:
         while not ended.is_set():
             wake.wait()
@@ -121,8 +130,13 @@ def _until_interrupted(config: ServiceConfig, read: Callable[[], ServiceConfig],
                 reload.clear()
                 config = _reloaded(config, read, say)
         say("finishing the calls that were taken")
-        if left := drain_rewards(config.name, config.shutdown_s):
-            say(f"{left} calls were not finished within shutdown_s={config.shutdown_s:g} s")
+        try:
+            left = drain_rewards(config.name, config.shutdown_s)
+        except (RayError, RayServeException, TimeoutError) as error:
+            say(f"the service is gone already ({first_line(error)})")
+        else:
+            if left:
+                say(f"{left} calls were not finished within shutdown_s={config.shutdown_s:g} s")
     finally:
         for number, old in before.items():
             signal.signal(number, old)
@@ -157,17 +171,17 @@ def start_http(http: HttpSection) -> None:
     Raises UserError where the port cannot be had, or where Serve runs and listens elsewhere.
     """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    status = serve.status()
-    if not status.proxies and not status.applications:
+    client = _get_global_client(raise_if_no_controller_running=False)  # Serve tells it nowhere else
+    if client is None:
         require_port(http)
         serve.start(http_options={"host": http.host, "port": http.port}, logging_config=SERVE_LOGGING)
         return
-    if not status.proxies:
+    if not serve.status().proxies:
         raise UserError(
             "Ray Serve runs in this cluster without HTTP, which only its start can change: call the service by "
             "handle (reward.app), or end Serve with `serve shutdown` when nobody uses it"
         )
-    there = _get_global_client().http_config  # Serve shows it nowhere else
+    there = client.http_config
     if (there.host, there.port) != (http.host, http.port):
         raise UserError(
             f"Ray Serve listens on {there.host}:{there.port} in this cluster already, which only its start can change: "
@@ -216,7 +230,8 @@ def models_table(config: ServiceConfig) -> Table:
 
 def how_to_call(config: ServiceConfig) -> list[str]:
     """For a person: where the service listens, who may call, and one call to try."""
-    url = f"http://{config.http.host}:{config.http.port}"
+    host = f"[{config.http.host}]" if ":" in config.http.host else config.http.host
+    url = f"http://{host}:{config.http.port}"
     trainers = sorted(set(read_tokens(config.http.tokens).values()))
     lines = [f"listening on {url}: {url}/docs says how to call, {url}/healthz whether it is well"]
     lines.append(

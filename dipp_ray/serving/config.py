@@ -41,7 +41,7 @@ class HttpSection(Section):
     port: int = Field(8000, ge=1, le=65535)
     tokens: str | None = Field(
         None,
-        description="File of `name:token` lines, one a trainer; DIPP_RAY_REWARD_TOKENS adds to it, or replaces it.",
+        description="File of `name:token` lines, one a trainer; DIPP_RAY_REWARD_TOKENS adds to it.",
     )
 
     @property
@@ -63,6 +63,7 @@ class LimitsSection(Section):
     rows: Count = Field(256, description="Images or latents of one call.")
     image_side: Count = Field(2048, description="Longest side of an image, pixels.")
     latent_side: Count = Field(256, description="Longest side of a latent.")
+    aspect: float = Field(8.0, ge=1, description="Longest side over the shortest: models resize the short one.")
     prompt_chars: Count = Field(4000, description="Longest prompt, characters.")
 
 
@@ -80,7 +81,10 @@ class ServiceConfig(Section):
     checkpoint_decoder: bool = Field(False, description="Recompute the decoder's activations: less memory, more time.")
     batch_rows: Count = Field(32, description="Rows of one forward pass: chunk of a call, bound of a merged batch.")
     deterministic: bool = Field(False, description="Calls are never merged, so a caller's bits are its own.")
-    optional_wait_s: Positive = Field(20.0, description="Longest wait for a model that is not required, seconds.")
+    optional_wait_s: Positive = Field(
+        20.0,
+        description="Longest wait for a model that is not required, seconds; it is left alone 5 times as long then.",
+    )
     stuck_s: Positive = Field(600.0, description="A batch that takes longer makes its replica unhealthy, seconds.")
     shutdown_s: Positive = Field(60.0, description="Longest wait at the end for calls that were accepted, seconds.")
     wait_s: Positive = Field(600.0, description="Longest wait for the replicas at the start, seconds.")

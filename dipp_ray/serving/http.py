@@ -16,7 +16,7 @@ from dipp_ray.serving.document import BINARY, REQUEST_CONTENT, TEXT_CONTENT, pag
 from dipp_ray.serving.http_errors import HttpError, as_http
 from dipp_ray.serving.ingress import Rewards
 from dipp_ray.serving.queue import MIB, QueueFull
-from dipp_ray.serving.uploads import Uploads, announced, body_of
+from dipp_ray.serving.uploads import Uploads, announced, body_of, require_length
 from dipp_ray.serving.wire import (
     JSON,
     SAFETENSORS,
@@ -27,6 +27,7 @@ from dipp_ray.serving.wire import (
     ServiceRecord,
 )
 
+AT_A_TIME = 2  # bodies that are read: a file of one colour is a thousand times smaller than its pixels
 ANYBODY = ""  # where no tokens are, callers say who they are in the body
 log = logging.getLogger("ray.serve")
 
@@ -42,6 +43,7 @@ def build_http(service: Rewards) -> FastAPI:
     )
     bearer = [Depends(HTTPBearer(auto_error=False))]  # says in the document how to identify oneself
     limits = service.settings.limits
+    reading = asyncio.Semaphore(AT_A_TIME)
     uploads = Uploads(int(service.settings.queue.mib * MIB))
     errors = {status: {"model": ErrorReply} for status in (400, 401, 403, 408, 413, 415, 422, 500, 503, 504)}
 
@@ -56,9 +58,11 @@ def build_http(service: Rewards) -> FastAPI:
         trainer = identified(request, service)
         kind = content_type(request)
         most = int(limits.body_mib * MIB)
+        require_length(request, most)
         with uploads.room(trainer or ANYBODY, announced(request, most)):
             body = await body_of(request, most, limits.upload_s)
-            x, options = await asyncio.to_thread(parse, kind, body, limits)
+            async with reading:
+                x, options = await asyncio.to_thread(parse, kind, body, limits)
             del body
         reply = await service.answer(
             x, options.prompts, options.space, options.gradient, trainer or options.trainer, options.deadline_s

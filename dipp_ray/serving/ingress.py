@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from dipp_ray.settings import validate
 
 RANGE_SLACK = 1e-3  # rounding of pixels at the ends of [0, 1]
 HEALTH_EVERY_S = 2.0
+log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,27 @@ class Rewards:
     def reconfigure(self, user_config: dict) -> None:
         """Take the sum and the tokens: {"terms": [a `SumTerm` each], "tokens": {SHA-256 in hex: trainer}}.
 
-        Calls that came before keep their sum. Raises UserError where the terms are not those of the deployed models,
-        or the tokens no digests; the old ones stay in force then.
+        Calls that came before keep their sum. Where the terms are not those of the deployed models, or the tokens no
+        digests, the old ones stay in force and the log says why; UserError is raised at the start alone, for Serve
+        ends a replica that raises.
         """
+        try:
+            terms, tokens = self._read(user_config)
+        except UserError as error:
+            if not self._terms:
+                raise
+            log.error("the old sum and tokens stay: %s", error)
+            return
+        self._terms, self.tokens = terms, tokens
+
+    def _read(self, user_config: dict) -> tuple[tuple[SumTerm, ...], Tokens]:
+        if user_config.keys() != {"terms", "tokens"}:
+            raise UserError(f"user_config holds {', '.join(user_config)}: it needs terms and tokens, and nothing else")
         terms = tuple(validate(term, SumTerm, "user_config.terms") for term in user_config["terms"])
         named, deployed = sorted(term.name for term in terms), sorted(self.settings.models)
         if named != deployed:
             raise UserError(f"user_config.terms are of {named}, but the deployed models are {deployed}: name each once")
-        self._terms, self.tokens = terms, Tokens(user_config["tokens"])
+        return terms, Tokens(user_config["tokens"])
 
     # -- by handle ---------------------------------------------------------------------------------------------------
 

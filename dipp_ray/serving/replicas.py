@@ -3,7 +3,14 @@
 import asyncio
 import time
 
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -20,7 +27,15 @@ from dipp_ray.serving.scheduler import Call
 ATTEMPTS = 3  # of one batch: what kills a replica each time is not tried for ever
 PAUSE_S = 0.2
 HEALTH_S = 5.0
-LOST = (RayActorError, ObjectLostError, BackPressureError, ReplicaUnavailableError)
+AWAY = 5.0  # so many waits long, a model that is not required is left alone after it gave no answer
+LOST = (
+    RayActorError,
+    ActorUnschedulableError,
+    OutOfMemoryError,
+    ObjectLostError,
+    BackPressureError,
+    ReplicaUnavailableError,
+)
 
 
 class Replicas:
@@ -29,6 +44,7 @@ class Replicas:
 
     def __init__(self, handles: dict, optional_wait_s: float):
         self._handles, self._optional_wait_s = handles, optional_wait_s
+        self._away: dict[str, float] = {}  # until when a model is left alone
 
     @property
     def names(self) -> list[str]:
@@ -38,6 +54,8 @@ class Replicas:
         """One model's answer. A lost replica's work is given to another one: models keep no state."""
         if not term.required:
             expires_s = min(expires_s, self._optional_wait_s)
+            if time.monotonic() < self._away.get(term.name, 0.0):  # others would wait for it again, batch after batch
+                raise ModelError(term.name, "it gave no answer lately", "lost")
         until, attempts = time.monotonic() + expires_s, 0
         gradient = call.gradient and not term.held_out
         while True:
@@ -66,6 +84,7 @@ class Replicas:
             except TimeoutError:  # ours: one that a model raises is a RayTaskError too
                 response.cancel()
                 if not term.required:
+                    self._away[term.name] = time.monotonic() + AWAY * self._optional_wait_s
                     raise ModelError(term.name, f"no answer within {expires_s:.3g} s", "lost") from None
                 raise DeadlineError(f"reward '{term.name}' did not answer in time") from None
             except (RayError, RayServeException) as error:

@@ -36,16 +36,16 @@ TOKEN = "DIPP_RAY_REWARD_TOKEN"
 RETRIED = {408, 429}  # and 5xx
 CONNECTIONS = 64
 MOST_HEADER = 2**24  # of a reply, bytes
-CONNECT_S = 10.0
+CONNECT_S, ANSWER_S = 10.0, 15.0
+SERVE_PAGE = b"/-/routes"  # stands in what Ray Serve answers where no application listens
+INCIDENTAL = {"name": "", "version": ""}  # may differ between services that serve the same
 
 
 class HandleTransport:
     """Calls by a Serve handle, inside the cluster."""
 
     def __init__(self, application: str):
-        from ray import serve  # a caller by URL needs no Ray
-
-        self._application, self._handle = application, serve.get_app_handle(application)
+        self._application, self._handle = application, None
 
     async def score(
         self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
@@ -67,13 +67,18 @@ class HandleTransport:
         pass
 
     async def _call(self, method: str, *arguments):
-        from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
-        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+        from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError  # by URL it goes without Ray
+        from ray.serve.exceptions import (
+            BackPressureError,
+            DeploymentUnavailableError,
+            RayServeException,
+            ReplicaUnavailableError,
+        )
 
         lost = (RayActorError, ObjectLostError, BackPressureError, ReplicaUnavailableError, DeploymentUnavailableError)
         response = None
         try:
-            response = getattr(self._handle, method).remote(*arguments)
+            response = getattr(self._found(), method).remote(*arguments)
             return await response
         except asyncio.CancelledError:
             if response is not None:
@@ -94,6 +99,22 @@ class HandleTransport:
             if isinstance(cause, CallError):
                 raise CallError(str(cause)) from error
             raise
+        except (RayError, RayServeException) as error:
+            raise TransportError(f"{type(error).__name__}: {error}") from error
+
+    def _found(self):
+        """The handle. Raises UserError where there is no such application."""
+        if self._handle is None:
+            from ray import serve
+            from ray.serve.exceptions import RayServeException
+
+            try:
+                self._handle = serve.get_app_handle(self._application)
+            except RayServeException:
+                raise UserError(
+                    f"reward.app: no application '{self._application}' runs in this cluster: see `serve status`"
+                ) from None
+        return self._handle
 
 
 class HttpTransport:
@@ -125,7 +146,9 @@ class HttpTransport:
             trainer=trainer,
         )
         sent = x.astype(np.float16 if self._dtype == "fp16" else np.float32, copy=False)
-        body = await self._request("POST", "/v1/score", pack({"x": sent}, REQUEST, options))
+        # One of several may hang: half of the time is left for the next.
+        patience = expires_s if len(self._urls) == 1 else expires_s / 2
+        body = await self._request("POST", "/v1/score", pack({"x": sent}, REQUEST, options), patience)
         try:
             tensors, metadata = unpack(body, MOST_HEADER)
             record = ReplyRecord.model_validate_json(metadata[REPLY])
@@ -139,34 +162,40 @@ class HttpTransport:
 
     async def describe(self) -> ServiceRecord:
         """Of all that answer, which must serve the same; TransportError where none does."""
-        found, lost = {}, None
-        for url in self._urls:
+        asked = [self._request("GET", "/v1/models", None, ANSWER_S, url) for url in self._urls]
+        answers = dict(zip(self._urls, await asyncio.gather(*asked, return_exceptions=True), strict=True))
+        found = {}
+        for url, answer in answers.items():
+            if isinstance(answer, TransportError):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
             try:
-                found[url] = ServiceRecord.model_validate_json(await self._request("GET", "/v1/models", None, url))
-            except TransportError as error:
-                lost = error
+                found[url] = ServiceRecord.model_validate_json(answer)
             except ValidationError as error:
                 raise another_version(url, error, "reward.urls") from None
         if not found:
-            raise lost
+            raise answers[self._urls[-1]]
         first, *others = found
         for url in others:
-            if found[url].models != found[first].models:
+            if found[url].model_copy(update=INCIDENTAL) != found[first].model_copy(update=INCIDENTAL):
                 raise UserError(
-                    f"reward.urls: {first} and {url} do not serve the same sum: bring them to one configuration"
+                    f"reward.urls: {first} and {url} do not serve the same: bring them to one configuration"
                 )
         return found[first]
 
     async def require_health(self) -> None:
-        await self._request("GET", "/healthz", None)
+        await self._request("GET", "/healthz", None, ANSWER_S)
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    async def _request(self, method: str, path: str, body: bytes | None, url: str | None = None) -> bytes:
-        """The body of a 200, from `url` or the next one in turn."""
+    async def _request(
+        self, method: str, path: str, body: bytes | None, patience_s: float, url: str | None = None
+    ) -> bytes:
+        """The body of a 200 within `patience_s` seconds, from `url` or the next one in turn."""
         if self._session is None:  # here, where an event loop runs
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS),
@@ -177,8 +206,13 @@ class HttpTransport:
         kind = {"Content-Type": SAFETENSORS} if body is not None else {}
         content = io.BytesIO(body) if body is not None else None  # sent piece by piece, so that the loop goes on
         try:
-            async with self._session.request(method, url + path, data=content, headers=kind) as response:
+            async with (
+                asyncio.timeout(patience_s),
+                self._session.request(method, url + path, data=content, headers=kind) as response,
+            ):
                 reply = await response.read()
+        except TimeoutError:
+            raise TransportError(f"{url}: no answer within {patience_s:.3g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             reason = getattr(error, "strerror", None) or error or type(error).__name__
             raise TransportError(f"{url}: {reason}") from error
@@ -191,6 +225,8 @@ class HttpTransport:
             raise TransportError(f"{url}: {response.status} {message}", float(pause) if pause.isdigit() else 0.0, most)
         if response.status in (401, 403):
             raise UserError(f"{url}: {message} (this caller's is read from {TOKEN}, or from reward.token)")
+        if response.status == 404 and SERVE_PAGE in reply:  # it runs, and the application comes or goes
+            raise TransportError(f"{url}: no reward service there now")
         if response.status == 404:
             raise UserError(f"{url}{path} is not there: correct reward.urls, it is no reward service")
         raise CallError(f"{url}: {message}")

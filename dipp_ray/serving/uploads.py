@@ -36,23 +36,26 @@ class Uploads:
 def announced(request: Request, most: int) -> int:
     """How long the body says it is, in bytes; `most` where it does not say, and `most` + 1 for all that is longer."""
     length = request.headers.get("content-length", "")
-    return min(int(length[:20]), most + 1) if length.isdecimal() and length.isascii() else most
+    if not (length.isdecimal() and length.isascii()):
+        return most
+    return min(int(length.lstrip("0")[:20] or 0), most + 1)
+
+
+def require_length(request: Request, most: int) -> None:
+    """Refuse a body that says itself that it is too long, before any of it is held."""
+    if announced(request, most) > most:
+        raise _too_long(most)
 
 
 async def body_of(request: Request, most: int, longest_s: float) -> bytes:
-    """The body, refused before it is held where it says itself that it is too long, and while it comes otherwise."""
-    too_long = HttpError(
-        413, "too_long", f"the body is longer than {most / MIB:g} MiB: send fewer rows", {"Connection": "close"}
-    )
-    if announced(request, most) > most:
-        raise too_long
+    """The body, refused while it comes where it is too long or takes more than `longest_s` seconds."""
     parts, total = [], 0
     try:
         async with asyncio.timeout(longest_s):
             async for part in request.stream():
                 total += len(part)
                 if total > most:
-                    raise too_long
+                    raise _too_long(most)
                 parts.append(part)
     except TimeoutError:
         raise HttpError(
@@ -61,3 +64,9 @@ async def body_of(request: Request, most: int, longest_s: float) -> bytes:
     except ClientDisconnect:
         raise HttpError(400, "cut_off", "the caller left before all of the body had come") from None
     return b"".join(parts)
+
+
+def _too_long(most: int) -> HttpError:
+    return HttpError(
+        413, "too_long", f"the body is longer than {most / MIB:g} MiB: send fewer rows", {"Connection": "close"}
+    )

@@ -119,6 +119,7 @@ class LimitsRecord(Record):
     rows: int
     image_side: int
     latent_side: int
+    aspect: float
     prompt_chars: int
 
 

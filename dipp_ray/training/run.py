@@ -14,7 +14,7 @@ from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import EVALUATION, Draws
-from dipp_ray.errors import UserError
+from dipp_ray.errors import RewardUnavailableError, UserError
 from dipp_ray.models.card import write_card
 from dipp_ray.models.export import export_error, export_pipeline
 from dipp_ray.models.pipeline import one_step_of, read_frame
@@ -72,7 +72,11 @@ class Run:
     def look_at_service(self) -> None:
         """A checkpoint records the service as it is now, and a person is told what changed while the run trained."""
         if self.config.reward.shared:
-            (now,) = self.controller.wait([self.roles.reward.describe.remote()], "reward")
+            try:
+                (now,) = self.controller.wait([self.roles.reward.describe.remote()], "reward")
+            except (RewardUnavailableError, UserError) as error:  # the steps that are done are saved all the same
+                self.say(f"what the reward service is now could not be asked: {error}")
+                return
             self.compare_service(self.roles.service, now)
             self.roles.service = now
 

@@ -8,10 +8,10 @@ def changes(before: dict, now: dict) -> list[str]:
     """What differs between two `ServiceRecord`s that a run's rewards may depend on, each such as
     'weight of hps was 1.0 and is 2.0'. Empty where nothing does."""
     old, new = ({model["name"]: model for model in record["models"]} for record in (before, now))
-    said = [f"{key} was {before[key]} and is {now[key]}" for key in WHOLE if before[key] != now[key]]
+    said = [f"{key} was {before.get(key)} and is {now.get(key)}" for key in WHOLE if before.get(key) != now.get(key)]
     said += [f"{name} is gone" for name in old if name not in new]
     said += [f"{name} is new" for name in new if name not in old]
     for name in [name for name in old if name in new]:
-        pairs = [(key, old[name][key], new[name][key]) for key in SUM]
+        pairs = [(key, old[name].get(key), new[name].get(key)) for key in SUM]
         said += [f"{key} of {name} was {was} and is {now}" for key, was, now in pairs if was != now]
     return said

@@ -64,9 +64,15 @@ class Watch:
     def folder(self) -> Path:
         return self.config.path / "samples"
 
+    @property
+    def judge_of_all(self) -> str | None:
+        """The first held-out model of the service: whichever way it is called, and whoever answered."""
+        models = (self.controller.roles.service or {"models": []})["models"]
+        return next((model["name"] for model in models if model["held_out"]), None)
+
     def judge(self, step: int, seen: dict[str, float]) -> bool:
         """Remember the best held-out reward; answers whether this step is the best so far."""
-        value = next((seen[key] for key in seen if key.startswith("held_out/")), None)
+        value = seen.get(f"held_out/{self.judge_of_all}")
         if value is None or step == 0 or not math.isfinite(value):  # the start has no checkpoint that could be kept
             return False
         if self.best is None or value > self.best[1]:

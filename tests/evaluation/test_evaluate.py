@@ -83,8 +83,12 @@ def test_no_batch_is_larger_than_a_micro_batch(run_config, tiny_world, monkeypat
     assert sizes == [1, largest]
 
 
+def no_cluster():
+    raise AssertionError("no cluster is needed without reward.app")
+
+
 def test_the_command_takes_a_run_or_a_pipeline(run_config, tiny_world, tmp_path, capsys):
-    by_run = evaluate_command(run_config.path, None, None, None, print)
+    by_run = evaluate_command(run_config.path, None, None, None, print, no_cluster)
     assert "Trained reward, ink ↑" in capsys.readouterr().out
     assert (run_config.path / "evaluation_grid.png").is_file()
     out = tmp_path / "out"
@@ -100,12 +104,12 @@ def test_the_command_takes_a_run_or_a_pipeline(run_config, tiny_world, tmp_path,
 
 def test_without_a_run_it_says_what_to_give(tiny_world, run_config):
     with pytest.raises(UserError, match="give --config"):
-        evaluate_command(tiny_world / "aligned", None, None, None, print)
+        evaluate_command(tiny_world / "aligned", None, None, None, print, no_cluster)
     with pytest.raises(UserError, match="give --out"):
-        evaluate_command(tiny_world / "aligned", None, run_config.path / "config.yaml", None, print)
+        evaluate_command(tiny_world / "aligned", None, run_config.path / "config.yaml", None, print, no_cluster)
     (run_config.path / "pipeline").unlink()
     with pytest.raises(UserError, match="has no pipeline/ yet"):
-        evaluate_command(run_config.path, None, None, None, print)
+        evaluate_command(run_config.path, None, None, None, print, no_cluster)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ class Described:
             "cap": None,
         }
         models = [ModelRecord(name=name, held_out=name == "watch", required=True, **term) for name in ("a", "watch")]
-        limits = LimitsRecord(body_mib=1, header_kib=1, upload_s=1, rows=8, image_side=8, latent_side=8, prompt_chars=8)
+        limits = LimitsRecord(
+            body_mib=1, header_kib=1, upload_s=1, rows=8, image_side=8, latent_side=8, aspect=8, prompt_chars=8
+        )
         self.record = ServiceRecord(
             **{"name": "shared", "version": "1", "deterministic": True, "batch_rows": 8, "latent_channels": 1,
                "models": models, "limits": limits} | changes
@@ -154,7 +156,7 @@ def test_the_service_is_the_one_that_was_expected():
 def test_several_urls_must_serve_the_same_and_those_that_are_away_do_not_count(monkeypatch):
     records = {"http://a": Described().record, "http://b": Described().record, "http://gone": None}
 
-    async def request(self, method, path, body, url=None):
+    async def request(self, method, path, body, patience_s, url=None):
         if records[url] is None:
             raise TransportError("refused")
         return records[url].model_dump_json().encode()
@@ -162,7 +164,10 @@ def test_several_urls_must_serve_the_same_and_those_that_are_away_do_not_count(m
     monkeypatch.setattr(HttpTransport, "_request", request)
     assert asyncio.run(http("http://gone", "http://a", "http://b").describe()).name == "shared"
     records["http://b"] = Described(models=Described().record.models[:1]).record
-    with pytest.raises(UserError, match="http://a and http://b do not serve the same sum"):
+    with pytest.raises(UserError, match="http://a and http://b do not serve the same"):
+        asyncio.run(http("http://a", "http://b").describe())
+    records["http://b"] = Described(latent_channels=None).record
+    with pytest.raises(UserError, match="http://a and http://b do not serve the same"):
         asyncio.run(http("http://a", "http://b").describe())
     with pytest.raises(TransportError, match="refused"):
         asyncio.run(http("http://gone").describe())
@@ -181,3 +186,50 @@ def test_one_url_after_the_other_is_tried(monkeypatch):
     monkeypatch.setattr(HttpTransport, "score", score)
     assert asyncio.run(client_of(http("http://gone", "http://a"), 30.0).score(X, PROMPTS, False))
     assert asked == ["http://gone", "http://a"]
+
+
+async def answering(reply):
+    """A server on loopback that answers every request with these bytes, or never for None; its URL."""
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        if reply is None:
+            await reader.read()  # until the caller leaves
+        else:
+            writer.write(reply)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def asked(replies, ask):
+    async def run():
+        servers = [await answering(reply) for reply in replies]
+        transport = http(*(url for _, url in servers))
+        try:
+            return await ask(transport)
+        finally:
+            await transport.close()
+            for server, _ in servers:
+                server.close()
+
+    return asyncio.run(run())
+
+
+def whole(status, body):
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+
+
+def test_one_that_hangs_leaves_time_for_the_next():
+    said = whole("422 No", '{"error": {"code": "invalid", "message": "reached"}}')
+    with pytest.raises(ValueError, match="reached"):
+        asked([None, said], lambda transport: client_of(transport, 2.0).score(X, PROMPTS, False))
+
+
+def test_serve_without_the_application_is_come_back_to_and_another_server_is_not():
+    absent = whole("404 Not Found", "Path '/v1/models' not found. Ping http://.../-/routes for available routes.")
+    with pytest.raises(TransportError, match="no reward service there now"):
+        asked([absent], lambda transport: transport.describe())
+    with pytest.raises(UserError, match=r"correct reward\.urls, it is no reward service"):
+        asked([whole("404 Not Found", "nothing")], lambda transport: transport.describe())

@@ -63,7 +63,7 @@ def test_400_a_name_that_no_reply_can_hold(small):
     header = b'{"\\ud800": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}}'
     refused(ask(small, len(header).to_bytes(8, "little") + header + bytes(8)), 400, "known are F32")
     header = b'{"__metadata__": {"request": "\\ud800"}, "x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
-    refused(ask(small, len(header).to_bytes(8, "little") + header + b"a"), 422, "valid string")
+    refused(ask(small, len(header).to_bytes(8, "little") + header + b"a"), 400, "no JSON")
 
 
 def test_400_a_caller_who_leaves_while_its_body_comes(small, caplog):
@@ -186,6 +186,13 @@ def test_413_a_body_that_says_itself_that_it_is_too_long_is_not_read(small):
     refused(ask(small, bytes(131072)), 400, "at most|header is not JSON")  # just not too long
 
 
+def test_413_however_its_length_is_written_and_whatever_may_wait():
+    app = build_http(made(limits={"body_mib": 1}, queue={"mib": 1}))
+    for length in (b"0" * 20 + b"67108864", b"9" * 40, b"1048577"):
+        sent, taken = sent_raw(app, (b"content-length", length))
+        assert sent[0]["status"] == 413 and taken == 0
+
+
 def test_413_a_body_that_does_not_say_its_length_is_read_no_further_than_the_limit(small):
     """Nor one that lies about it."""
     for headers in ([], [(b"content-length", b"10")], [(b"content-length", b"\xb2")], [(b"content-length", b"-1")]):
@@ -214,9 +221,9 @@ def test_a_type_may_have_parameters(small):
 @pytest.mark.parametrize(
     ("x", "prompts", "options", "message"),
     [
-        (images(9), ["a"] * 9, {}, "9 rows were sent: at most 8"),
+        (images(9), ["a"] * 9, {}, "9 prompts were sent: at most 8 rows"),
         (images(), ["a"] * 2, {}, "3 images but 2 prompts"),
-        (images(1), ["a"] * 9, {}, "1 images but 9 prompts"),
+        (images(1), ["a"] * 9, {}, "9 prompts were sent: at most 8 rows"),
         (np.zeros((1, 3, 1, 65), np.uint8), ["a"], {}, "1 x 65 were sent: at most 64 a side"),
         (np.zeros((1, 3, 65, 1), np.uint8), ["a"], {}, "65 x 1 were sent: at most 64 a side"),
         (images(1), ["x" * 101], {}, "prompt of 101 characters"),
@@ -240,7 +247,7 @@ def test_422_a_call_that_cannot_be_answered(small, x, prompts, options, message)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("[1]", "Input should be an object"),
+        ("[1]", "the record is no JSON object"),
         ("{}", "prompts: Field required"),
         ('{"prompts": []}', "prompts: "),
         ('{"prompts": ["a"], "space": "pixels"}', "space: .*'latents' or 'images'"),
@@ -256,6 +263,28 @@ def test_422_options_that_are_none(small, options, message):
     refused(ask(small, options, JSON), 422, message, "invalid")
     text = json.dumps({"__metadata__": {REQUEST: options}, "x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}})
     refused(ask(small, len(text).to_bytes(8, "little") + text.encode() + b"a"), 422, message, "invalid")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"prompts": [1] * 10**5}, "100000 prompts were sent: at most 8 rows"),
+        ({"prompts": ["a"], "images": [1] * 10**5}, "100000 images were sent: at most 8 rows"),
+        ({"prompts": ["a"], "y": [1] * 10**4}, "more values than any call"),
+        ({"prompts": ["a"]} | {f"y{i}": 1 for i in range(1000)}, "unknown key 'y0'"),
+        ({"prompts": ["a"], "x": {f"y{i}": 1 for i in range(1000)}}, "unknown key 'y0' in x"),
+        ({"prompts": ["a"], "x": {"shape": [1] * 1000}}, "x.shape has 1000 axes"),
+        ({"prompts": ["a"], "x": 3}, "x: "),
+    ],
+)
+def test_422_a_record_of_many_values_is_refused_before_each_is_an_error(call, message):
+    with client(made(limits={"rows": 8, "prompt_chars": 100 if "y" in call else 10**5})) as opened:
+        refused(ask_json(opened, **call), 422, message, "invalid")
+
+
+def test_422_a_picture_that_is_far_longer_than_wide(small):
+    refused(ask(small, packed(np.zeros((1, 3, 4, 33), np.float32), ["a"])), 422, "at most 8 times the other")
+    assert ask(small, packed(np.zeros((1, 3, 4, 32), np.float32), ["a"])).status_code == 200
 
 
 @pytest.mark.parametrize("options", ["", "[" * 3000, '{"prompts": ["a"'])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.serving.calls import DeadlineError, Draining, ModelError
 from dipp_ray.serving.config import ServiceConfig
+from dipp_ray.serving.ingress import Rewards
 from dipp_ray.serving.queue import QueueFull
 from dipp_ray.serving.scoring import Scorer
 from tiny_models import PROMPTS, save_clip, save_pipeline
@@ -127,6 +129,23 @@ def test_a_nan_stays_or_fails_a_term_that_is_not_required():
     np.testing.assert_allclose(reply.combined.reward, images().mean((1, 2, 3)), rtol=1e-6)
 
 
+def test_a_model_that_is_away_and_not_required_is_waited_for_once():
+    made = service(
+        [BRIGHT, {"name": "away", "model": "tiny_models:Brightness", "required": False}], optional_wait_s=0.05
+    )
+    made.handles["away"].gate = asyncio.Event()
+
+    async def run():
+        return [await ask(made, images(i), prompts(i)) for i in range(5)]
+
+    replies = asyncio.run(run())
+    for i, reply in enumerate(replies):
+        np.testing.assert_allclose(reply.combined.reward, 5 * images(i).mean((1, 2, 3)), rtol=1e-6)
+    assert "no answer within 0.05 s" in str(replies[0].failed["away"])
+    assert "no answer lately" in str(replies[1].failed["away"])
+    assert len(made.handles["away"].calls) < 5
+
+
 def test_beyond_its_bound_a_trainer_is_told_when_to_come_again_and_the_others_are_served():
     made = service([BRIGHT], limits={"rows": 8}, queue={"rows": 16})
     made.handles["bright"].gate = asyncio.Event()
@@ -220,16 +239,20 @@ def test_the_sum_changes_while_calls_are_on_their_way():
     assert (after.combined.gradient == 0).all() and made.describe().models[0].cap == 0.1
 
 
-def test_terms_of_other_models_are_refused_and_the_old_ones_stay():
+def test_terms_of_other_models_are_refused_and_the_old_ones_stay(caplog):
     made = service([BRIGHT])
     for term, message in (
         ({"name": "watch"}, r"terms are of \['watch'\], but the deployed models are \['bright'\]"),
-        ({"name": "bright", "wieght": 2}, "unknown key 'wieght' in the top level: did you mean weight?"),
+        ({"name": "bright", "wieght": 2}, "unknown key 'wieght' in the top level: did you mean weight"),
         ({"name": "bright", "model": "clip"}, "unknown key 'model'"),  # that takes another deployment
     ):
+        made.reconfigure({"terms": [term], "tokens": {}})  # Serve would end a replica that raises
+        assert re.search(message, caplog.text)
         with pytest.raises(UserError, match=message):
-            made.reconfigure({"terms": [term], "tokens": {}})
-    assert [model.name for model in made.describe().models] == ["bright"]
+            Rewards(made.settings, made.handles).reconfigure({"terms": [term], "tokens": {}})
+    made.reconfigure({"terms": [{"name": "bright", "weight": 9.0}]})
+    assert "it needs terms and tokens" in caplog.text
+    assert [(model.name, model.weight) for model in made.describe().models] == [("bright", 5.0)]
 
 
 def test_a_service_that_stops_finishes_what_it_took_and_takes_no_more():

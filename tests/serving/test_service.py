@@ -184,7 +184,7 @@ def test_a_killed_ingress_costs_no_call(ray_session, caller, service, config, se
     calls = [call(seed, 20) for seed in range(6)]
     references = [caller.score.remote(*c) for c in calls]
     ray_session.wait(references, num_returns=1)
-    for actor in replicas_of(ray_session, config.name, "ingress"):
+    for actor in replicas_of(ray_session, config.name, "Rewards"):
         ray_session.kill(actor, no_restart=False)
     replies = [*ray_session.get(references), *by_http(serve_url, calls)]
     for (x, prompts), reply in zip([*calls, *calls], replies, strict=True):
@@ -227,6 +227,11 @@ def test_no_service_is_an_error_within_the_deadline(serve_url):
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(RewardUnavailableError, match=r"no answer for 3 samples within 0\.5 s"):
         by_http(nobody, [call(0)], deadline_s=0.5)
+
+
+def test_an_application_that_is_not_there_is_a_mistake_of_the_user(service):
+    with pytest.raises(UserError, match=r"reward\.app: no application 'typo' runs in this cluster"):
+        asyncio.run(HandleTransport("typo").describe())
 
 
 def test_a_model_that_does_not_load_is_one_sentence_and_others_are_left_alone(service, config, tmp_path):

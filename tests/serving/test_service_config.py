@@ -1,14 +1,15 @@
 """The configuration of a service: what is refused, and the Serve config file that deploys it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from dipp_ray.errors import UserError
-from dipp_ray.serving import app
+from dipp_ray.serving import app, command
 from dipp_ray.serving.command import how_to_call, models_table
-from dipp_ray.serving.config import ServiceConfig
+from dipp_ray.serving.config import HttpSection, ServiceConfig
 from dipp_ray.settings import load_settings, validate
 from tiny_models import save_clip, save_pipeline
 
@@ -84,6 +85,48 @@ def test_a_weight_is_no_part_of_a_models_deployment_and_its_folder_is(tmp_path):
     assert versions(role={"gpus": 1})[1] != plain[1]
 
 
+def test_a_version_does_not_depend_on_how_the_same_was_written():
+    def versions(model, **settings):
+        ingress = app.application(config(model, **settings))._bound_deployment
+        return [ingress.version, *(handle._bound_deployment.version for handle in ingress.init_args[1].values())]
+
+    short = BRIGHT | {"role": {"accelerator": "L4", "gpus": 1}}
+    long = BRIGHT | {"role": {"gpus": 1, "dtype": "fp32", "accelerator": "L4", "cpus": 0.25}}
+    assert versions(short) == versions(long, limits={"rows": 256}, batch_rows=32)
+    assert versions(short, deterministic=True)[1] != versions(short)[1]
+
+
+def test_serve_that_runs_already_is_listened_to_where_it_listens(monkeypatch):
+    proxies = {"node": "HEALTHY"}
+    monkeypatch.setattr(command.serve, "status", lambda: SimpleNamespace(proxies=proxies, applications={}))
+    monkeypatch.setattr(command.serve, "start", lambda **_: pytest.fail("Serve runs already"))
+    there = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1", port=8123))
+    monkeypatch.setattr(command, "_get_global_client", lambda **_: there)
+    command.start_http(HttpSection(port=8123))
+    with pytest.raises(
+        UserError, match=r"listens on 127\.0\.0\.1:8123 .* set http\.host=127\.0\.0\.1 and http\.port=8123"
+    ):
+        command.start_http(HttpSection(port=8000))
+    proxies.clear()
+    with pytest.raises(UserError, match="without HTTP"):
+        command.start_http(HttpSection(port=8123))
+
+
+def test_an_application_of_the_same_name_is_left_alone(monkeypatch):
+    applications = {
+        "mine": SimpleNamespace(deployments={"Rewards": 1, "clip": 1}),
+        "other": SimpleNamespace(deployments={"web": 1}),
+    }
+    monkeypatch.setattr(command.serve, "status", lambda: SimpleNamespace(applications=applications))
+    assert not command.require_name("new", detach=False) and command.require_name("mine", detach=True)
+    for name, detach, message in (
+        ("mine", False, "runs in this cluster already"),
+        ("other", True, "no reward service"),
+    ):
+        with pytest.raises(UserError, match=message):
+            command.require_name(name, detach)
+
+
 def test_the_table_says_what_each_model_is_to_the_sum():
     table = models_table(config(BRIGHT | {"mean": 2, "deviation": 3, "cap": 1, "required": False, "replicas": [1, 4]}))
     cells = [next(iter(column.cells)) for column in table.columns]
@@ -115,7 +158,7 @@ def test_the_serve_config_is_valid_strictly_and_its_application_is_built(tmp_pat
     args = {"models": [BRIGHT | {"model": "clip", "folder": save_clip(tmp_path / "clip")}], "vae": None}
     (tmp_path / "pipeline").mkdir()
     args["vae"] = save_pipeline(tmp_path / "pipeline")
-    assert app.build(args)._bound_deployment.name == "ingress"
+    assert app.build(args)._bound_deployment.name == "Rewards"
     with pytest.raises(UserError, match="did you mean batch_rows"):
         app.build(args | {"batch_row": 3})
 
@@ -125,7 +168,7 @@ def test_serve_build_finds_the_application_of_a_file(tmp_path, monkeypatch):
 
     (tmp_path / "service.yaml").write_text(yaml.safe_dump({"models": [BRIGHT]}))
     monkeypatch.setenv("DIPP_RAY_SERVICE", str(tmp_path / "service.yaml"))
-    assert import_attr("dipp_ray.serving.app:app")._bound_deployment.name == "ingress"
+    assert import_attr("dipp_ray.serving.app:app")._bound_deployment.name == "Rewards"
     monkeypatch.delenv("DIPP_RAY_SERVICE")
     with pytest.raises(UserError, match="set DIPP_RAY_SERVICE"):
         import_attr("dipp_ray.serving.app:app")

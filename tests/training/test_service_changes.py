@@ -1,6 +1,13 @@
 """What a run says of a shared service that is not what it was."""
 
+from types import SimpleNamespace
+
+import pytest
+
+from dipp_ray.errors import RewardUnavailableError, UserError
+from dipp_ray.training.run import Run
 from dipp_ray.training.shared_service import changes
+from settings import tiny_config
 
 CLIP = {
     "name": "clip", "model": "clip", "differentiable": True, "weight": 1.0, "held_out": False, "mean": 0.0,
@@ -23,3 +30,35 @@ def test_each_difference_that_rewards_depend_on_is_told():
 def test_models_that_come_and_go_are_told():
     other = SERVICE | {"models": [CLIP | {"name": "hps"}]}
     assert changes(SERVICE, other) == ["clip is gone", "hps is new"]
+
+
+def run_of(tmp_path, answer, said):
+    def wait(references, what):
+        if isinstance(answer, Exception):
+            raise answer
+        return [answer]
+
+    reward = SimpleNamespace(describe=SimpleNamespace(remote=lambda: None))
+    controller = SimpleNamespace(
+        roles=SimpleNamespace(reward=None, service=SERVICE),
+        prompts=SimpleNamespace(first=lambda n: ["a"] * n),
+        wait=wait,
+    )
+    config = tiny_config(tmp_path, tmp_path, tmp_path, "reward={app: rewards}")
+    return Run(config, SimpleNamespace(reward=reward, service=SERVICE), controller, None, said.append)
+
+
+def test_a_service_that_changes_while_the_run_trains_is_said_and_recorded(tmp_path):
+    said = []
+    run = run_of(tmp_path, SERVICE | {"batch_rows": 8}, said)
+    run.look_at_service()
+    assert said == ["the reward service changed: batch_rows was 32 and is 8; the run goes on with it as it is now"]
+    assert run.roles.service["batch_rows"] == 8
+
+
+@pytest.mark.parametrize("error", [RewardUnavailableError("no answer"), UserError("do not serve the same")])
+def test_a_service_that_is_away_just_then_costs_no_checkpoint(tmp_path, error):
+    said = []
+    run = run_of(tmp_path, error, said)
+    run.look_at_service()
+    assert str(error) in said[0] and run.roles.service == SERVICE
