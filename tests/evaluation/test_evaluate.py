@@ -93,7 +93,7 @@ def test_the_command_takes_a_run_or_a_pipeline(run_config, tiny_world, tmp_path,
     assert (run_config.path / "evaluation_grid.png").is_file()
     out = tmp_path / "out"
     by_folders = evaluate_command(
-        tiny_world / "aligned", tiny_world / "base", run_config.path / "config.yaml", out, print
+        tiny_world / "aligned", tiny_world / "base", run_config.path / "config.yaml", out, print, no_cluster
     )
     for name in ("base", "aligned"):
         one, other = dict(by_run["models"][name]), dict(by_folders["models"][name])
