@@ -80,7 +80,8 @@ def _deploy(config: ServiceConfig) -> None:
     try:
         deploy_rewards(config, ROUTE)
     except RayServeException as error:  # the route is another application's
-        raise UserError(f"{first_line(error)} End that one with `serve delete`, or call by handle") from None
+        reason = first_line(getattr(error, "cause", error))  # the controller's error comes as a task's
+        raise UserError(f"{reason} End that one with `serve delete`, or call by handle") from None
 
 
 def ending() -> list[int]:
