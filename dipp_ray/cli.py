@@ -188,6 +188,7 @@ def connect() -> None:
     # Ray listens on every interface even for a cluster of one machine. Unless RAY_AUTH_MODE says otherwise it makes a
     # token for a cluster that it starts (~/.ray/auth_token), without which nobody else can run code here.
     import ray
+    from ray.exceptions import RayError
 
     if ray.is_initialized():
         return
@@ -198,7 +199,7 @@ def connect() -> None:
         if not local:
             require_listener(address)
         ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RayError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         if local:
             raise UserError(f"Ray did not start: {reason}; its logs are in /tmp/ray/session_latest/logs") from error

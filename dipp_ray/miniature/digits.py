@@ -13,6 +13,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from dipp_ray.errors import CallError
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 INKS = ("thin", "medium", "bold")
 SLANTS = ("left-slanted", "upright", "right-slanted")
@@ -33,9 +35,9 @@ ALL_PROMPTS = tuple(MEANINGS)
 
 
 def parse_prompt(prompt: str) -> tuple[int, int, int]:
-    """(digit, ink, slant) of a prompt. Raises ValueError for text that is none of the 90 prompts."""
+    """(digit, ink, slant) of a prompt. Raises CallError for text that is none of the 90 prompts."""
     if prompt not in MEANINGS:
-        raise ValueError(f"'{prompt}' is no prompt of the miniature: expected one such as '{ALL_PROMPTS[-1]}'")
+        raise CallError(f"'{prompt}' is no prompt of the miniature: expected one such as '{ALL_PROMPTS[-1]}'")
     return MEANINGS[prompt]
 
 

@@ -3,14 +3,19 @@
 Calls run concurrently in its event loop; no rank and no controller ever waits on a Serve response.
 """
 
+import asyncio
+
 import numpy as np
 import ray
 
 from dipp_ray.config import RewardSection
+from dipp_ray.errors import RewardUnavailableError
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.trained import busy
 from dipp_ray.serving.client import RewardClient
 from dipp_ray.serving.transports import HandleTransport, transport_of
+
+DESCRIBE_S = 10.0  # a checkpoint waits for it
 
 
 @ray.remote(num_cpus=0)
@@ -33,8 +38,12 @@ class Reward:
         return (await self.client.check(names, held_out, rows, gradient)).model_dump()
 
     async def describe(self) -> dict:
-        """What the service is now: see `ServiceRecord`."""
-        return (await self.client.describe()).model_dump()
+        """What the service is now: see `ServiceRecord`. Raises RewardUnavailableError after DESCRIBE_S seconds."""
+        try:
+            async with asyncio.timeout(DESCRIBE_S):
+                return (await self.client.describe()).model_dump()
+        except TimeoutError:
+            raise RewardUnavailableError(f"the reward service did not say within {DESCRIBE_S:g} s what it is") from None
 
     @ray.method(num_returns=2)
     async def score(self, x0: np.ndarray, prompts: list[str], gradient: bool) -> tuple[dict, dict]:

@@ -27,12 +27,18 @@ class TransportError(Exception):
     """The call did not reach a model, or its answer got lost: the same call may succeed elsewhere.
 
     retry_after_s: the shortest pause that the service asks for, 0 for none. most_attempts: how often it is tried in
-    all, None for as often as the deadline allows.
+    all, None for as often as the deadline allows. answered: whether the service answered at all.
     """
 
-    def __init__(self, message: str, retry_after_s: float = 0.0, most_attempts: int | None = None):
+    def __init__(
+        self,
+        message: str,
+        retry_after_s: float = 0.0,
+        most_attempts: int | None = None,
+        answered: bool = False,
+    ):
         super().__init__(message)
-        self.retry_after_s, self.most_attempts = retry_after_s, most_attempts
+        self.retry_after_s, self.most_attempts, self.answered = retry_after_s, most_attempts, answered
 
 
 class Transport(Protocol):

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import rich
@@ -50,12 +50,14 @@ def serve_rewards(config: ServiceConfig, read: Callable[[], ServiceConfig], deta
                 if there:
                     say(f"the service {config.name} stays as it is now: deploy a configuration that starts, or end it")
                 else:
-                    stop_rewards(config.name)
+                    with suppress(Exception):  # what failed first is what a person must read
+                        stop_rewards(config.name)
                 raise
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"the reward service {config.name} was being started") from None
+            raise KeyboardInterrupt(f"the reward service {config.name} is ended") from None
         if not detach:
-            stop_rewards(config.name)
+            with suppress(RayError, RayServeException):  # Serve may have been ended by somebody else
+                stop_rewards(config.name)
 
 
 def require_name(name: str, detach: bool) -> bool:
@@ -119,6 +121,8 @@ def _until_interrupted(config: ServiceConfig, read: Callable[[], ServiceConfig],
     wake, ended, reload = threading.Event(), threading.Event(), threading.Event()
 
     def handler(number, frame):
+        if number in ENDING and ended.is_set():
+            raise KeyboardInterrupt  # a second time: at once
         (reload if number == signal.SIGUSR1 else ended).set()
         wake.set()
 
@@ -150,10 +154,10 @@ def _reloaded(config: ServiceConfig, read: Callable[[], ServiceConfig], say: Say
         if (new.name, new.http.host, new.http.port) != (config.name, config.http.host, config.http.port):
             raise UserError("name, http.host and http.port change only with a restart of this command")
         check_service(new)
-    except UserError as error:
-        say(f"not reloaded, the old configuration stays: {error}")
+        deploy_rewards(new, ROUTE)
+    except (UserError, ValueError, RayError, RayServeException) as error:
+        say(f"not reloaded, the old configuration stays: {first_line(error)}")
         return config
-    deploy_rewards(new, ROUTE)
     try:
         await_rewards(new.name, new.wait_s, say)
     except UserError as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from dipp_ray.config import RoleSection
-from dipp_ray.rewards.terms import RewardTerm, unique_names
+from dipp_ray.rewards.terms import RewardTerm, SumTerm, unique_names
 from dipp_ray.settings import Positive, Section
 
 Count = Annotated[int, Field(ge=1)]
@@ -70,6 +70,15 @@ class LimitsSection(Section):
 class QueueSection(Section):
     rows: Count = Field(1024, description="Rows that one trainer may have waiting; more are answered 503.")
     mib: Positive = Field(1024.0, description="What may wait of all trainers together, MiB.")
+
+
+class UserConfig(Section):
+    """What the ingress changes while it runs: the sum, and who may call."""
+
+    terms: list[SumTerm] = Field(min_length=1, description="Each deployed model's part in the sum.")
+    tokens: dict[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], str] = Field(
+        description="SHA-256 of each token in hex, to its trainer's name."
+    )
 
 
 class ServiceConfig(Section):

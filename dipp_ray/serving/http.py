@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -43,7 +44,7 @@ def build_http(service: Rewards) -> FastAPI:
     )
     bearer = [Depends(HTTPBearer(auto_error=False))]  # says in the document how to identify oneself
     limits = service.settings.limits
-    reading = asyncio.Semaphore(AT_A_TIME)
+    readers = ThreadPoolExecutor(AT_A_TIME, "read")  # a thread that reads goes on where its caller is gone
     uploads = Uploads(int(service.settings.queue.mib * MIB))
     errors = {status: {"model": ErrorReply} for status in (400, 401, 403, 408, 413, 415, 422, 500, 503, 504)}
 
@@ -61,8 +62,8 @@ def build_http(service: Rewards) -> FastAPI:
         require_length(request, most)
         with uploads.room(trainer or ANYBODY, announced(request, most)):
             body = await body_of(request, most, limits.upload_s)
-            async with reading:
-                x, options = await asyncio.to_thread(parse, kind, body, limits)
+            loop = asyncio.get_running_loop()
+            x, options = await loop.run_in_executor(readers, parse, kind, body, limits)
             del body
         reply = await service.answer(
             x, options.prompts, options.space, options.gradient, trainer or options.trainer, options.deadline_s

@@ -14,7 +14,7 @@ from dipp_ray.errors import CallError, UserError
 from dipp_ray.rewards.combination import Answer, Combined, combine, trained
 from dipp_ray.rewards.terms import SumTerm
 from dipp_ray.serving.calls import DeadlineError, Draining, ModelError, Space, check_limits, validate_call
-from dipp_ray.serving.config import LimitsSection, QueueSection
+from dipp_ray.serving.config import LimitsSection, QueueSection, UserConfig
 from dipp_ray.serving.metrics import ServiceMetrics
 from dipp_ray.serving.queue import MIB, FairQueue, QueueFull
 from dipp_ray.serving.replicas import Replicas
@@ -93,13 +93,11 @@ class Rewards:
         self._terms, self.tokens = terms, tokens
 
     def _read(self, user_config: dict) -> tuple[tuple[SumTerm, ...], Tokens]:
-        if user_config.keys() != {"terms", "tokens"}:
-            raise UserError(f"user_config holds {', '.join(user_config)}: it needs terms and tokens, and nothing else")
-        terms = tuple(validate(term, SumTerm, "user_config.terms") for term in user_config["terms"])
-        named, deployed = sorted(term.name for term in terms), sorted(self.settings.models)
+        given = validate(user_config, UserConfig, "user_config")
+        named, deployed = sorted(term.name for term in given.terms), sorted(self.settings.models)
         if named != deployed:
             raise UserError(f"user_config.terms are of {named}, but the deployed models are {deployed}: name each once")
-        return terms, Tokens(user_config["tokens"])
+        return tuple(given.terms), Tokens(given.tokens)
 
     # -- by handle ---------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from ray.serve.exceptions import (
 )
 
 from dipp_ray.errors import CallError
-from dipp_ray.rewards.combination import Answer
+from dipp_ray.rewards.combination import Answer, trained
 from dipp_ray.rewards.terms import SumTerm
 from dipp_ray.serving.calls import DeadlineError, ModelError
 from dipp_ray.serving.scheduler import Call
@@ -52,9 +52,11 @@ class Replicas:
 
     async def ask(self, term: SumTerm, call: Call, expires_s: float) -> Answer:
         """One model's answer. A lost replica's work is given to another one: models keep no state."""
-        if not term.required:
-            expires_s = min(expires_s, self._optional_wait_s)
-            if time.monotonic() < self._away.get(term.name, 0.0):  # others would wait for it again, batch after batch
+        optional = not term.required and self._optional_wait_s < expires_s
+        if optional:
+            expires_s = self._optional_wait_s
+            others = any(other.name != term.name for other in trained(call.terms))
+            if others and time.monotonic() < self._away.get(term.name, 0.0):  # they would wait for it batch after batch
                 raise ModelError(term.name, "it gave no answer lately", "lost")
         until, attempts = time.monotonic() + expires_s, 0
         gradient = call.gradient and not term.held_out
@@ -64,7 +66,9 @@ class Replicas:
             response = self._handles[term.name].answer.remote(call.x, call.prompts, call.space, gradient, left)
             try:
                 async with asyncio.timeout(max(left, 0)):
-                    return await response
+                    answer = await response
+                self._away.pop(term.name, None)
+                return answer
             except asyncio.CancelledError:
                 response.cancel()
                 raise
@@ -83,7 +87,7 @@ class Replicas:
                 lost = cause
             except TimeoutError:  # ours: one that a model raises is a RayTaskError too
                 response.cancel()
-                if not term.required:
+                if optional:
                     self._away[term.name] = time.monotonic() + AWAY * self._optional_wait_s
                     raise ModelError(term.name, f"no answer within {expires_s:.3g} s", "lost") from None
                 raise DeadlineError(f"reward '{term.name}' did not answer in time") from None

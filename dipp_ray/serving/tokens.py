@@ -17,8 +17,6 @@ class Tokens:
     """digests: SHA-256 in hex of each token, to the trainer's name."""
 
     def __init__(self, digests: dict[str, str]):
-        if not all(re.fullmatch(r"[0-9a-f]{64}", known) for known in digests):
-            raise UserError("tokens map the SHA-256 of each, 64 hex digits, to a trainer's name")
         self._digests = dict(digests)
 
     def __bool__(self) -> bool:

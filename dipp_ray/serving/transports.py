@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import re
+import time
 from pathlib import Path
 
 import aiohttp
@@ -36,7 +37,9 @@ TOKEN = "DIPP_RAY_REWARD_TOKEN"
 RETRIED = {408, 429}  # and 5xx
 CONNECTIONS = 64
 MOST_HEADER = 2**24  # of a reply, bytes
-CONNECT_S, ANSWER_S = 10.0, 15.0
+CONNECT_S, ANSWER_S = 10.0, 5.0
+SILENCE_S = 10.0  # after so long without an answer a service is asked whether it is alive
+AWAY_S = 60.0  # so long one that gave no sign of life is left alone, where there are others
 SERVE_PAGE = b"/-/routes"  # stands in what Ray Serve answers where no application listens
 INCIDENTAL = {"name": "", "version": ""}  # may differ between services that serve the same
 
@@ -130,6 +133,7 @@ class HttpTransport:
                 raise UserError(f"reward.urls: '{url}' is no URL: write http://HOST:PORT or https://HOST")
         self._urls = [url.rstrip("/") for url in urls]
         self._next = itertools.cycle(range(len(urls)))
+        self._away: dict[str, float] = {}  # until when a URL is left alone
         self._dtype = dtype
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session: aiohttp.ClientSession | None = None
@@ -146,9 +150,7 @@ class HttpTransport:
             trainer=trainer,
         )
         sent = x.astype(np.float16 if self._dtype == "fp16" else np.float32, copy=False)
-        # One of several may hang: half of the time is left for the next.
-        patience = expires_s if len(self._urls) == 1 else expires_s / 2
-        body = await self._request("POST", "/v1/score", pack({"x": sent}, REQUEST, options), patience)
+        body = await self._living(self._choose(), "/v1/score", pack({"x": sent}, REQUEST, options))
         try:
             tensors, metadata = unpack(body, MOST_HEADER)
             record = ReplyRecord.model_validate_json(metadata[REPLY])
@@ -162,7 +164,7 @@ class HttpTransport:
 
     async def describe(self) -> ServiceRecord:
         """Of all that answer, which must serve the same; TransportError where none does."""
-        asked = [self._request("GET", "/v1/models", None, ANSWER_S, url) for url in self._urls]
+        asked = [self._bounded(url, "/v1/models") for url in self._urls]
         answers = dict(zip(self._urls, await asyncio.gather(*asked, return_exceptions=True), strict=True))
         found = {}
         for url, answer in answers.items():
@@ -185,34 +187,60 @@ class HttpTransport:
         return found[first]
 
     async def require_health(self) -> None:
-        await self._request("GET", "/healthz", None, ANSWER_S)
+        await self._bounded(self._choose(), "/healthz")
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    async def _request(
-        self, method: str, path: str, body: bytes | None, patience_s: float, url: str | None = None
-    ) -> bytes:
-        """The body of a 200 within `patience_s` seconds, from `url` or the next one in turn."""
+    def _choose(self) -> str:
+        """The next URL in turn; those that lately gave no sign of life only where no other is left."""
+        now = time.monotonic()
+        turn = [self._urls[next(self._next)] for _ in self._urls]
+        next(self._next)  # so that the turn moves on
+        return next((url for url in turn if self._away.get(url, 0.0) < now), turn[0])
+
+    async def _living(self, url: str, path: str, body: bytes) -> bytes:
+        """The answer of a service that works on it for however long, and TransportError from one that is gone."""
+        task = asyncio.ensure_future(self._request("POST", url, path, body))
+        try:
+            while not (await asyncio.wait([task], timeout=SILENCE_S))[0]:
+                try:
+                    await self._bounded(url, "/healthz")
+                except TransportError as error:
+                    if error.answered:
+                        continue  # ill, and alive
+                    self._away[url] = time.monotonic() + AWAY_S
+                    raise
+            return task.result()
+        except TransportError as error:
+            if not error.answered:
+                self._away[url] = time.monotonic() + AWAY_S
+            raise
+        finally:
+            task.cancel()
+
+    async def _bounded(self, url: str, path: str) -> bytes:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await self._request("GET", url, path, None)
+        except TimeoutError:
+            raise TransportError(f"{url}: no answer within {ANSWER_S:g} s") from None
+
+    async def _request(self, method: str, url: str, path: str, body: bytes | None) -> bytes:
+        """The body of a 200."""
         if self._session is None:  # here, where an event loop runs
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 headers=self._headers,
             )
-        url = url or self._urls[next(self._next)]
         kind = {"Content-Type": SAFETENSORS} if body is not None else {}
         content = io.BytesIO(body) if body is not None else None  # sent piece by piece, so that the loop goes on
         try:
-            async with (
-                asyncio.timeout(patience_s),
-                self._session.request(method, url + path, data=content, headers=kind) as response,
-            ):
+            async with self._session.request(method, url + path, data=content, headers=kind) as response:
                 reply = await response.read()
-        except TimeoutError:
-            raise TransportError(f"{url}: no answer within {patience_s:.3g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             reason = getattr(error, "strerror", None) or error or type(error).__name__
             raise TransportError(f"{url}: {reason}") from error
@@ -222,11 +250,13 @@ class HttpTransport:
         if response.status in RETRIED or response.status >= 500:
             pause = response.headers.get("Retry-After", "0")
             most = FAULT_ATTEMPTS if response.status == 500 else None
-            raise TransportError(f"{url}: {response.status} {message}", float(pause) if pause.isdigit() else 0.0, most)
+            raise TransportError(
+                f"{url}: {response.status} {message}", float(pause) if pause.isdigit() else 0.0, most, answered=True
+            )
         if response.status in (401, 403):
             raise UserError(f"{url}: {message} (this caller's is read from {TOKEN}, or from reward.token)")
         if response.status == 404 and SERVE_PAGE in reply:  # it runs, and the application comes or goes
-            raise TransportError(f"{url}: no reward service there now")
+            raise TransportError(f"{url}: no reward service there now", answered=True)
         if response.status == 404:
             raise UserError(f"{url}{path} is not there: correct reward.urls, it is no reward service")
         raise CallError(f"{url}: {message}")

@@ -9,12 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
+from ray.exceptions import RayError
 
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import EVALUATION, Draws
-from dipp_ray.errors import RewardUnavailableError, UserError
+from dipp_ray.errors import CallError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.models.card import write_card
 from dipp_ray.models.export import export_error, export_pipeline
 from dipp_ray.models.pipeline import one_step_of, read_frame
@@ -24,12 +25,13 @@ from dipp_ray.training.checks import check, score_checkpoint
 from dipp_ray.training.controller import Controller, Step
 from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
 from dipp_ray.training.roles import Roles, start_roles
-from dipp_ray.training.shared_service import changes
+from dipp_ray.training.shared_service import changes, judge_of
 from dipp_ray.training.watch import Watch
 
 Say = Callable[[str], None]
 LARGEST_EXPORT_ERROR = 1e-4
 EXPORTED = "exported.json"
+LOST_SERVICE = (RewardUnavailableError, UserError, CallError, RoleFailure, RayError)
 
 
 class Run:
@@ -47,10 +49,10 @@ class Run:
             for group in (self.roles.generator, self.roles.score):
                 group.all("restore", self.store.url, checkpoint.step)
             self.record = checkpoint.record["reward"]
-            self.compare_service(checkpoint.record["reward_service"], self.roles.service)
             self.watch.falls = checkpoint.record["falls"]
             best = checkpoint.record["best"]
             self.watch.best = tuple(best) if best else None
+            self.compare_service(checkpoint.record["reward_service"], self.roles.service)
             if best and best[0] == checkpoint.step:
                 self.store.mark_best(*best)  # in case the run was killed between commit and mark
         else:
@@ -65,7 +67,11 @@ class Run:
 
     def compare_service(self, before: dict | None, now: dict | None) -> None:
         """A shared service may have another sum than it had: then the run goes on, but not as the same one."""
-        if self.config.reward.shared and before and now and (said := changes(before, now)):
+        if not (self.config.reward.shared and before and now):
+            return
+        if judge_of(before) != judge_of(now):  # another model's scores are no better and no worse
+            self.watch.best, self.watch.falls = None, 0
+        if said := changes(before, now):
             kept = "; reward_deviation stays as it was measured" if "reward_deviation" in self.record else ""
             self.say(f"the reward service changed: {', '.join(said)}; the run goes on with it as it is now{kept}")
 
@@ -74,7 +80,13 @@ class Run:
         if self.config.reward.shared:
             try:
                 (now,) = self.controller.wait([self.roles.reward.describe.remote()], "reward")
-            except (RewardUnavailableError, UserError) as error:  # the steps that are done are saved all the same
+            except (
+                RewardUnavailableError,
+                UserError,
+                CallError,
+                RoleFailure,
+                RayError,
+            ) as error:  # the steps that are done are saved all the same
                 self.say(f"what the reward service is now could not be asked: {error}")
                 return
             self.compare_service(self.roles.service, now)

@@ -1,7 +1,13 @@
 """Whether a shared reward service still is what it was: its owner may change it while a run trains."""
 
 SUM = ("model", "weight", "held_out", "mean", "deviation", "hinge", "cap", "required")
-WHOLE = ("name", "version", "deterministic", "batch_rows", "latent_channels")
+WHOLE = ("deterministic", "batch_rows", "latent_channels")
+
+
+def judge_of(record: dict | None) -> str | None:
+    """The held-out model that judges which step is best: the first of the service, whichever way it is called."""
+    models = record["models"] if record else []
+    return next((model["name"] for model in models if model["held_out"]), None)
 
 
 def changes(before: dict, now: dict) -> list[str]:
@@ -9,6 +15,8 @@ def changes(before: dict, now: dict) -> list[str]:
     'weight of hps was 1.0 and is 2.0'. Empty where nothing does."""
     old, new = ({model["name"]: model for model in record["models"]} for record in (before, now))
     said = [f"{key} was {before.get(key)} and is {now.get(key)}" for key in WHOLE if before.get(key) != now.get(key)]
+    if judge_of(before) != judge_of(now):
+        said.append(f"the held-out model that judges was {judge_of(before)} and is {judge_of(now)}")
     said += [f"{name} is gone" for name in old if name not in new]
     said += [f"{name} is new" for name in new if name not in old]
     for name in [name for name in old if name in new]:

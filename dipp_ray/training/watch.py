@@ -11,6 +11,7 @@ from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.reporting.grid import save_grid
 from dipp_ray.training.controller import Controller
+from dipp_ray.training.shared_service import judge_of
 
 
 @dataclass
@@ -64,15 +65,9 @@ class Watch:
     def folder(self) -> Path:
         return self.config.path / "samples"
 
-    @property
-    def judge_of_all(self) -> str | None:
-        """The first held-out model of the service: whichever way it is called, and whoever answered."""
-        models = (self.controller.roles.service or {"models": []})["models"]
-        return next((model["name"] for model in models if model["held_out"]), None)
-
     def judge(self, step: int, seen: dict[str, float]) -> bool:
         """Remember the best held-out reward; answers whether this step is the best so far."""
-        value = seen.get(f"held_out/{self.judge_of_all}")
+        value = seen.get(f"held_out/{judge_of(self.controller.roles.service)}")
         if value is None or step == 0 or not math.isfinite(value):  # the start has no checkpoint that could be kept
             return False
         if self.best is None or value > self.best[1]:

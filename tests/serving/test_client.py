@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from dipp_ray.errors import NonFiniteError, RewardUnavailableError, UserError
+from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.serving import client as module
+from dipp_ray.serving import transports
 from dipp_ray.serving.client import RewardClient, TransportError
 from dipp_ray.serving.transports import HttpTransport
 from dipp_ray.serving.wire import LimitsRecord, ModelRecord, ServiceRecord
@@ -156,7 +157,7 @@ def test_the_service_is_the_one_that_was_expected():
 def test_several_urls_must_serve_the_same_and_those_that_are_away_do_not_count(monkeypatch):
     records = {"http://a": Described().record, "http://b": Described().record, "http://gone": None}
 
-    async def request(self, method, path, body, patience_s, url=None):
+    async def request(self, method, url, path, body):
         if records[url] is None:
             raise TransportError("refused")
         return records[url].model_dump_json().encode()
@@ -177,7 +178,7 @@ def test_one_url_after_the_other_is_tried(monkeypatch):
     asked = []
 
     async def score(self, *_):
-        url = self._urls[next(self._next)]
+        url = self._choose()
         asked.append(url)
         if url == "http://gone":
             raise TransportError("refused")
@@ -188,14 +189,22 @@ def test_one_url_after_the_other_is_tried(monkeypatch):
     assert asked == ["http://gone", "http://a"]
 
 
-async def answering(reply):
-    """A server on loopback that answers every request with these bytes, or never for None; its URL."""
+async def answering(reply, healthy=False, after=None):
+    """A server on loopback that answers every request with these bytes, or never for None; its URL.
+
+    healthy: asked for its health it answers. after: what a call waits for.
+    """
 
     async def answer(reader, writer):
-        await reader.readuntil(b"\r\n\r\n")
-        if reply is None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if healthy and b"/healthz" in head:
+            writer.write(whole("200 OK", ""))
+            after.set()
+        elif reply is None:
             await reader.read()  # until the caller leaves
         else:
+            if after:
+                await after.wait()
             writer.write(reply)
         writer.close()
 
@@ -203,9 +212,9 @@ async def answering(reply):
     return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-def asked(replies, ask):
+def asked(replies, ask, **how):
     async def run():
-        servers = [await answering(reply) for reply in replies]
+        servers = [await answering(reply, **{name: make() for name, make in how.items()}) for reply in replies]
         transport = http(*(url for _, url in servers))
         try:
             return await ask(transport)
@@ -221,10 +230,33 @@ def whole(status, body):
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
 
 
-def test_one_that_hangs_leaves_time_for_the_next():
-    said = whole("422 No", '{"error": {"code": "invalid", "message": "reached"}}')
-    with pytest.raises(ValueError, match="reached"):
-        asked([None, said], lambda transport: client_of(transport, 2.0).score(X, PROMPTS, False))
+SAID = whole("422 No", '{"error": {"code": "invalid", "message": "reached"}}')
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(transports, "SILENCE_S", 0.05)
+    monkeypatch.setattr(transports, "ANSWER_S", 0.2)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 7])
+def test_one_that_gives_no_sign_of_life_is_left_for_another(impatient, calls):
+    async def ask(transport):
+        client = client_of(transport, 20.0)
+        return await asyncio.gather(*(client.score(X, PROMPTS, False) for _ in range(calls)), return_exceptions=True)
+
+    replies = asked([None, SAID], ask)
+    assert len(replies) == calls and all(isinstance(reply, CallError) and "reached" in str(reply) for reply in replies)
+
+
+def test_one_that_is_slow_and_alive_is_waited_for(impatient):
+    with pytest.raises(CallError, match="reached"):  # it answers once it has been asked for its health
+        asked(
+            [SAID],
+            lambda transport: client_of(transport, 20.0).score(X, PROMPTS, False),
+            healthy=lambda: True,
+            after=asyncio.Event,
+        )
 
 
 def test_serve_without_the_application_is_come_back_to_and_another_server_is_not():

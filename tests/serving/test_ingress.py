@@ -146,6 +146,19 @@ def test_a_model_that_is_away_and_not_required_is_waited_for_once():
     assert len(made.handles["away"].calls) < 5
 
 
+def test_a_model_that_is_not_required_and_alone_is_asked_again():
+    made = service([{"name": "away", "model": "tiny_models:Brightness", "required": False}], optional_wait_s=0.05)
+
+    async def run():
+        gate = made.handles["away"].gate = asyncio.Event()
+        with pytest.raises(ModelError, match="no answer within"):
+            await ask(made, images(0), prompts(0))
+        gate.set()
+        return await ask(made, images(1), prompts(1))
+
+    np.testing.assert_allclose(asyncio.run(run()).combined.reward, images(1).mean((1, 2, 3)), rtol=1e-6)
+
+
 def test_beyond_its_bound_a_trainer_is_told_when_to_come_again_and_the_others_are_served():
     made = service([BRIGHT], limits={"rows": 8}, queue={"rows": 16})
     made.handles["bright"].gate = asyncio.Event()
@@ -243,15 +256,21 @@ def test_terms_of_other_models_are_refused_and_the_old_ones_stay(caplog):
     made = service([BRIGHT])
     for term, message in (
         ({"name": "watch"}, r"terms are of \['watch'\], but the deployed models are \['bright'\]"),
-        ({"name": "bright", "wieght": 2}, "unknown key 'wieght' in the top level: did you mean weight"),
+        ({"name": "bright", "wieght": 2}, "unknown key 'wieght' in terms\\[0\\]: did you mean terms.weight"),
         ({"name": "bright", "model": "clip"}, "unknown key 'model'"),  # that takes another deployment
     ):
         made.reconfigure({"terms": [term], "tokens": {}})  # Serve would end a replica that raises
         assert re.search(message, caplog.text)
         with pytest.raises(UserError, match=message):
             Rewards(made.settings, made.handles).reconfigure({"terms": [term], "tokens": {}})
-    made.reconfigure({"terms": [{"name": "bright", "weight": 9.0}]})
-    assert "it needs terms and tokens" in caplog.text
+    for given in (
+        {"terms": [{"name": "bright"}]},
+        {"terms": None, "tokens": {}},
+        {"terms": [{"name": "bright"}], "tokens": None},
+        None,
+    ):
+        made.reconfigure(given)
+    assert "tokens: Field required" in caplog.text
     assert [(model.name, model.weight) for model in made.describe().models] == [("bright", 5.0)]
 
 

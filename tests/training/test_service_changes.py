@@ -62,3 +62,14 @@ def test_a_service_that_is_away_just_then_costs_no_checkpoint(tmp_path, error):
     run = run_of(tmp_path, error, said)
     run.look_at_service()
     assert str(error) in said[0] and run.roles.service == SERVICE
+
+
+def test_another_judge_begins_anew(tmp_path):
+    watched = [CLIP | {"name": name, "held_out": True} for name in ("pickscore", "hps")]
+    before, now = SERVICE | {"models": [CLIP, *watched]}, SERVICE | {"models": [CLIP, *reversed(watched)]}
+    said = []
+    run = run_of(tmp_path, now, said)
+    run.roles.service, run.watch.best, run.watch.falls = before, (3, 21.0), 2
+    run.look_at_service()
+    assert (run.watch.best, run.watch.falls) == (None, 0)
+    assert "the held-out model that judges was pickscore and is hps" in said[0]
