@@ -147,7 +147,7 @@ def test_a_model_that_is_away_and_not_required_is_waited_for_once():
 
 
 def test_a_model_that_is_not_required_and_alone_is_asked_again():
-    made = service([{"name": "away", "model": "tiny_models:Brightness", "required": False}], optional_wait_s=0.05)
+    made = service([{"name": "away", "model": "tiny_models:Brightness", "required": False}], optional_wait_s=1.0)
 
     async def run():
         gate = made.handles["away"].gate = asyncio.Event()
