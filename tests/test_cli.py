@@ -163,7 +163,7 @@ def test_reward_services_that_cannot_be_started(capsys, tmp_path):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert "is taken by another program" in refused(capsys, "serve-rewards", path, f"http.port={port}")
+        assert "is taken already" in refused(capsys, "serve-rewards", path, f"http.port={port}")
     assert "cannot be listened on" in refused(capsys, "serve-rewards", path, "http.host=::2", f"http.tokens={tokens}")
 
 

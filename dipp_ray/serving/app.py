@@ -171,11 +171,14 @@ def latent_channels(vae: str | None) -> int | None:
     if vae is None:
         return None
     try:
+        if "vae" not in json.loads((Path(vae) / "model_index.json").read_text()):
+            raise ValueError
         return json.loads((Path(vae) / "vae" / "config.json").read_text()).get("latent_channels", 4)
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it names none"
         raise UserError(
-            f"{vae} is no diffusers pipeline folder with a VAE ({getattr(error, 'strerror', None) or 'no JSON'}): "
-            "give a folder that holds vae/config.json"
+            f"vae: {vae} is no diffusers pipeline folder with a VAE ({reason}): give a folder with vae/ and a "
+            "model_index.json that names it"
         ) from None
 
 
@@ -260,4 +263,5 @@ def _reason(name: str) -> str | None:
     messages = [deployment.message for deployment in application.deployments.values()] if application else []
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line.split(":")[0]]
-    return errors[-1] if errors else (lines[-1] if lines else None)
+    reason = errors[-1] if errors else (lines[-1] if lines else None)
+    return reason.removeprefix(f"{UserError.__module__}.UserError: ") if reason else None

@@ -52,8 +52,9 @@ def parse(kind: str, body: bytes, limits: LimitsSection) -> tuple[np.ndarray, Sc
             x = pixels_of(options.images, limits.image_side, int(limits.body_mib * MIB))
         else:
             x = tensor_of(options.x)
-    if x.ndim != 4 or 0 in x.shape:
-        raise CallError(f"x of shape {list(x.shape)[:8]} was sent: expected [B, C, height, width]")
+    if x.ndim != 4 or 0 in x.shape or (options.space == "images" and x.shape[1] != 3):
+        channels = 3 if options.space == "images" else "C"
+        raise CallError(f"x of shape {list(x.shape)[:8]} was sent: expected [B, {channels}, height, width]")
     check_limits(x.shape, options.prompts, options.space, limits)
     if x.dtype == np.uint8:
         if options.space != "images":

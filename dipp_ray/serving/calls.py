@@ -52,7 +52,7 @@ def validate_call(
     if space not in ("latents", "images"):
         raise CallError(f"space is '{space}': give latents or images")
     if space == "latents" and latent_channels is None:
-        raise CallError("latents were sent, but no VAE was configured: send images")
+        raise CallError("latents were sent, but the service has no VAE: send images, or set its vae")
     channels = 3 if space == "images" else latent_channels
     if x.ndim != 4 or 0 in x.shape or x.shape[1] != channels:
         raise CallError(f"{space} of shape {list(x.shape)} were sent: expected [B, {channels}, height, width]")

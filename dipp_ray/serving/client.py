@@ -10,11 +10,11 @@ For a trainer's reward-client actor and for any other program; it needs neither 
 import asyncio
 import random
 import time
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from dipp_ray.errors import NonFiniteError, RewardUnavailableError, UserError
+from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.serving.calls import Space
 from dipp_ray.serving.wire import ServiceRecord
 
@@ -73,6 +73,8 @@ class RewardClient:
         space: Space,
         trainer: str,
     ):
+        if space not in get_args(Space):
+            raise UserError(f"space '{space}': write {' or '.join(get_args(Space))}")
         self._transport = transport
         self._deadline_s = deadline_s
         self._on_nonfinite = on_nonfinite
@@ -89,7 +91,7 @@ class RewardClient:
         await self._transport.close()
 
     async def score(self, x: np.ndarray, prompts: list[str], gradient: bool) -> dict:
-        """x [B, C, h, w] float32 (latents in the model's scale, or images in [0, 1]) and B prompts -> dict of arrays.
+        """x [B, C, h, w] (latents in the model's scale, images in [0, 1] or in uint8) and B prompts -> dict of arrays.
 
         reward [B]; scores {name: [B]}, raw and held-out ones too; gradient [B, C, h, w], the derivative of each row's
         reward by that row, or None; finite [B], where reward and gradient are finite. held_out [name]: models that
@@ -97,6 +99,8 @@ class RewardClient:
         Raises RewardUnavailableError past the deadline, NonFiniteError by policy, and CallError for a refused call.
         """
         x = np.asarray(x)
+        if isinstance(prompts, str):
+            raise CallError("prompts is one text: give a list of them, one a row")
 
         async def attempt(left: float) -> dict:
             return await self._transport.score(x, prompts, self._space, gradient, self._trainer, left)

@@ -19,6 +19,8 @@ from rich.table import Table
 
 from dipp_ray.errors import UserError
 from dipp_ray.reporting.quiet import SERVE_LOGGING
+from dipp_ray.rewards.loading import is_differentiable, reward_class
+from dipp_ray.rewards.terms import SumTerm
 from dipp_ray.serving.app import INGRESS, await_rewards, check_service, deploy_rewards, drain_rewards, stop_rewards
 from dipp_ray.serving.config import HttpSection, ServiceConfig
 from dipp_ray.serving.document import example
@@ -99,6 +101,7 @@ def _ending_by_exception():
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in ending()}
+    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: None)  # a reload that comes too early or too late
     try:
         yield
     finally:
@@ -154,6 +157,8 @@ def _reloaded(config: ServiceConfig, read: Callable[[], ServiceConfig], say: Say
         if (new.name, new.http.host, new.http.port) != (config.name, config.http.host, config.http.port):
             raise UserError("name, http.host and http.port change only with a restart of this command")
         check_service(new)
+        if restarts(config, new):
+            say("more than weights, bounds and tokens changed: calls may wait while replicas are started anew")
         deploy_rewards(new, ROUTE)
     except (UserError, ValueError, RayError, RayServeException) as error:
         say(f"not reloaded, the old configuration stays: {first_line(error)}")
@@ -167,6 +172,7 @@ def _reloaded(config: ServiceConfig, read: Callable[[], ServiceConfig], say: Say
         return config
     say("reloaded")
     rich.print(models_table(new))
+    say(who_may_call(new))
     return new
 
 
@@ -202,7 +208,7 @@ def require_port(http: HttpSection) -> None:
             probe.bind((http.host, http.port))
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
-        reason = "is taken by another program" if taken else f"cannot be listened on ({error.strerror})"
+        reason = "is taken already" if taken else f"cannot be listened on ({error.strerror})"
         raise UserError(f"{http.host}:{http.port} {reason}: set http.port{'' if taken else ' or http.host'}") from None
 
 
@@ -233,18 +239,38 @@ def models_table(config: ServiceConfig) -> Table:
     return table
 
 
+def restarts(old: ServiceConfig, new: ServiceConfig) -> bool:
+    """Whether replicas are started anew for the new configuration."""
+    sum_alone = set(SumTerm.model_fields) - {"name"}
+
+    def lasting(config: ServiceConfig) -> dict:
+        given = config.model_dump(exclude={"http"})
+        return given | {"models": [model.model_dump(exclude=sum_alone) for model in config.models]}
+
+    return lasting(old) != lasting(new)
+
+
+def who_may_call(config: ServiceConfig) -> str:
+    trainers = sorted(set(read_tokens(config.http.tokens).values()))
+    return f"tokens are required, of: {', '.join(trainers)}" if trainers else "no tokens: this machine alone may call"
+
+
 def how_to_call(config: ServiceConfig) -> list[str]:
     """For a person: where the service listens, who may call, and one call to try."""
     host = f"[{config.http.host}]" if ":" in config.http.host else config.http.host
     url = f"http://{host}:{config.http.port}"
     trainers = sorted(set(read_tokens(config.http.tokens).values()))
     lines = [f"listening on {url}: {url}/docs says how to call, {url}/healthz whether it is well"]
-    lines.append(
-        f"tokens are required, of: {', '.join(trainers)}" if trainers else "no tokens: this machine alone may call"
-    )
+    lines.append(who_may_call(config))
     if not config.http.on_loopback:
         lines.append("warning: tokens and images travel in the clear; put a proxy with TLS in front (README)")
     if config.http.tokens and Path(config.http.tokens).stat().st_mode & 0o077:
         lines.append(f"warning: others on this machine can read the tokens: chmod 600 {config.http.tokens}")
+    lines += [
+        f"warning: reward '{model.name}' has no gradient, so calls for one are refused: set its held_out=true"
+        for model in config.models
+        if not model.held_out and not is_differentiable(reward_class(model.term))
+    ]
+    lines.append("what a model raises stands in its replica's log: /tmp/ray/session_latest/logs/serve on its node")
     lines.append(f"try: {example(url, bool(trainers))}")
     return lines

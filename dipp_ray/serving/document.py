@@ -23,8 +23,8 @@ def example(url: str, tokens: bool) -> str:
     """One call for a shell. tokens: whether callers need one."""
     header = ' -H "Authorization: Bearer $TOKEN"' if tokens else ""
     return (
-        f"curl {url}/v1/score{header} -H 'Content-Type: application/json' "
-        """-d '{"prompts": ["a cat"], "images": ["'$(base64 -w0 cat.png)'"], "gradient": false}'"""
+        """printf '{"prompts": ["a cat"], "images": ["%s"], "gradient": false}' "$(base64 -w0 cat.png)" """
+        f"| curl {url}/v1/score{header} -H 'Content-Type: application/json' --data-binary @-"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dipp_ray.config import RoleSection
-from dipp_ray.errors import NonFiniteError, UserError
+from dipp_ray.errors import CallError, NonFiniteError, UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.rewards.combination import Answer
@@ -49,6 +49,7 @@ class RewardModel:
         self._stuck_s = stuck_s
         self._since: float | None = None  # when the batch that is computed now was begun
         self._probe: tuple | None = None
+        self._failed: Exception | None = None  # what the last call met
 
     async def answer(self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, expires_s: float) -> Answer:
         """The raw score of x [B, C, h, w] (fp32 or fp64) and, if asked, d score / d x. Non-finite values stay.
@@ -56,7 +57,14 @@ class RewardModel:
         Raises DeadlineError where `expires_s` seconds are over before the work begins; what the model raises, else.
         """
         expires = time.monotonic() + expires_s
-        answer = await self._run(np.array(x), list(prompts), space, gradient, expires)  # x came read-only
+        try:
+            answer = await self._run(np.array(x), list(prompts), space, gradient, expires)  # x came read-only
+        except (CallError, DeadlineError):
+            raise
+        except Exception as error:
+            self._failed = error
+            raise
+        self._failed = None
         if self._probe is None and np.isfinite(answer.score[0]):
             self._probe = (np.array(x[:1]), prompts[:1], space)
         return answer
@@ -78,7 +86,8 @@ class RewardModel:
     async def check_health(self) -> None:
         """Can score, and is finite: the first row ever answered is scored again. Ray Serve restarts it otherwise.
 
-        A busy replica is taken for well, unless one batch has lasted longer than `stuck_s`.
+        One that has answered nothing yet and failed at its last call is ill. A busy replica is taken for well, unless
+        one batch has lasted longer than `stuck_s`.
         """
         since = self._since
         if since is not None:
@@ -88,6 +97,8 @@ class RewardModel:
                 )
             return
         if self._probe is None:
+            if self._failed is not None:
+                raise RuntimeError(f"reward '{self._scorer.name}' has answered nothing yet: {self._failed}")
             return
         x, prompts, space = self._probe
         answer = await self._run(x, prompts, space, False, float("inf"))

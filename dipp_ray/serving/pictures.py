@@ -40,7 +40,7 @@ def pixels_of(files: list[str], most_side: int, most_bytes: int) -> np.ndarray:
         try:
             pixels[i] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         except BROKEN:
-            raise WireError(f"images[{i}] does not decode") from None
+            raise WireError(f"images[{i}] does not decode: is the file whole?") from None
     return pixels
 
 

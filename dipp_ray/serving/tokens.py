@@ -38,8 +38,8 @@ def digest(token: str) -> str:
 def read_tokens(path: str | None) -> dict[str, str]:
     """{digest: trainer} of the file's lines `name:token`, and of DIPP_RAY_REWARD_TOKENS (several with commas between).
 
-    Empty lines and lines that begin with # are left out. Raises UserError for a line that is none of this; it never
-    repeats a token.
+    Empty lines and lines that begin with # are left out. Raises UserError for a line that is none of this, and for a
+    file without any; it never repeats a token.
     """
     entries = []
     if path is not None:
@@ -65,4 +65,6 @@ def read_tokens(path: str | None) -> dict[str, str]:
             raise UserError(f"{where}: the token is shorter than {SHORTEST} characters: make a longer one")
         if found.setdefault(digest(token), name) != name:
             raise UserError(f"{where}: the same token was given to another trainer before: make one for each")
+    if path is not None and not found:  # a file that was emptied must not open the service
+        raise UserError(f"http.tokens: {path} holds no token: write name:token lines, or leave http.tokens out")
     return found

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import get_args
 
 import aiohttp
 import numpy as np
@@ -53,6 +54,8 @@ class HandleTransport:
     async def score(
         self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
     ) -> dict:
+        if x.dtype == np.uint8:  # as the wire takes them by HTTP
+            x = x.astype(np.float32) / 255
         return await self._call("score", x, prompts, space, gradient, trainer, expires_s)
 
     async def describe(self) -> ServiceRecord:
@@ -135,7 +138,9 @@ class HttpTransport:
         self._next = itertools.cycle(range(len(urls)))
         self._away: dict[str, float] = {}  # until when a URL is left alone
         self._dtype = dtype
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = {"Authorization": f"Bearer {token.strip()}"} if token else {}
+        if dtype not in get_args(WireDtype):
+            raise UserError(f"dtype '{dtype}' of the wire: write {' or '.join(get_args(WireDtype))}")
         self._session: aiohttp.ClientSession | None = None
 
     async def score(
@@ -149,7 +154,8 @@ class HttpTransport:
             deadline_s=min(expires_s, 86400.0),
             trainer=trainer,
         )
-        sent = x.astype(np.float16 if self._dtype == "fp16" else np.float32, copy=False)
+        kind = np.float16 if self._dtype == "fp16" else np.float32
+        sent = x if x.dtype == np.uint8 else x.astype(kind, copy=False)
         body = await self._living(self._choose(), "/v1/score", pack({"x": sent}, REQUEST, options))
         try:
             tensors, metadata = unpack(body, MOST_HEADER)

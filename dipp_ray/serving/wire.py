@@ -72,6 +72,8 @@ class JsonCall(ScoreOptions):
             raise ValueError("give either images or x")
         if self.images is not None and self.space != "images":
             raise ValueError("files of images are images: leave space out, or send latents as x")
+        if self.reply_dtype != "fp32":
+            raise ValueError("JSON is answered in fp32: leave reply_dtype out, or send safetensors")
         return self
 
 
@@ -241,7 +243,7 @@ def decoded(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise WireError(f"{what} is not base64") from None
+        raise WireError(f"{what} is not base64: send it without a data: prefix and without line breaks") from None
 
 
 def to_half(gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

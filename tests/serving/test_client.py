@@ -265,3 +265,12 @@ def test_serve_without_the_application_is_come_back_to_and_another_server_is_not
         asked([absent], lambda transport: transport.describe())
     with pytest.raises(UserError, match=r"correct reward\.urls, it is no reward service"):
         asked([whole("404 Not Found", "nothing")], lambda transport: transport.describe())
+
+
+def test_what_no_service_could_take_is_said_before_it_is_asked():
+    with pytest.raises(UserError, match="space 'image': write latents or images"):
+        RewardClient(None, 1.0, on_nonfinite="raise", space="image", trainer="me")
+    with pytest.raises(UserError, match="dtype 'bf16' of the wire: write fp32 or fp16"):
+        HttpTransport(["http://a"], None, "bf16")
+    with pytest.raises(CallError, match="prompts is one text"):
+        asyncio.run(client_of(Flaky(0, None), 1.0).score(X, "abc", False))

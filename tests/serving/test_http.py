@@ -187,7 +187,7 @@ def test_the_page_of_the_docs_loads_nothing_from_elsewhere(web):
     assert page.found == ["openapi.json"] and not page.tags & {"script", "link", "img", "iframe", "base", "form"}
     assert "url(" not in reply.text and "@import" not in reply.text
     for said in (
-        "curl http://testserver/v1/score -H",
+        "| curl http://testserver/v1/score -H",
         "POST /v1/score",
         "GET /v1/models",
         "ScoreOptions",

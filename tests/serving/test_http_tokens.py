@@ -91,3 +91,13 @@ def test_one_token_is_not_two_trainers(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="line 2: the same token was given to another trainer") as caught:
         read_tokens(str(file))
     assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "# nobody yet\n\n"])
+def test_a_file_without_a_token_does_not_open_the_service(tmp_path, monkeypatch, text):
+    (tmp_path / "tokens").write_text(text)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(UserError, match="holds no token"):
+        read_tokens(str(tmp_path / "tokens"))
+    monkeypatch.setenv(VARIABLE, f"ann:{TOKEN}")
+    assert list(read_tokens(str(tmp_path / "tokens")).values()) == ["ann"]

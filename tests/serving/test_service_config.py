@@ -172,3 +172,11 @@ def test_serve_build_finds_the_application_of_a_file(tmp_path, monkeypatch):
     monkeypatch.delenv("DIPP_RAY_SERVICE")
     with pytest.raises(UserError, match="set DIPP_RAY_SERVICE"):
         import_attr("dipp_ray.serving.app:app")
+
+
+def test_what_starts_replicas_anew_is_known_before_it_happens():
+    old = config(BRIGHT)
+    assert not command.restarts(old, config(BRIGHT | {"weight": 2.0, "cap": 1.0, "required": False, "held_out": True}))
+    assert command.restarts(old, config(BRIGHT | {"replicas": 2}))
+    assert command.restarts(old, config(BRIGHT, BRIGHT | {"name": "second"}))
+    assert command.restarts(old, config(BRIGHT, batch_rows=8))
