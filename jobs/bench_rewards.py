@@ -1,6 +1,6 @@
 """The reward service under load: 1, 4 and 16 trainers at once, by handle and by HTTP, against one process.
 
-    python jobs/bench_rewards.py [--world vit-b|miniature] [--rounds 3] [--seconds 24] [--rows 2] [--batch 16]
+    python jobs/bench_rewards.py [--world vit-b|miniature] [--rounds 3] [--seconds 24] [--rows 4] [--batch 16]
 
 Every trainer is a process of its own that sends `--rows` latents and waits for scores and gradients, again and again.
 `vit-b` is a CLIP ViT-B/32 with random weights behind a small VAE (latents 4x28x28, images 3x224x224); `miniature` has
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--world", choices=("vit-b", "miniature"), default="vit-b")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (%(default)s)")
     parser.add_argument("--seconds", type=float, default=24.0, help="of one measurement (%(default)s)")
-    parser.add_argument("--rows", type=int, default=2, help="latents of one call (%(default)s)")
+    parser.add_argument("--rows", type=int, default=4, help="latents of one call (%(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="largest batch, in rows (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the model (%(default)s)")
     parser.add_argument("--port", type=int, default=8130)
