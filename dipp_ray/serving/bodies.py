@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from dipp_ray.errors import CallError
+from dipp_ray.serving.calls import check_limits
 from dipp_ray.serving.config import LimitsSection
-from dipp_ray.serving.ingress import ServiceReply, check_limits
+from dipp_ray.serving.ingress import ServiceReply
 from dipp_ray.serving.pictures import pixels_of
 from dipp_ray.serving.queue import MIB
 from dipp_ray.serving.wire import (

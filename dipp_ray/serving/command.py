@@ -56,7 +56,7 @@ def serve_rewards(config: ServiceConfig, read: Callable[[], ServiceConfig], deta
                         stop_rewards(config.name)
                 raise
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"the reward service {config.name} is ended") from None
+            raise KeyboardInterrupt(f"the reward service {config.name} was given up") from None
         if not detach:
             with suppress(RayError, RayServeException):  # Serve may have been ended by somebody else
                 stop_rewards(config.name)

@@ -49,7 +49,7 @@ class RewardModel:
         self._stuck_s = stuck_s
         self._since: float | None = None  # when the batch that is computed now was begun
         self._probe: tuple | None = None
-        self._failed: Exception | None = None  # what the last call met
+        self._failed: str | None = None  # what the last call met; the error itself would hold its batch in memory
 
     async def answer(self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, expires_s: float) -> Answer:
         """The raw score of x [B, C, h, w] (fp32 or fp64) and, if asked, d score / d x. Non-finite values stay.
@@ -62,7 +62,7 @@ class RewardModel:
         except (CallError, DeadlineError):
             raise
         except Exception as error:
-            self._failed = error
+            self._failed = str(error) or type(error).__name__
             raise
         self._failed = None
         if self._probe is None and np.isfinite(answer.score[0]):
