@@ -167,15 +167,22 @@ def test_reward_services_that_cannot_be_started(capsys, tmp_path):
     assert "cannot be listened on" in refused(capsys, "serve-rewards", path, "http.host=::2", f"http.tokens={tokens}")
 
 
-def test_a_cluster_that_is_not_there_is_said_at_once(capsys, config_file, monkeypatch):
+@pytest.mark.parametrize(("given", "reason"), [("127.0.0.1:{port}", "Connection refused"), ("nonsense", "Invalid")])
+def test_a_cluster_that_is_not_there_is_said_at_once(capsys, config_file, monkeypatch, given, reason):
+    import ray
+
+    def init(address, **options):
+        raise ValueError(f"Invalid address: {address}\nand more")  # as Ray refuses one; it may be connected already
+
     monkeypatch.undo()  # `connect` is the real one here
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    for given, reason in ((address, "Connection refused"), ("nonsense", "Invalid address")):
-        monkeypatch.setenv("RAY_ADDRESS", given)
-        said = refused(capsys, "check", config_file)
-        assert f"RAY_ADDRESS={given}: " in said and reason in said
+        given = given.format(port=free.getsockname()[1])
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    said = refused(capsys, "check", config_file)
+    assert f"RAY_ADDRESS={given}: " in said and reason in said
 
 
 def test_a_reward_without_gradient_is_trained_on_only_by_mistake(capsys, config_file):

@@ -16,10 +16,15 @@ from dipp_ray.errors import NonFiniteError
 from dipp_ray.models.denoiser import Denoiser
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# Elements of the buffer in which gradients are gathered for the ranks' sum. DeepSpeed's own is 5e8: 2 GB that it takes
+# anew for every micro-batch, and that deterministic runs fill each time, whatever the network's size.
+BUCKET = 50_000_000
 
 
-def engine_settings(role: TrainedRoleSection, optim: OptimSection, accumulation: int, world: int) -> dict:
-    """The DeepSpeed configuration of one group."""
+def engine_settings(
+    role: TrainedRoleSection, optim: OptimSection, accumulation: int, world: int, elements: int
+) -> dict:
+    """The DeepSpeed configuration of one group that trains a network of so many elements."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
@@ -30,6 +35,7 @@ def engine_settings(role: TrainedRoleSection, optim: OptimSection, accumulation:
             "stage": role.zero_stage,
             "stage3_param_persistence_threshold": role.persistence_threshold,
             "contiguous_gradients": True,
+            "reduce_bucket_size": min(BUCKET, elements),
             "overlap_comm": False,
         },
         "steps_per_print": None,
@@ -51,10 +57,11 @@ class Engine:
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
         )
+        elements = sum(parameter.numel() for parameter in network.parameters())
         self.engine, *_ = deepspeed.initialize(
             model=network,
             optimizer=optimizer,
-            config=engine_settings(role, optim, accumulation, self.world),
+            config=engine_settings(role, optim, accumulation, self.world, elements),
             dist_init_required=False,
         )
         self.named = [(name.removeprefix("network."), p) for name, p in self.engine.module.named_parameters()]

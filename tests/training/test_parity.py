@@ -62,7 +62,8 @@ def assert_same(ours, theirs, tolerance):
     np.testing.assert_allclose(ours[1], theirs[1], rtol=0, atol=tolerance * np.abs(theirs[1]).max() * 10)
 
 
-@pytest.mark.parametrize("order", ["strict", "overlapped"])
+# Overlapped, by a shared reward service, over fewer steps: test_shared_service.py.
+@pytest.mark.parametrize("order", ["strict", pytest.param("overlapped", marks=pytest.mark.slow)])
 def test_one_rank_equals_the_plain_loop(ray_session, world, order):
     config = tiny_config(*world, f"objective.order={order}", "objective.score_updates=2")
     plain = plain_run(config)
