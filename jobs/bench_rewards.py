@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import ray
-import rich
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from dipp_ray.cli import connect, guarded
@@ -243,7 +243,7 @@ def show(rows: list[dict], given) -> None:
             f"{row['ratio']:.2f}", f"{low:.2f}-{high:.2f}",
             f"{1 - row['ratio']:.0%}", f"{row['p50_s']:.3f}", f"{row['p99_s']:.3f}", str(row["calls"]),
         )  # fmt: skip
-    rich.print(table)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
     print(f"one process was measured {len(based)} times: {min(based):.2f} to {max(based):.2f} images/s")
     if given.out:
         given.out.write_text(json.dumps(rows, indent=1))
