@@ -1,9 +1,13 @@
 """How well margins predict preferences: accuracy, log loss, Brier score, and whether the confidence is deserved."""
 
+from statistics import NormalDist
+
 import torch
 from rich.table import Table
 
 from dipp_ray.preferences.model import bradley_terry_loss
+
+Z_95 = NormalDist().inv_cdf(0.975)
 
 
 def pair_accuracy(margin: torch.Tensor, label: torch.Tensor) -> float | None:
@@ -12,6 +16,14 @@ def pair_accuracy(margin: torch.Tensor, label: torch.Tensor) -> float | None:
     if not decided.any():
         return None
     return ((margin > 0) == (label > 0.5))[decided].float().mean().item()
+
+
+def share_interval(share: float, trials: int) -> tuple[float, float]:
+    """Where the true share lies by 95% confidence, if `share` of so many trials was seen (Wilson, 1927)."""
+    spread = Z_95**2 / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = (spread * share * (1 - share) + spread**2 / 4) ** 0.5 / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def brier_score(margin: torch.Tensor, label: torch.Tensor) -> float:
@@ -57,6 +69,7 @@ def measure(margin: torch.Tensor, label: torch.Tensor, bins: int) -> dict:
     rows = reliability(margin, label, bins)
     return {
         "accuracy": pair_accuracy(margin, label),
+        "decided": int((label != 0.5).sum()),
         "log_loss": bradley_terry_loss(margin, label).item(),
         "brier": brier_score(margin, label),
         "calibration_error": calibration_error(rows),
@@ -65,7 +78,6 @@ def measure(margin: torch.Tensor, label: torch.Tensor, bins: int) -> dict:
 
 
 MEASURES = (
-    ("accuracy", "accuracy", "{:.3f}"),
     ("log_loss", "log loss, nats", "{:.3f}"),
     ("brier", "Brier score", "{:.3f}"),
     ("calibration_error", "expected calibration error", "{:.3f}"),
@@ -75,10 +87,15 @@ MEASURES = (
 def measure_rows(record: dict) -> list[tuple[str, str, str]]:
     """(what, base, fitted) of fit.json's `base` and `held_out`, as text."""
     parts = (record["base"], record["held_out"])
-    return [
-        (label, *("no decided pair" if part[key] is None else form.format(part[key]) for part in parts))
-        for key, label, form in MEASURES
-    ]
+    accuracy = ("accuracy (95% interval)", *(accuracy_cell(part) for part in parts))
+    return [accuracy, *((label, *(form.format(part[key]) for part in parts)) for key, label, form in MEASURES)]
+
+
+def accuracy_cell(part: dict) -> str:
+    if not part["decided"]:
+        return "no decided pair"
+    low, high = share_interval(part["accuracy"], part["decided"])
+    return f"{part['accuracy']:.3f} ({low:.2f} to {high:.2f})"
 
 
 def reliability_cells(row: dict) -> tuple[str, ...]:

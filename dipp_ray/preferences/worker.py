@@ -83,7 +83,7 @@ class Fit:
                 self.loss_sum, self.losses = 0.0, 0
             if self.step % self.every == 0 or self.step == settings.steps:
                 self.checkpoint()
-            if time.monotonic() - self.told > TELL_EVERY_S:
+            if self.step < settings.steps and time.monotonic() - self.told > TELL_EVERY_S:
                 done = (self.step - first) * settings.batch_size
                 self.tell({"step": self.step, "pairs_per_second": done / (time.monotonic() - began)})
 

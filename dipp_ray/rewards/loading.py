@@ -1,5 +1,6 @@
 """A reward model by the name that the configuration gives it."""
 
+import difflib
 import importlib
 from pathlib import Path
 from typing import Protocol
@@ -71,8 +72,11 @@ def reward_class(term: RewardTerm) -> type:
     """The class that a term's model names. Raises UserError where there is none."""
     module, separator, name = MODELS.get(term.model, term.model).partition(":")
     if not separator or not module or not name:
+        near = difflib.get_close_matches(term.model, MODELS, n=1)
+        meant = f": did you mean {near[0]}?" if near else ""
+        names = ", ".join(MODELS)
         raise UserError(
-            f"reward '{term.name}': model '{term.model}' is neither package.module:Class nor one of {', '.join(MODELS)}"
+            f"reward '{term.name}': model '{term.model}' is neither package.module:Class nor one of {names}{meant}"
         )
     try:
         return getattr(importlib.import_module(module), name)

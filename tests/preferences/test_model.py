@@ -4,8 +4,17 @@ import math
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
-from dipp_ray.preferences.calibration import brier_score, calibration_error, measure, pair_accuracy, reliability
+from dipp_ray.preferences.calibration import (
+    accuracy_cell,
+    brier_score,
+    calibration_error,
+    measure,
+    pair_accuracy,
+    reliability,
+    share_interval,
+)
 from dipp_ray.preferences.model import PairModel, augment, batches, bradley_terry_loss, rate
 from dipp_ray.preferences.settings import FitSettings
 from dipp_ray.rewards.clip import image_statistics, load_clip, tokenize
@@ -23,6 +32,19 @@ def test_loss_and_accuracy_have_their_closed_forms():
     assert pair_accuracy(-margin, label) == 0.0
     assert pair_accuracy(torch.tensor([1.0, 1.0, 1.0]), label) == 0.5
     assert pair_accuracy(margin, torch.full((3,), 0.5)) is None
+
+
+@pytest.mark.parametrize(("right", "trials"), [(0, 1), (4, 4), (15, 20), (700, 1000)])
+def test_the_accuracys_interval_is_wilsons(right, trials):
+    low, high = share_interval(right / trials, trials)
+    expected = binomtest(right, trials).proportion_ci(0.95, method="wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_an_accuracy_of_few_pairs_says_how_little_it_says():
+    margin = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0])
+    assert accuracy_cell(measure(margin, torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5]), 10)) == "1.000 (0.51 to 1.00)"
+    assert accuracy_cell(measure(margin, torch.full((5,), 0.5), 10)) == "no decided pair"
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 7])

@@ -43,8 +43,12 @@ def test_a_model_that_does_not_say_is_differentiable():
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match=r"'hps' is neither package.module:Class nor one of imagereward, .*jpeg$"):
+    with pytest.raises(
+        UserError, match=r"'hps' is neither package.module:Class nor one of imagereward, .*jpeg: did you mean hpsv2"
+    ):
         check_term(term("hps"))
+    with pytest.raises(UserError, match=r"nor one of imagereward, .*jpeg$"):
+        check_term(term("mine"))
 
 
 def test_importing_the_registry_imports_no_model():
