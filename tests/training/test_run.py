@@ -21,6 +21,12 @@ from tiny import pixart_pipeline, prompt_file
 MEASURED = ("score_loss", "score_gap", "reward", "grad_norm/generator", "grad_norm/score", "held_out/gold")
 
 
+TERMS = [
+    {"name": "ink", "model": "settings:InkReward", "weight": 0.5},
+    {"name": "gold", "model": "settings:InkReward", "held_out": True},
+]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -28,15 +34,13 @@ def world(tmp_path_factory):
 
 
 def config_of(world, name, *overrides):
-    held_out = "{name: gold, model: 'settings:InkReward', held_out: true}"
-    ink = "{name: ink, model: 'settings:InkReward'}"
     return tiny_config(
         *world,
         f"run.name={name}",
         "run.steps=8",
         "checkpoint.every=3",
         "log.samples_every=6",
-        f"reward.terms=[{ink}, {held_out}]",
+        f"reward.terms={TERMS}",
         *overrides,
     )
 
@@ -85,15 +89,14 @@ def stopped(config, end, error, reached, said):
     assert CheckpointStore(config.path / "checkpoints").latest().step == reached
 
 
-@pytest.mark.parametrize("order", ["overlapped", pytest.param("strict", marks=pytest.mark.slow)])
-def test_killed_interrupted_and_resumed_equals_uninterrupted(ray_session, world, order):
-    settings = [f"objective.order={order}", "reward.standardise=true", "init.score_warmup_steps=2"]
-    straight = train(config_of(world, f"straight-{order}", *settings))
+def kills_change_nothing(world, name, straight_settings, stopped_settings):
+    """A run in one go, and one that is killed, interrupted and begun again: their figures and weights, to the bit."""
+    straight = train(config_of(world, f"straight-{name}", *straight_settings))
     assert [record["step"] for record in read_metrics(straight)] == list(range(9))
     assert {path.name for path in straight.iterdir()} >= {"config.yaml", "metrics.jsonl", "samples", "pipeline"}
     assert len(list((straight / "samples").glob("step_*.png"))) == 4  # 0, 3, 6, 8
 
-    config, said = config_of(world, f"stopped-{order}", *settings), []
+    config, said = config_of(world, f"stopped-{name}", *stopped_settings), []
     # A kill falls back to the last committed checkpoint; an interrupt leaves one of a step after the one in hand.
     stopped(config, partial(kill_rank_during, 4), RoleFailure, 3, said)
     stopped(config, partial(stop_during, 4), KeyboardInterrupt, 6, said)
@@ -115,7 +118,15 @@ def test_killed_interrupted_and_resumed_equals_uninterrupted(ray_session, world,
     assert json.loads((straight / "checkpoints" / "best.json").read_text())["step"] in (3, 6, 8)
 
     with pytest.raises(UserError, match=r"choose another run\.name"):
-        train(config_of(world, f"straight-{order}", "objective.guidance_scale=3"))
+        train(config_of(world, f"straight-{name}", *straight_settings, "objective.guidance_scale=3"))
+
+
+# With a shared service, in the fast suite: test_shared_service.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["overlapped", "strict"])
+def test_killed_interrupted_and_resumed_equals_uninterrupted(ray_session, world, order):
+    settings = [f"objective.order={order}", "reward.standardise=true", "init.score_warmup_steps=2"]
+    kills_change_nothing(world, order, settings, settings)
 
 
 @pytest.mark.slow

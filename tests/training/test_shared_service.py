@@ -5,6 +5,7 @@ import pytest
 import torch
 from ray import serve
 from test_parity import assert_same, plain_run, ray_run
+from test_run import TERMS, kills_change_nothing
 
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.rewards import scorer_of
@@ -15,10 +16,6 @@ from settings import tiny_config
 from tiny import PROMPTS, pixart_pipeline, prompt_file
 
 STEPS = 6
-TERMS = [
-    {"name": "ink", "model": "settings:InkReward", "weight": 0.5},
-    {"name": "gold", "model": "settings:InkReward", "held_out": True},
-]
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +44,16 @@ def run(world, **reward):
     return ray_run(config_of(world, **reward), STEPS)
 
 
-def test_by_http_it_is_the_run_by_handle_and_that_is_the_plain_loop(shared, world):
-    by_handle, by_http = run(world, app="shared"), run(world, urls=[shared], terms=TERMS)
-    assert by_http[0] == by_handle[0] and "reward/gold" not in by_http[0][0]
-    assert np.array_equal(by_http[1], by_handle[1])
-    assert_same(by_handle, plain_run(config_of(world, terms=TERMS[:1]), STEPS), 1e-5)
+def test_killed_and_resumed_by_http_it_is_the_uninterrupted_run_by_handle(shared, world):
+    settings = ["reward.standardise=true", "init.score_warmup_steps=2"]
+    by_handle, by_http = ([*settings, f"reward.{way}"] for way in ("app=shared", f"urls=[{shared}]"))
+    kills_change_nothing(world, "shared", by_handle, by_http)
     assert "shared" in serve.status().applications  # it belongs to nobody's run
+
+
+def test_by_handle_it_is_the_plain_loop(shared, world):
+    by_handle = run(world, app="shared")
+    assert_same(by_handle, plain_run(config_of(world, terms=TERMS[:1]), STEPS), 1e-5)
 
 
 def test_its_evaluation_is_scored_by_the_service(shared, world):
