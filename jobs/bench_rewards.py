@@ -156,7 +156,7 @@ class Base:
         from dipp_ray.serving.scoring import Scorer
 
         torch.set_num_threads(threads)
-        self.scorer = Scorer(terms, LatentDecoder.from_pipeline(world.pipeline), batch)
+        self.scorer = Scorer(terms, LatentDecoder.from_folder(world.pipeline), batch)
         self.x = torch.randn(batch, *world.latent, generator=torch.Generator().manual_seed(0))
         self.prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch)]
 

@@ -1,6 +1,5 @@
 """From latents to the pixels that a person sees: the one place of decode, scaling, shift and clamp."""
 
-import json
 from pathlib import Path
 
 import diffusers
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from dipp_ray.errors import UserError
+from dipp_ray.models.vae_folder import find_vae
 
 
 class LatentDecoder(nn.Module):
@@ -32,29 +32,22 @@ class LatentDecoder(nn.Module):
             )
 
     @classmethod
-    def from_pipeline(
+    def from_folder(
         cls, folder: str | Path, dtype: torch.dtype = torch.float32, checkpoint: bool = False
     ) -> "LatentDecoder":
-        """Load the `vae` of a diffusers pipeline folder (safetensors only). Raises UserError if there is none.
+        """Load the VAE of a diffusers pipeline folder, or of a VAE's own (safetensors only). Raises UserError.
 
         checkpoint: the backward pass recomputes activations, so that less memory is held.
         """
-        folder = Path(folder)
+        found = find_vae(folder)
+        if not hasattr(diffusers, found.kind):
+            raise UserError(f"{folder}: its VAE is a {found.kind}, which this diffusers does not have: take another")
         try:
-            library, name = json.loads((folder / "model_index.json").read_text())["vae"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{folder} is no diffusers pipeline folder with a VAE: give a folder whose model_index.json names one"
-            ) from None
-        # Only diffusers' own classes: code of a model folder is never executed.
-        if library != "diffusers" or not str(name).startswith("Autoencoder") or not hasattr(diffusers, name):
-            raise UserError(f"{folder}: its VAE is {library}.{name}: use one of the Autoencoder classes of diffusers")
-        try:
-            vae = getattr(diffusers, name).from_pretrained(
-                folder / "vae", torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            vae = getattr(diffusers, found.kind).from_pretrained(
+                found.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"the VAE in {folder / 'vae'} does not load: {' '.join(str(error).split())}") from error
+            raise UserError(f"the VAE in {found.path} does not load: {' '.join(str(error).split())}") from error
         if checkpoint:
             vae.enable_gradient_checkpointing()
         return cls(vae)

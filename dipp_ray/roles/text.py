@@ -28,6 +28,6 @@ class Text:
     @torch.no_grad()
     def decode(self, x0: np.ndarray) -> np.ndarray:
         """Images [B, 3, H, W] in [0, 1] of latents x0 [B, C, h, w], a micro-batch at a time."""
-        self.decoder = self.decoder or LatentDecoder.from_pipeline(self.folder).to(self.device)
+        self.decoder = self.decoder or LatentDecoder.from_folder(self.folder).to(self.device)
         chunks = torch.tensor(x0).split(self.chunk)
         return np.concatenate([self.decoder.decode(some.to(self.device)).float().cpu().numpy() for some in chunks])

@@ -15,6 +15,7 @@ from ray.serve.schema import ApplicationStatus
 
 from dipp_ray.config import RoleSection
 from dipp_ray.errors import UserError
+from dipp_ray.models.vae_folder import find_vae
 from dipp_ray.reporting.quiet import SERVE_LOGGING
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 from dipp_ray.rewards.terms import RewardTerm
@@ -67,7 +68,7 @@ def application(config: ServiceConfig) -> serve.Application:
         config.deterministic,
         config.optional_wait_s,
         most_replicas(config),
-        latent_channels(config.vae),
+        find_vae(config.vae).latent_channels if config.vae else None,
         {model.name: model.model for model in config.models},
         tuple(model.name for model in config.models if not is_differentiable(reward_class(model.term))),
         config.limits,
@@ -157,29 +158,14 @@ def check_service(config: ServiceConfig) -> None:
     """Raise UserError for files, classes or tokens that are not there, before anything is started."""
     for model in config.models:
         check_term(model.term)
-    latent_channels(config.vae)
+    if config.vae:
+        find_vae(config.vae)
     tokens = read_tokens(config.http.tokens)
     if not config.http.on_loopback and not tokens:
         raise UserError(
             f"http.host={config.http.host} listens beyond this machine, which needs tokens: set http.tokens to a file "
             "of name:token lines, or listen on 127.0.0.1"
         )
-
-
-def latent_channels(vae: str | None) -> int | None:
-    """Channels of the latents that the pipeline folder `vae` decodes, from its configuration alone."""
-    if vae is None:
-        return None
-    try:
-        if "vae" not in json.loads((Path(vae) / "model_index.json").read_text()):
-            raise ValueError
-        return json.loads((Path(vae) / "vae" / "config.json").read_text()).get("latent_channels", 4)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it names none"
-        raise UserError(
-            f"vae: {vae} is no diffusers pipeline folder with a VAE ({reason}): give a folder with vae/ and a "
-            "model_index.json that names it"
-        ) from None
 
 
 # -- private applications of a run -----------------------------------------------------------------------------------

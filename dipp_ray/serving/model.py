@@ -40,7 +40,7 @@ class RewardModel:
         if deterministic and device == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product.
             torch.use_deterministic_algorithms(True)
-        decoder = LatentDecoder.from_pipeline(vae, checkpoint=checkpoint_decoder) if vae is not None else None
+        decoder = LatentDecoder.from_folder(vae, checkpoint=checkpoint_decoder) if vae is not None else None
         self._scorer = ModelScorer(
             RewardTerm(**term), decoder, device, torch.bfloat16 if role.dtype == "bf16" else None
         )

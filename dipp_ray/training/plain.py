@@ -161,7 +161,7 @@ def plain_loop(config: RunConfig, prompts: Prompts) -> PlainLoop:
 
 def local_reward(config: RunConfig) -> Reward:
     """The configured rewards in this process, behind the teacher's decoder."""
-    scorer = Scorer(config.reward.terms, LatentDecoder.from_pipeline(config.model.teacher), config.micro_batch_size)
+    scorer = Scorer(config.reward.terms, LatentDecoder.from_folder(config.model.teacher), config.micro_batch_size)
 
     def reward(x0: Tensor, prompts: list[str]) -> RewardReply:
         reply = scorer.score(x0, prompts, "latents", gradient=True)

@@ -52,7 +52,7 @@ def test_images_are_the_trainers_own(tiny_world):
     with torch.no_grad():
         embeds = TextEncoder(tiny_world / "teacher", torch.device("cpu"))(prompts)
         x0 = generate(network, one_step_of(frame, 440, "sigma"), z, embeds)
-        expected = LatentDecoder.from_pipeline(tiny_world / "teacher").decode(x0)
+        expected = LatentDecoder.from_folder(tiny_world / "teacher").decode(x0)
     assert images.shape == (3, 3, 8, 8)
     assert images.std() > 0.01
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)

@@ -5,6 +5,7 @@ import torch
 
 from dipp_ray.errors import UserError
 from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.models.vae_folder import find_vae
 from tiny_models import save_pipeline
 
 
@@ -14,7 +15,7 @@ def folder(tmp_path):
 
 
 def test_decode_is_scaled_shifted_and_clamped(folder):
-    decoder = LatentDecoder.from_pipeline(folder)
+    decoder = LatentDecoder.from_folder(folder)
     z = torch.randn(2, 1, 8, 8) * 20  # far out, so that some pixels leave the range
     with torch.no_grad():
         raw = (decoder.vae.decode(z / 0.5 + 0.1).sample + 1) / 2
@@ -38,7 +39,7 @@ def test_clamp_has_no_gradient_outside_and_the_identitys_inside():
 
 
 def test_encode_is_in_the_scale_that_decode_takes(folder):
-    decoder = LatentDecoder.from_pipeline(folder)
+    decoder = LatentDecoder.from_folder(folder)
     images = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         z = decoder.vae.encode(images * 2 - 1).latent_dist.mode()
@@ -53,9 +54,22 @@ def test_a_folder_without_a_known_vae_is_refused(folder, entry):
     with open(f"{folder}/model_index.json", "w") as file:
         json.dump(index, file)
     with pytest.raises(UserError, match="VAE"):
-        LatentDecoder.from_pipeline(folder)
+        LatentDecoder.from_folder(folder)
+
+
+def test_a_vaes_own_folder_decodes_as_its_pipelines_does(folder):
+    z = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole, alone = (LatentDecoder.from_folder(place) for place in (folder, f"{folder}/vae"))
+    assert torch.equal(whole.decode(z), alone.decode(z))
+    assert find_vae(folder).latent_channels == find_vae(f"{folder}/vae").latent_channels == 1
+
+
+def test_a_model_that_is_no_vae_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
+    with pytest.raises(UserError, match="use one of the Autoencoder classes"):
+        LatentDecoder.from_folder(tmp_path)
 
 
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="no diffusers pipeline"):
-        LatentDecoder.from_pipeline(tmp_path / "nowhere")
+        LatentDecoder.from_folder(tmp_path / "nowhere")

@@ -95,9 +95,9 @@ def test_the_role_decodes_in_micro_batches_with_one_decoder(pixart, tmp_path, mo
     text = Text.__ray_metadata__.modified_class(config)
     assert text.encoder(PROMPTS).tokens.dtype == torch.bfloat16
     sizes, loaded = [], []
-    decode, load = LatentDecoder.decode, LatentDecoder.from_pipeline
+    decode, load = LatentDecoder.decode, LatentDecoder.from_folder
     monkeypatch.setattr(LatentDecoder, "decode", lambda self, x: sizes.append(len(x)) or decode(self, x))
-    monkeypatch.setattr(LatentDecoder, "from_pipeline", lambda folder: loaded.append(folder) or load(folder))
+    monkeypatch.setattr(LatentDecoder, "from_folder", lambda folder: loaded.append(folder) or load(folder))
     x0 = torch.randn(5, 1, 8, 8)
     images = text.decode(x0.numpy())
     text.decode(x0[:1].numpy())

@@ -26,7 +26,7 @@ def full(folders):
 
 @pytest.fixture(scope="module")
 def local(full, folders):
-    return Scorer(full.reward_terms, LatentDecoder.from_pipeline(folders["vae"]), CHUNK)
+    return Scorer(full.reward_terms, LatentDecoder.from_folder(folders["vae"]), CHUNK)
 
 
 @pytest.fixture(scope="module")

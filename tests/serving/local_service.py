@@ -51,7 +51,7 @@ class LocalHandle:
 
 def local_service(config: ServiceConfig) -> Rewards:
     """The ingress of `config`, with its sum and tokens in force, in front of models in this process."""
-    decoder = LatentDecoder.from_pipeline(config.vae) if config.vae else None
+    decoder = LatentDecoder.from_folder(config.vae) if config.vae else None
     handles = {model.name: LocalHandle(ModelScorer(model.term, decoder)) for model in config.models}
     settings = IngressSettings(
         config.name,

@@ -70,7 +70,7 @@ async def settled(condition):
 def test_calls_of_several_trainers_share_batches_and_get_their_own_rows(folders):
     models = [{"name": "clip", "model": "clip", "folder": folders["clip"], "weight": 0.7}, BRIGHT, WATCH]
     made = service(models, folders["vae"])
-    local = Scorer(made.reward_terms, LatentDecoder.from_pipeline(folders["vae"]), CHUNK)
+    local = Scorer(made.reward_terms, LatentDecoder.from_folder(folders["vae"]), CHUNK)
     sizes = [3, 2, 3, 8, 1, 11, 2, 3]
     calls = [(latents(seed, n), prompts(seed, n), seed % 2 == 0) for seed, n in enumerate(sizes)]
     replies = together(*(ask(made, x, p, "latents", g, f"t{i}") for i, (x, p, g) in enumerate(calls)))
@@ -87,7 +87,7 @@ def test_calls_of_several_trainers_share_batches_and_get_their_own_rows(folders)
 
 def test_deterministic_calls_are_never_merged_and_equal_local_to_the_bit(folders):
     made = service([BRIGHT, WATCH], folders["vae"], deterministic=True)
-    local = Scorer(made.reward_terms, LatentDecoder.from_pipeline(folders["vae"]), CHUNK)
+    local = Scorer(made.reward_terms, LatentDecoder.from_folder(folders["vae"]), CHUNK)
     sizes = [3, 8, 11, 1, 20]
     replies = together(*(ask(made, latents(i, n), prompts(i, n), "latents") for i, n in enumerate(sizes)))
     for i, (n, reply) in enumerate(zip(sizes, replies, strict=True)):

@@ -25,7 +25,7 @@ CHUNK = 64
 
 
 def made(terms, vae, chunk_size=CHUNK, **settings):
-    return Scorer(terms, LatentDecoder.from_pipeline(vae), chunk_size, **settings)
+    return Scorer(terms, LatentDecoder.from_folder(vae), chunk_size, **settings)
 
 
 def latents(count=4, dtype=torch.float32):
@@ -100,7 +100,7 @@ def test_a_reward_of_another_shape_is_refused():
 
 def test_recomputing_the_decoder_changes_no_bit(terms, vae):
     plain = made(terms, vae).score(latents(), PROMPTS, "latents", True)
-    checkpointed = Scorer(terms, LatentDecoder.from_pipeline(vae, checkpoint=True), CHUNK)
+    checkpointed = Scorer(terms, LatentDecoder.from_folder(vae, checkpoint=True), CHUNK)
     again = checkpointed.score(latents(), PROMPTS, "latents", True)
     assert torch.equal(plain.gradient, again.gradient) and torch.equal(plain.reward, again.reward)
 

@@ -43,7 +43,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def local(config):
     terms = [model.term for model in config.models if model.name != "pid"]
-    return Scorer(terms, LatentDecoder.from_pipeline(config.vae), CHUNK)
+    return Scorer(terms, LatentDecoder.from_folder(config.vae), CHUNK)
 
 
 @pytest.fixture(scope="module")

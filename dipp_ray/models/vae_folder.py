@@ -1,0 +1,46 @@
+"""Where a folder holds a VAE: in a diffusers pipeline, or by itself. No torch here: drivers look before they start."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from dipp_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class VaeFolder:
+    """path: the folder of the VAE itself. kind: its class in diffusers. config: its config.json."""
+
+    path: Path
+    kind: str
+    config: dict
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.get("latent_channels", 4)  # AutoencoderKL's own default
+
+
+def find_vae(folder: str | Path) -> VaeFolder:
+    """The VAE of a diffusers pipeline folder, or of a folder that holds a VAE alone. Raises UserError where none is.
+
+    Only diffusers' own classes: code of a model folder is never executed.
+    """
+    folder = Path(folder)
+    try:
+        if (folder / "model_index.json").exists():
+            library, kind = json.loads((folder / "model_index.json").read_text())["vae"]
+            path = folder / "vae"
+            config = json.loads((path / "config.json").read_text())
+        else:
+            path = folder
+            config = json.loads((path / "config.json").read_text())
+            library, kind = "diffusers", config["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "it names none"
+        raise UserError(
+            f"{folder} is no diffusers pipeline folder with a VAE, nor a VAE's own ({reason}): give a folder whose "
+            "model_index.json names one, or one whose config.json is a VAE's"
+        ) from None
+    if library != "diffusers" or not str(kind).startswith("Autoencoder"):
+        raise UserError(f"{folder}: its VAE is {library}.{kind}: use one of the Autoencoder classes of diffusers")
+    return VaeFolder(path, kind, config)
