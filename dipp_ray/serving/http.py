@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from dipp_ray.errors import CallError
 from dipp_ray.serving.bodies import parse, rendered
 from dipp_ray.serving.calls import DeadlineError, Draining, ModelError
-from dipp_ray.serving.document import BINARY, REQUEST_CONTENT, TEXT_CONTENT, page
+from dipp_ray.serving.document import BINARY, MEANINGS, REQUEST_CONTENT, TEXT_CONTENT, page
 from dipp_ray.serving.http_errors import HttpError, as_http
 from dipp_ray.serving.ingress import Rewards
 from dipp_ray.serving.queue import MIB, QueueFull
@@ -46,13 +46,16 @@ def build_http(service: Rewards) -> FastAPI:
     limits = service.settings.limits
     readers = ThreadPoolExecutor(AT_A_TIME, "read")  # a thread that reads goes on where its caller is gone
     uploads = Uploads(int(service.settings.queue.mib * MIB))
-    errors = {status: {"model": ErrorReply} for status in (400, 401, 403, 408, 413, 415, 422, 500, 503, 504)}
+    errors = {status: {"model": ErrorReply, "description": meaning} for status, meaning in MEANINGS.items()}
+    refusals = {status: errors[status] for status in (401, 403)}
+    answer = {"model": JsonReply, "content": {SAFETENSORS: {"schema": BINARY}}}
 
     @app.post(
         "/v1/score",
         dependencies=bearer,
         summary="Score images or latents, and differentiate the weighted reward by them.",
-        responses=errors | {200: {"model": JsonReply, "content": {SAFETENSORS: {"schema": BINARY}}}},
+        response_description="Rewards, scores and, if asked for, the gradient, in the form of the call.",
+        responses={200: answer} | errors,
         openapi_extra={"requestBody": {"required": True, "content": REQUEST_CONTENT}},
     )
     async def score(request: Request) -> Response:
@@ -70,13 +73,15 @@ def build_http(service: Rewards) -> FastAPI:
         )
         return await asyncio.to_thread(rendered, kind, reply, options)
 
-    @app.get("/v1/models", dependencies=bearer, responses={code: errors[code] for code in (401, 403)})
+    @app.get("/v1/models", dependencies=bearer, response_description="What it serves.", responses=refusals)
     async def models(request: Request) -> ServiceRecord:
         """The models, their part in the sum, and the limits."""
         identified(request, service)
         return service.describe()
 
-    @app.get("/healthz", responses={503: {"model": HealthRecord}})
+    ill = {"model": HealthRecord, "description": "One cannot, or the service is being stopped."}
+
+    @app.get("/healthz", response_description="All can.", responses={503: ill})
     async def healthz(response: Response) -> HealthRecord:
         """Whether every required model can score. Open to all."""
         health = await service.health()
@@ -87,7 +92,8 @@ def build_http(service: Rewards) -> FastAPI:
         "/metrics",
         dependencies=bearer,
         response_class=Response,
-        responses={200: {"content": TEXT_CONTENT}} | {code: errors[code] for code in (401, 403)},
+        response_description="Counters and histograms.",
+        responses={200: {"content": TEXT_CONTENT}} | refusals,
     )
     async def metrics(request: Request) -> Response:
         """Counters for Prometheus."""

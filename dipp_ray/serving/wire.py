@@ -85,17 +85,21 @@ class ReplyRecord(Record):
 
 
 class JsonReply(ReplyRecord):
+    """The answer to a `JsonCall`; null stands where a value is not finite."""
+
     reward: list[float | None] = Field(description="The weighted sum, one a row.")
     scores: dict[str, list[float | None]] = Field(description="Every model's raw score, held-out ones too.")
     gradient: TensorRecord | None = None
 
 
 class ErrorBody(Record):
-    code: str
-    message: str
+    code: str = Field(description="Of the kind of refusal, for programs.")
+    message: str = Field(description="What is wrong and what to do, in one sentence.")
 
 
 class ErrorReply(Record):
+    """Every answer but 200; `/healthz` has its own."""
+
     error: ErrorBody
 
 
@@ -115,6 +119,9 @@ class ModelRecord(Record):
 
 
 class LimitsRecord(Record):
+    """The most that a call may be: MiB, KiB and seconds of its body; rows, pixels, a latent's side, the long side over
+    the short one, characters of a prompt."""
+
     body_mib: float
     header_kib: float
     upload_s: float

@@ -1,7 +1,9 @@
 """The routes in front of an ingress in this process: answers are what the models say."""
 
 import base64
+import io
 import re
+import urllib.request
 from html.parser import HTMLParser
 
 import numpy as np
@@ -29,6 +31,7 @@ from http_calls import (
 )
 
 from dipp_ray.serving.calls import ModelError
+from dipp_ray.serving.document import program
 from dipp_ray.serving.http import Uploads
 from dipp_ray.serving.queue import QueueFull
 from dipp_ray.serving.wire import (
@@ -184,7 +187,8 @@ def test_the_page_of_the_docs_loads_nothing_from_elsewhere(web):
     reply = web.get("/docs")
     assert reply.status_code == 200 and reply.headers["content-type"].startswith("text/html")
     page = Loads(reply.text)
-    assert page.found == ["openapi.json"] and not page.tags & {"script", "link", "img", "iframe", "base", "form"}
+    elsewhere = [target for target in page.found if not target.startswith("#")]
+    assert elsewhere == ["openapi.json"] and not page.tags & {"script", "link", "img", "iframe", "base", "form"}
     assert "url(" not in reply.text and "@import" not in reply.text
     for said in (
         "| curl http://testserver/v1/score -H",
@@ -193,8 +197,28 @@ def test_the_page_of_the_docs_loads_nothing_from_elsewhere(web):
         "ScoreOptions",
         "JsonCall",
         "reward",
+        "One prompt a row.",
+        "The body did not come in time.",
     ):
         assert said in page.text
+    inside = [target for target in page.found if target.startswith("#")]
+    assert inside and all(f"id='{target[1:]}'" in reply.text for target in inside)
+
+
+@pytest.mark.parametrize("service", [made(), with_tokens(ann=TOKEN)], ids=["open", "tokens"])
+def test_the_program_of_the_docs_is_one_that_runs(service, monkeypatch, capsys):
+    """As it is printed; only the network is the test's."""
+    with client(service) as web:
+
+        def urlopen(request):
+            reply = web.post("/v1/score", content=request.data, headers=dict(request.header_items()))
+            assert reply.status_code == 200, reply.text
+            return io.BytesIO(reply.content)
+
+        monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+        monkeypatch.setenv("TOKEN", TOKEN)
+        exec(program("http://testserver", bool(service.tokens)), {})
+    assert "(2, 3, 64, 64)" in capsys.readouterr().out
 
 
 def test_the_openapi_document_says_what_the_routes_do(web):
@@ -209,6 +233,10 @@ def test_the_openapi_document_says_what_the_routes_do(web):
     references = re.findall(r'"#/components/schemas/([^"]+)"', reply.text)
     assert references and set(references) <= known.keys()
     secured = {path for path, verbs in document["paths"].items() for route in verbs.values() if "security" in route}
+    described = [
+        r["description"] for verbs in document["paths"].values() for r in verbs.popitem()[1]["responses"].values()
+    ]
+    assert not {"Successful Response", "Bad Request", "Forbidden"} & set(described)
     assert secured == {"/v1/score", "/v1/models", "/metrics"}  # health is asked for by who has no token
 
 
