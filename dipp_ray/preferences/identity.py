@@ -22,9 +22,10 @@ def configuration_hash(config: FitConfig, parts: list[Labels]) -> str:
 
 
 def trajectory(config: FitConfig) -> dict:
-    """The settings that the result depends on, apart from files."""
+    """The settings that the result depends on, apart from the files' contents."""
     share = {} if config.held_out else {"held_out_share": config.held_out_share}
-    return config.fit.model_dump(mode="json") | share
+    columns = {f"columns.{key}": name for key, name in config.columns.model_dump().items()}
+    return config.fit.model_dump(mode="json") | columns | share
 
 
 def base_digest(folder: str) -> str:

@@ -13,6 +13,7 @@ from dipp_ray.rewards.preprocess import to_square
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST_PIXELS = 64_000_000  # width x height; a few bytes of a file can claim far more than memory holds
+LARGEST_ASPECT = 8  # long side over the short one, as the service has it
 LARGEST_SIDE = 2048  # pixels; to_square's matrix grows with the square of it
 # How the three formats begin in base64; the middle one could be a path, but only an absolute one, which is refused.
 BASE64_BEGINS = ("iVBORw0KGgo", "/9j/", "UklGR")
@@ -23,12 +24,15 @@ def decode(data: bytes, size: int) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
-        if width * height <= LARGEST_PIXELS:
+        usable = width * height <= LARGEST_PIXELS and max(width, height) <= LARGEST_ASPECT * min(width, height)
+        if usable:
             image = image.convert("RGB")
     except Exception as error:  # on damaged files the decoders raise whatever they stumble over
         raise UserError(f"it does not decode ({error}): write PNG, JPEG or WebP") from None
     if width * height > LARGEST_PIXELS:
         raise UserError(f"its {width} x {height} pixels are over the limit of {LARGEST_PIXELS:,}: make it smaller")
+    if not usable:
+        raise UserError(f"its {width} x {height} pixels are more than {LARGEST_ASPECT} times as long as wide: crop it")
     if max(width, height) > LARGEST_SIDE:
         shrink = size / min(width, height)
         image = image.resize(

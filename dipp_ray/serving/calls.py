@@ -9,6 +9,7 @@ from dipp_ray.rewards.terms import SumTerm
 from dipp_ray.serving.config import LimitsSection
 
 Space = Literal["latents", "images"]
+HEALTH_S = 3.0  # so long a service asks each model for a sign of life; callers wait longer for the service's own
 
 
 class DeadlineError(Exception):

@@ -9,6 +9,7 @@ For a trainer's reward-client actor and for any other program; it needs neither 
 
 import asyncio
 import random
+import re
 import time
 from typing import Literal, Protocol, get_args
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.serving.calls import Space
-from dipp_ray.serving.wire import ServiceRecord
+from dipp_ray.serving.wire import TRAINER, ServiceRecord
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
@@ -75,6 +76,8 @@ class RewardClient:
     ):
         if space not in get_args(Space):
             raise UserError(f"space '{space}': write {' or '.join(get_args(Space))}")
+        if not re.match(TRAINER, trainer):
+            raise UserError(f"trainer '{trainer}': write a letter or digit, then letters, digits, '_', '.' and '-'")
         self._transport = transport
         self._deadline_s = deadline_s
         self._on_nonfinite = on_nonfinite

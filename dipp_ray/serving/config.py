@@ -16,7 +16,11 @@ class ServedModel(RewardTerm):
     """A reward model and one deployment of it."""
 
     role: RoleSection = Field(RoleSection(), description="Resources of one replica: CPUs, GPU share, kind.")
-    replicas: Count | tuple[Count, Count] = Field(1, description="Replicas, or [min, max]: scaled with the load.")
+    replicas: Count | tuple[Count, Count] = Field(
+        1,
+        description="Replicas, or [min, max]: scaled with the load. The most of any model is how many "
+        "batches run at once.",
+    )
 
     @model_validator(mode="after")
     def _replicas_in_order(self):
@@ -92,7 +96,8 @@ class ServiceConfig(Section):
     deterministic: bool = Field(False, description="Calls are never merged, so a caller's bits are its own.")
     optional_wait_s: Positive = Field(
         20.0,
-        description="Longest wait for a model that is not required, seconds; it is left alone 5 times as long then.",
+        description="Longest wait for a model that is not required, seconds, and at most half of what a call has; it "
+        "is left alone 5 times as long then.",
     )
     stuck_s: Positive = Field(600.0, description="A batch that takes longer makes its replica unhealthy, seconds.")
     shutdown_s: Positive = Field(60.0, description="Longest wait at the end for calls that were accepted, seconds.")

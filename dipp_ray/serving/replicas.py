@@ -21,12 +21,11 @@ from ray.serve.exceptions import (
 from dipp_ray.errors import CallError
 from dipp_ray.rewards.combination import Answer, trained
 from dipp_ray.rewards.terms import SumTerm
-from dipp_ray.serving.calls import DeadlineError, ModelError
+from dipp_ray.serving.calls import HEALTH_S, DeadlineError, ModelError
 from dipp_ray.serving.scheduler import Call
 
 ATTEMPTS = 3  # of one batch: what kills a replica each time is not tried for ever
 PAUSE_S = 0.2
-HEALTH_S = 5.0
 AWAY = 5.0  # so many waits long, a model that is not required is left alone after it gave no answer
 LOST = (
     RayActorError,
@@ -52,9 +51,9 @@ class Replicas:
 
     async def ask(self, term: SumTerm, call: Call, expires_s: float) -> Answer:
         """One model's answer. A lost replica's work is given to another one: models keep no state."""
-        optional = not term.required and self._optional_wait_s < expires_s
+        optional = not term.required
         if optional:
-            expires_s = self._optional_wait_s
+            expires_s = min(self._optional_wait_s, expires_s / 2)  # so that there is time to answer without it
             others = any(other.name != term.name for other in trained(call.terms))
             if others and time.monotonic() < self._away.get(term.name, 0.0):  # they would wait for it batch after batch
                 raise ModelError(term.name, "it gave no answer lately", "lost")
@@ -79,7 +78,7 @@ class Replicas:
             except RayTaskError as error:
                 cause = error.cause
                 if isinstance(cause, DeadlineError):
-                    raise DeadlineError(str(cause)) from None
+                    raise self._late(term, optional, expires_s) from None
                 if not isinstance(cause, LOST):
                     refused = isinstance(cause, CallError)
                     reason = first_line(cause) if refused else f"{type(cause).__name__}: {first_line(cause)}"
@@ -87,15 +86,18 @@ class Replicas:
                 lost = cause
             except TimeoutError:  # ours: one that a model raises is a RayTaskError too
                 response.cancel()
-                if optional:
-                    self._away[term.name] = time.monotonic() + AWAY * self._optional_wait_s
-                    raise ModelError(term.name, f"no answer within {expires_s:.3g} s", "lost") from None
-                raise DeadlineError(f"reward '{term.name}' did not answer in time") from None
+                raise self._late(term, optional, expires_s) from None
             except (RayError, RayServeException) as error:
                 raise ModelError(term.name, f"{type(error).__name__}: {first_line(error)}", "failed") from error
             if attempts >= ATTEMPTS:
                 raise ModelError(term.name, f"lost {attempts} replicas in a row ({type(lost).__name__})", "lost")
             await asyncio.sleep(PAUSE_S)
+
+    def _late(self, term: SumTerm, optional: bool, waited_s: float) -> Exception:
+        if not optional:
+            return DeadlineError(f"reward '{term.name}' did not answer in time")
+        self._away[term.name] = time.monotonic() + AWAY * waited_s
+        return ModelError(term.name, f"no answer within {waited_s:.3g} s", "lost")
 
     async def health_of(self, name: str) -> str:
         response = self._handles[name].check_health.remote()

@@ -140,11 +140,16 @@ class Scheduler:
         except (ModelError, DeadlineError) as error:
             if len(batch) == 1 or isinstance(error, DeadlineError):
                 return [error] * len(batch)
-            return [(await self._outcomes(term, [chunk]))[0] for chunk in batch]
+            return [await self._alone_again(term, chunk) for chunk in batch]
         bounds = np.cumsum([chunk.rows for chunk in batch])[:-1]
         scores = np.split(answer.score, bounds)
         slopes = np.split(answer.gradient, bounds) if answer.gradient is not None else [None] * len(batch)
         return [Answer(score, slope) for score, slope in zip(scores, slopes, strict=True)]
+
+    async def _alone_again(self, term: SumTerm, chunk: Chunk) -> Outcome:
+        if chunk.work.future.done():
+            return DeadlineError("its caller is gone")
+        return (await self._outcomes(term, [chunk]))[0]
 
 
 def _merged(batch: list[Chunk]) -> Call:

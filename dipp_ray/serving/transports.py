@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from dipp_ray.config import RewardSection
 from dipp_ray.errors import CallError, UserError
-from dipp_ray.serving.calls import DeadlineError, Draining, ModelError, Space
+from dipp_ray.serving.calls import HEALTH_S, DeadlineError, Draining, ModelError, Space
 from dipp_ray.serving.client import FAULT_ATTEMPTS, Transport, TransportError
 from dipp_ray.serving.queue import QueueFull
 from dipp_ray.serving.wire import (
@@ -38,7 +38,8 @@ TOKEN = "DIPP_RAY_REWARD_TOKEN"
 RETRIED = {408, 429}  # and 5xx
 CONNECTIONS = 64
 MOST_HEADER = 2**24  # of a reply, bytes
-CONNECT_S, ANSWER_S = 10.0, 5.0
+CONNECT_S = 10.0
+ANSWER_S = HEALTH_S + 5.0  # a service whose model gives no sign of life is alive, and says so
 SILENCE_S = 10.0  # after so long without an answer a service is asked whether it is alive
 AWAY_S = 60.0  # so long one that gave no sign of life is left alone, where there are others
 SERVE_PAGE = b"/-/routes"  # stands in what Ray Serve answers where no application listens
@@ -54,8 +55,7 @@ class HandleTransport:
     async def score(
         self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
     ) -> dict:
-        if x.dtype == np.uint8:  # as the wire takes them by HTTP
-            x = x.astype(np.float32) / 255
+        x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32, copy=False)  # as by HTTP
         return await self._call("score", x, prompts, space, gradient, trainer, expires_s)
 
     async def describe(self) -> ServiceRecord:

@@ -111,6 +111,8 @@ def test_a_finished_fit_is_not_fitted_again_and_another_is_refused(whole, tmp_pa
     assert cli.main(["fit-reward", str(path), "fit.lr=0.002"]) == 2
     said = capsys.readouterr().err
     assert "a fit of another configuration (lr is 0.001 there, 0.002 here)" in said and "replace=true" in said
+    assert cli.main(["fit-reward", str(path), "columns.image_a=image_b", "columns.image_b=image_a"]) == 2
+    assert "(columns.image_a is image_a there, image_b here" in capsys.readouterr().err
 
 
 class Killer:

@@ -166,6 +166,12 @@ def test_a_decompression_bomb_is_refused_before_it_takes_memory(side, words):
         decode(bomb(side, side), 8)
 
 
+@pytest.mark.parametrize(("width", "height"), [(2048, 1), (1, 2048), (16_000_000, 1)])
+def test_a_lopsided_image_is_refused_for_resizing_takes_memory_by_its_aspect(width, height):
+    with pytest.raises(UserError, match="more than 8 times as long as wide"):
+        decode(bomb(width, height), 224)
+
+
 IMAGE = encoded(np.zeros((8, 8, 3), np.uint8))
 GOOD = {"prompt": "red", "image_a": IMAGE, "image_b": IMAGE, "label": 0.5}
 

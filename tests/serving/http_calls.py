@@ -110,13 +110,14 @@ def picture(*files, count=None):
     return {"prompts": ["a"] * (count or len(files)), "images": list(files)}
 
 
-def png(width, height, content=b"", bits=8, color=2):
-    """A PNG file of one's own, in base64: its header may say what it likes."""
+def png(width, height, content=b"", bits=8, color=2, parts=()):
+    """A PNG file of one's own, in base64: its header may say what it likes. parts: further (name, data)."""
 
     def part(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     head = part(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
+    head += b"".join(part(name, data) for name, data in parts)
     data = b"\x89PNG\r\n\x1a\n" + head + part(b"IDAT", zlib.compress(content, 9)) + part(b"IEND", b"")
     return base64.b64encode(data).decode()
 

@@ -270,6 +270,8 @@ def test_serve_without_the_application_is_come_back_to_and_another_server_is_not
 def test_what_no_service_could_take_is_said_before_it_is_asked():
     with pytest.raises(UserError, match="space 'image': write latents or images"):
         RewardClient(None, 1.0, on_nonfinite="raise", space="image", trainer="me")
+    with pytest.raises(UserError, match="trainer 'my run!'"):
+        RewardClient(None, 1.0, on_nonfinite="raise", space="images", trainer="my run!")
     with pytest.raises(UserError, match="dtype 'bf16' of the wire: write fp32 or fp16"):
         HttpTransport(["http://a"], None, "bf16")
     with pytest.raises(CallError, match="prompts is one text"):

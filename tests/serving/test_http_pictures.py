@@ -1,6 +1,7 @@
 """Files of images in JSON: what is read of them, what is refused."""
 
 import base64
+import zlib
 
 import numpy as np
 import pytest
@@ -60,6 +61,23 @@ def test_other_kinds_of_files_are_refused(small, kind):
 )
 def test_what_is_no_picture_is_refused(small, file, message):
     refused(ask_json(small, **picture(encoded(pixels(1)[0]), file)), 400, r"images\[1\].*" + message)
+
+
+def test_a_palette_that_is_missing_is_refused(small):
+    refused(ask_json(small, **picture(png(8, 8, bytes(9 * 8), color=3, parts=[(b"tRNS", b"\0")]))), 400, "decode")
+
+
+def note(text):
+    return b"iTXt", b"note\0\1\0\0\0" + zlib.compress(text.encode(), 9)
+
+
+def test_texts_in_a_picture_are_bounded_and_short_ones_are_left_alone(small):
+    """A PNG's compressed texts are inflated when it is opened: a body of kilobytes may claim gigabytes."""
+    flat = bytes(8 * 25)
+    assert ask_json(small, **picture(png(8, 8, flat, parts=[note("a note" * 1000)]))).status_code == 200
+    bomb = png(8, 8, flat, parts=[note("\N{GRINNING FACE}" + "a" * (2**20 - 4))] * 4)
+    assert len(bomb) < 2**14
+    refused(ask_json(small, **picture(bomb)), 400, r"images\[0\] is no PNG")
 
 
 def test_a_picture_is_measured_before_it_is_decoded(small, monkeypatch):

@@ -146,6 +146,15 @@ def test_a_model_that_is_away_and_not_required_is_waited_for_once():
     assert len(made.handles["away"].calls) < 5
 
 
+def test_a_model_that_is_away_and_not_required_leaves_time_to_answer_without_it():
+    """Also to a call that has less time than such a model is waited for."""
+    made = service([BRIGHT, {"name": "away", "model": "tiny_models:Brightness", "required": False}])
+    made.handles["away"].gate = asyncio.Event()
+    reply = asyncio.run(made.answer(images(), prompts(0), "images", True, "t", 0.5))
+    assert "no answer within" in str(reply.failed["away"])
+    np.testing.assert_allclose(reply.combined.reward, 5 * images().mean((1, 2, 3)), rtol=1e-6)
+
+
 def test_a_model_that_is_not_required_and_alone_is_asked_again():
     made = service([{"name": "away", "model": "tiny_models:Brightness", "required": False}], optional_wait_s=1.0)
 
