@@ -4,6 +4,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from dipp_ray.errors import UserError
@@ -46,7 +47,7 @@ class LatentDecoder(nn.Module):
             vae = getattr(diffusers, found.kind).from_pretrained(
                 found.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"the VAE in {found.path} does not load: {' '.join(str(error).split())}") from error
         if checkpoint:
             vae.enable_gradient_checkpointing()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
@@ -111,7 +112,7 @@ def load_clip_model(folder: str | Path) -> CLIPModel:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, where the sentence names them
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the CLIP model in {folder} does not load: {' '.join(str(error).split())}") from error
     # transformers fills what is missing with random weights and only warns: such a reward would be noise.
     shapes = [f"{key} {list(given)} for {list(expected)}" for key, given, expected in info["mismatched_keys"]]

@@ -79,11 +79,15 @@ def reward_class(term: RewardTerm) -> type:
             f"reward '{term.name}': model '{term.model}' is neither package.module:Class nor one of {names}{meant}"
         )
     try:
-        return getattr(importlib.import_module(module), name)
+        found = importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"reward '{term.name}': {error}: correct model, or install what it needs") from error
-    except AttributeError:
-        raise UserError(f"reward '{term.name}': module {module} has no class {name}: correct its model") from None
+    except Exception as error:  # whatever its author's code raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"reward '{term.name}': {module} does not import ({reason}): correct it") from error
+    if not hasattr(found, name):
+        raise UserError(f"reward '{term.name}': module {module} has no class {name}: correct its model")
+    return getattr(found, name)
 
 
 def _construct(kind: type, term: RewardTerm) -> Reward:

@@ -51,6 +51,15 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
         check_term(term("mine"))
 
 
+@pytest.mark.parametrize(("code", "said"), [("def (", "SyntaxError"), ("x = 1 / 0", "ZeroDivisionError")])
+def test_a_module_that_does_not_import_is_one_sentence(tmp_path, monkeypatch, code, said):
+    name = f"broken_{said.lower()}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=rf"'r': {name} does not import \({said}"):
+        check_term(term(f"{name}:X"))
+
+
 def test_importing_the_registry_imports_no_model():
     code = "import sys, dipp_ray.rewards.loading; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
