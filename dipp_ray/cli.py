@@ -105,7 +105,7 @@ def run_train(given) -> None:
     connect()
     from dipp_ray.evaluation.evaluate import evaluate_run
     from dipp_ray.reporting.report import write_report
-    from dipp_ray.training.run import train
+    from dipp_ray.training.train import train
 
     folder = train(config, print)
     evaluate_run(config, print)
@@ -149,7 +149,7 @@ def run_evaluate(given) -> None:
 
 
 def run_export(given) -> None:
-    from dipp_ray.training.export import export_command
+    from dipp_ray.training.export_command import export_command
 
     print(export_command(given.checkpoint, given.out))
 

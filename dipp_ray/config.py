@@ -4,8 +4,6 @@
 `section.key=value` on the command line. Unknown keys are refused with the nearest right one.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +15,6 @@ from dipp_ray.settings import Positive, Section, load_settings
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Timesteps = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]]
 Weight = Literal["unit", "sigma_squared", "x0_difference"]
-ROLES_OF_TRAJECTORY = ("generator", "score", "teacher", "reward", "text")
 
 
 class RunSection(Section):
@@ -260,19 +257,6 @@ class RunConfig(Section):
     def path(self) -> Path:
         """The run's folder."""
         return Path(self.run.folder) / self.run.name
-
-    def trajectory_hash(self) -> str:
-        """SHA-256 of all that defines the trajectory; sizes, placement, ZeRO stage, logging and storage may change.
-
-        The number of steps is left out as well, so that a finished run can be made longer.
-        """
-        data = self.model_dump(mode="json", exclude={"roles", "checkpoint", "log", "evaluation"})
-        for key in ("name", "folder", "steps"):
-            data["run"].pop(key)
-        for key in ("deadline_s", "replicas", "app", "urls", "token"):
-            data["reward"].pop(key)
-        data["dtype"] = {name: getattr(self.roles, name).dtype for name in ROLES_OF_TRAJECTORY}
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def allowed_group_sizes(micro_batches: int) -> list[int]:

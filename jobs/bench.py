@@ -103,8 +103,8 @@ class Pipeline:
         placement = reserve(plan(requests(self.config), cluster_nodes()).require(), self.config.roles.wait_s)
         roles = start_roles(self.config, placement, lambda line: None)
         try:
-            roles.generator.all("start")
             controller = Controller(self.config, roles, self.prompts, print)
+            controller.together("generator", "start")
             self.run(controller, 0, 5)
             start = time.perf_counter()
             self.run(controller, 5, steps, measured=True)
@@ -115,15 +115,10 @@ class Pipeline:
             roles.stop()
 
     def run(self, controller, first: int, steps: int, measured: bool = False) -> None:
-        """Steps as `training.run` schedules them between two barriers."""
-        pending = None
-        for step in range(first, first + steps):
-            submitted = controller.submit(step, sample_ahead=step + 1 < first + steps)
-            for done in filter(None, (pending, submitted if step + 1 == first + steps else None)):
-                _, busy = controller.collect(done)
-                for role, seconds in busy.items() if measured else ():
-                    self.busy[role] = self.busy.get(role, 0.0) + seconds
-            pending = submitted
+        """One stretch of steps, as training runs them between two barriers."""
+        for step in controller.steps(first, lambda done: done == first + steps):
+            for role, seconds in step.busy.items() if measured else ():
+                self.busy[role] = self.busy.get(role, 0.0) + seconds
 
 
 def show(times: dict[str, list[float]], ways: dict, batch: int) -> None:

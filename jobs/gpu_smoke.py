@@ -54,7 +54,7 @@ def main() -> int:
 def measured(folder: Path, name: str, *settings: str) -> list[dict]:
     """The metrics of every step of a tiny alignment with these settings."""
     from dipp_ray.reporting.metrics import read_metrics
-    from dipp_ray.training.run import train
+    from dipp_ray.training.train import train
     from settings import tiny_config
     from tiny import pixart_pipeline, prompt_file
 

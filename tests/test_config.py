@@ -7,6 +7,7 @@ import yaml
 
 from dipp_ray.config import RunConfig, allowed_group_sizes, load_config
 from dipp_ray.errors import UserError
+from dipp_ray.training.trajectory import difference, trajectory, trajectory_hash
 
 MINIMAL = {
     "run": {"steps": 10},
@@ -206,7 +207,7 @@ def test_a_held_out_term_alone_is_no_reward_to_train_on(path):
     ],
 )
 def test_the_hash_changes_with_the_trajectory(path, override):
-    assert load_config(path, [override]).trajectory_hash() != load_config(path).trajectory_hash()
+    assert trajectory_hash(load_config(path, [override])) != trajectory_hash(load_config(path))
 
 
 @pytest.mark.parametrize(
@@ -233,4 +234,29 @@ def test_the_hash_changes_with_the_trajectory(path, override):
 )
 def test_the_hash_leaves_out_placement_logging_and_storage(path, override):
     config = load_config(path, [override])
-    assert config != load_config(path) and config.trajectory_hash() == load_config(path).trajectory_hash()
+    assert config != load_config(path) and trajectory_hash(config) == trajectory_hash(load_config(path))
+    assert difference({"trajectory": trajectory(config)}, load_config(path)) is None
+
+
+def test_what_differs_in_the_trajectory_is_named(path):
+    before = {"trajectory": trajectory(load_config(path))}
+    assert difference(before, load_config(path)) is None
+    now = load_config(path, ["objective.guidance_scale=3", "roles.score.dtype=bf16"])
+    assert difference(before, now) == "objective.guidance_scale was 1.5 and is 3.0"
+    assert difference(before, load_config(path, ["roles.score.dtype=bf16"])) == 'dtype.score was "fp32" and is "bf16"'
+    assert "is null" in difference({"trajectory": before["trajectory"] | {"new": {"kind": 1}}}, load_config(path))
+
+
+def test_a_setting_that_is_younger_than_a_checkpoint_had_its_default(path):
+    before = trajectory(load_config(path))
+    del before["objective"]["guidance_scale"], before["init"]
+    assert difference({"trajectory": before}, load_config(path)) is None
+    changed = load_config(path, ["init.score_warmup_steps=5"])
+    assert difference({"trajectory": before}, changed) == "init.score_warmup_steps was 0 and is 5"
+
+
+def test_a_record_of_the_first_format_is_known_by_its_hash(path):
+    config = load_config(path)
+    assert difference({"trajectory_hash": trajectory_hash(config)}, config) is None
+    assert "other settings" in difference({"trajectory_hash": "0" * 64}, config)
+    assert "other settings" in difference({}, config)

@@ -19,7 +19,8 @@ from dipp_ray.checkpoints.files import FileRecord, checksum, read_verified, writ
 from dipp_ray.checkpoints.tensors import safetensors_chunks
 from dipp_ray.errors import UserError
 
-FORMAT = 1
+# 2: the record holds the settings of the trajectory. 1 held their hash alone, and is read as ever.
+FORMAT, READ = 2, (1, 2)
 COMMITTED = "COMMITTED.json"
 BEST = "best.json"
 STEP = re.compile(r"^step_(\d{6,})$")
@@ -86,7 +87,7 @@ class CheckpointStore:
     def commit(self, step: int, record: dict, files: list[FileRecord]) -> Checkpoint:
         """Make the checkpoint exist: all `files` of all ranks are there, and COMMITTED.json names them.
 
-        `record` is JSON: sizes, data cursor, and `trajectory_hash`, by which `latest` knows its run. Raises UserError
+        `record` is JSON: what the run remembers, and what `latest` is to know it by. Raises UserError
         when a share is missing or not of its recorded size, or when the disk is full.
         """
         checkpoint = Checkpoint(step, dict(record), tuple(sorted(files, key=lambda file: file.path)))
@@ -140,7 +141,7 @@ class CheckpointStore:
             return None
         try:
             body = json.loads(self.fs.cat_file(path))
-            if body["format"] != FORMAT or body["step"] != step:
+            if body["format"] not in READ or body["step"] != step:
                 raise ValueError(f"format {body['format']}, step {body['step']}")
             files = tuple(FileRecord(**file) for file in body["files"])
             _check_shares(self.folder(step), files)
@@ -148,12 +149,15 @@ class CheckpointStore:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no record of a checkpoint: {error}; remove that step's folder") from None
 
-    def latest(self, trajectory_hash: str | None = None, thorough: bool = False) -> Checkpoint | None:
+    def latest(
+        self, difference: Callable[[dict], str | None] = lambda record: None, thorough: bool = False
+    ) -> Checkpoint | None:
         """The newest committed checkpoint whose files are whole, or None when nothing was ever committed.
 
         Sizes are always compared; `thorough` reads every byte and compares checksums as well, so that a damaged one
         is passed over here instead of refused by `read_group`. What is passed over is said.
-        Raises UserError when it belongs to another configuration, or when committed ones exist and none is whole:
+        `difference` says of a record in what it is not this run's, or None.
+        Raises UserError when it is another run's, or when committed ones exist and none is whole:
         a run never starts again from step 0 by itself.
         """
         damaged = 0
@@ -168,7 +172,11 @@ class CheckpointStore:
             if fault:
                 self.say(f"checkpoint of step {step} passed over: {fault}")
                 continue
-            self._same_run(checkpoint, trajectory_hash)
+            if differs := difference(checkpoint.record):
+                raise UserError(
+                    f"the checkpoints in {self.url} are of another trajectory: {differs}: choose another run.name, or "
+                    "go back to the config.yaml of that run"
+                )
             return checkpoint
         if damaged:
             raise UserError(
@@ -237,14 +245,6 @@ class CheckpointStore:
         except UserError:
             return False
 
-    def _same_run(self, checkpoint: Checkpoint, trajectory_hash: str | None) -> None:
-        theirs = checkpoint.record.get("trajectory_hash")
-        if trajectory_hash is not None and theirs != trajectory_hash:
-            raise UserError(
-                f"the checkpoints in {self.url} were written under configuration {_short(theirs)}, this one is "
-                f"{_short(trajectory_hash)}: choose another run.name, or go back to the config.yaml of that run"
-            )
-
     def _write(self, step: int, name: str, chunks) -> FileRecord:
         return FileRecord(name, *write_file(self.fs, f"{self.folder(step)}/{name}", chunks))
 
@@ -276,7 +276,3 @@ def _check_shares(folder: str, files: tuple[FileRecord, ...]) -> None:
 
 def _json(data: dict) -> bytes:
     return json.dumps(data, indent=1, sort_keys=True, allow_nan=False).encode()
-
-
-def _short(digest: str | None) -> str:
-    return digest[:12] if digest else "(none recorded)"

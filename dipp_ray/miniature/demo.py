@@ -13,7 +13,7 @@ from dipp_ray.miniature.stages import Progress, build_stage, only_builder
 from dipp_ray.preferences.fit import fit_reward
 from dipp_ray.preferences.settings import FitConfig, FitSettings, WorkerSettings
 from dipp_ray.reporting.report import write_report
-from dipp_ray.training.run import train
+from dipp_ray.training.train import train
 
 PRESETS = Path(__file__).parent
 FIT = FitSettings(steps=1500)

@@ -4,6 +4,7 @@ Weights, gradients and moments are fp32 at every ZeRO stage (bf16 is the arithme
 format describes the state whatever the stage and the number of ranks.
 """
 
+import math
 from contextlib import contextmanager
 
 import torch
@@ -70,24 +71,29 @@ class Engine:
     def __call__(self, x_t: Tensor, t: Tensor, embeds) -> Tensor:
         return self.engine(x_t, t, embeds)
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of this micro-batch's loss, a scalar; DeepSpeed divides by the accumulation."""
+    def backward(self, loss: Tensor, updates: bool) -> None:
+        """Accumulate the gradient of this micro-batch's loss, a scalar; DeepSpeed divides by the accumulation.
+
+        `updates` says that it is this rank's last one before `step`: above stage 0 the ranks' gradients meet here.
+        """
+        self.engine.set_gradient_accumulation_boundary(updates)
         self.engine.backward(loss)
 
-    def step(self, who: str, step: int) -> float | None:
-        """After the last micro-batch of an update: clip and step. Answers the gradient's norm before clipping."""
-        if not self.engine.is_gradient_accumulation_boundary():
-            self.engine.step()
-            return None
+    def step(self, who: str, step: int) -> float:
+        """Clip and step, after the update's last backward. Returns the gradient's norm before clipping.
+
+        Raises NonFiniteError where that is not finite; the weights stay as they were.
+        """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.optim, self.updates)
-        norm = self._norm_at_stage_0() if self.role.zero_stage == 0 else None
-        if norm is None:
-            self.engine.step()
+        if self.role.zero_stage == 0:
+            norm = self._norm_at_stage_0()
+            if math.isfinite(norm):
+                self.engine.step()
+        else:
+            self.engine.step()  # which leaves the weights alone where the norm is not finite
             norm = float(self.engine.get_global_grad_norm())
-        elif torch.isfinite(torch.tensor(norm)):
-            self.engine.step()
-        if not torch.isfinite(torch.tensor(norm)):
+        if not math.isfinite(norm):
             raise NonFiniteError(f"{who}: the gradient of step {step} is not finite: lower the learning rate or scales")
         self.updates += 1
         return norm

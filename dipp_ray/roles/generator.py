@@ -13,17 +13,17 @@ from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
 from dipp_ray.errors import NonFiniteError
 from dipp_ray.models.embeds import PromptEmbeds
-from dipp_ray.roles.trained import TrainedRank, busy
+from dipp_ray.roles.report import Report, Stopwatch
+from dipp_ray.roles.trained import HEALTH, TrainedRank
 
 
 @dataclass
 class _Sampled:
-    draws: Draws
     embeds: PromptEmbeds
     x0: Tensor | None  # with its graph, where graphs are kept
 
 
-@ray.remote
+@ray.remote(concurrency_groups=HEALTH)
 class GeneratorRank(TrainedRank):
     group = "generator"
 
@@ -31,58 +31,54 @@ class GeneratorRank(TrainedRank):
         super().__init__(config, config.roles.generator, config.generator_optim, rank)
         # Several live graphs give wrong gradients at ZeRO 3, so there the forward runs again at the backward.
         self.keeps_graphs = self.role.zero_stage < 3 and not self.role.recompute
-        self.sampled: dict[int, _Sampled] = {}
+        self.sampled: dict[Draws, _Sampled] = {}
 
     def start(self) -> None:
         """The moving average begins at the starting weights."""
         self.engine.start_average()
 
     @ray.method(num_returns=2)
-    def sample(self, draws: Draws, embeds, trained: bool) -> tuple[np.ndarray, dict]:
-        """x_0 [b, C, h, w]; `trained` micro-batches are remembered until their backward."""
-        info = {}
-        with busy(info):
-            embeds = self.embeds(embeds)
-            graph = trained and self.keeps_graphs
-            with torch.set_grad_enabled(graph):
-                x0 = self._generate(draws, embeds)
-            if trained:
-                self.sampled[draws.indices[0]] = _Sampled(draws, embeds, x0 if graph else None)
-            array = x0.detach().cpu().numpy()  # inside: on a GPU the copy is what waits for the work
-        return array, info
+    def sample(self, draws: Draws, embeds, kept: bool) -> tuple[np.ndarray, Report]:
+        """x_0 [b, C, h, w]; `kept` micro-batches are remembered until their backward."""
+        watch = Stopwatch()
+        embeds = self.embeds(embeds)
+        graph = kept and self.keeps_graphs
+        with torch.set_grad_enabled(graph):
+            x0 = self._generate(draws, embeds)
+        if kept:
+            self.sampled[draws] = _Sampled(embeds, x0 if graph else None)
+        return x0.detach().cpu().numpy(), watch.report()  # on a GPU the copy is what waits for the work
 
     @ray.method(num_returns=1)
-    def backward(self, draws: Draws, x0_psi, x0_ref, reward: dict | None, reward_deviation: float) -> dict:
-        """Assemble g of the micro-batch from all answers, go backward, and step after the update's last one."""
-        info = {}
-        with busy(info):
-            sampled = self.sampled.pop(draws.indices[0])
-            if sampled.draws != draws:
-                raise RuntimeError(f"generator: {draws} was sent back, but {sampled.draws} was sampled")
-            x0 = sampled.x0 if sampled.x0 is not None else self._generate(draws, sampled.embeds)
-            alpha, sigma = self.diffusion.schedule.alpha_sigma(
-                draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
-            )
-            gradient, measured = feedback(
-                self.objective,
-                x0,
-                self.tensor(x0_psi),
-                self.tensor(x0_ref),
-                self._reply(reward),
-                reward_deviation,
-                alpha,
-                sigma,
-            )
-            if not gradient.isfinite().all():
-                raise NonFiniteError(f"generator, step {draws.step}: the gradient that came back for x0 is not finite")
-            self.engine.backward(surrogate(x0, gradient))
-            norm = self.engine.step("generator", draws.step)
-            for name in reward["failed"] if reward else ():
-                measured[f"reward_failed/{name}"] = 1.0
-            if norm is not None:
-                measured["grad_norm/generator"] = norm
-                self.engine.update_average(self.config.ema.decay)
-        return measured | info
+    def backward(
+        self, draws: Draws, x0_psi, x0_ref, reward: dict | None, reward_deviation: float, updates: bool
+    ) -> Report:
+        """Assemble g of the micro-batch from all answers and go backward; with `updates` the optimiser steps."""
+        watch = Stopwatch()
+        sampled = self.sampled.pop(draws)
+        x0 = sampled.x0 if sampled.x0 is not None else self._generate(draws, sampled.embeds)
+        alpha, sigma = self.diffusion.schedule.alpha_sigma(
+            draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
+        )
+        gradient, metrics = feedback(
+            self.objective,
+            x0,
+            self.tensor(x0_psi),
+            self.tensor(x0_ref),
+            self._reply(reward),
+            reward_deviation,
+            alpha,
+            sigma,
+        )
+        if not gradient.isfinite().all():
+            raise NonFiniteError(f"generator, step {draws.step}: the gradient that came back for x0 is not finite")
+        self.engine.backward(surrogate(x0, gradient), updates)
+        for name in reward["failed"] if reward else ():
+            metrics[f"reward_failed/{name}"] = 1.0
+        if updates:
+            metrics["grad_norm/generator"] = self.engine.step("generator", draws.step)
+            self.engine.update_average(self.config.ema.decay)
+        return watch.report(metrics)
 
     def sample_average(self, batches: list[tuple[Draws, tuple]]) -> list[np.ndarray]:
         """x_0 of several micro-batches (draws, embeds) from the moving average's weights. All ranks together."""

@@ -16,7 +16,6 @@ class Group:
         """Create a rank for each entry of `options` (arguments of an actor's `.options()`); `meet` joins them."""
         self.name = actor.__ray_metadata__.modified_class.group
         self.actor, self.config, self.options, self.say = actor, config, options, say
-        self.timeout_s = config.roles.step_timeout_s
         self._create()
 
     def _create(self) -> None:
@@ -40,15 +39,6 @@ class Group:
                 self.kill()
                 self._create()
         raise AssertionError("unreachable")
-
-    def rank_of(self, micro_batch: int):
-        """The rank that holds micro-batch m of every step; neighbours lie on different ranks."""
-        return self.ranks[micro_batch % len(self.ranks)]
-
-    def all(self, method: str, *arguments) -> list:
-        """Call a method on all ranks together and wait for their answers."""
-        answers = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
-        return wait_all(answers, f"{self.name}: {method}", self.timeout_s, self.say)
 
     def kill(self) -> None:
         for rank in self.ranks:

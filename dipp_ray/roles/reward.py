@@ -11,7 +11,7 @@ import ray
 from dipp_ray.config import RewardSection
 from dipp_ray.errors import RewardUnavailableError
 from dipp_ray.reporting.quiet import quiet_libraries
-from dipp_ray.roles.trained import busy
+from dipp_ray.roles.report import Report, Stopwatch
 from dipp_ray.serving.client import RewardClient
 from dipp_ray.serving.transports import HandleTransport, transport_of
 
@@ -46,9 +46,7 @@ class Reward:
             raise RewardUnavailableError(f"the reward service did not say within {DESCRIBE_S:g} s what it is") from None
 
     @ray.method(num_returns=2)
-    async def score(self, x0: np.ndarray, prompts: list[str], gradient: bool) -> tuple[dict, dict]:
-        """The service's answer about latents x0 [b, C, h, w]: see `RewardClient.score`."""
-        info = {}
-        with busy(info):
-            reply = await self.client.score(x0, prompts, gradient)
-        return reply, info
+    async def score(self, x0: np.ndarray, prompts: list[str], gradient: bool) -> tuple[dict, Report]:
+        """What the service says about latents x0 [b, C, h, w]: see `RewardClient.score`."""
+        watch = Stopwatch()
+        return await self.client.score(x0, prompts, gradient), watch.report()

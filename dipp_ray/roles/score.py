@@ -7,46 +7,38 @@ from dipp_ray.alignment.questions import predict, score_loss
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
 from dipp_ray.errors import NonFiniteError
-from dipp_ray.roles.trained import TrainedRank, busy
+from dipp_ray.roles.report import Report, Stopwatch
+from dipp_ray.roles.trained import HEALTH, TrainedRank
 
 
-@ray.remote
+@ray.remote(concurrency_groups=HEALTH)
 class ScoreRank(TrainedRank):
     group = "score"
 
     def __init__(self, config: RunConfig, rank: int):
         super().__init__(config, config.roles.score, config.score_optim, rank)
 
-    def train(self, draws: Draws, x0, embeds) -> dict:
-        """Score matching on one micro-batch of x_0 [b, C, h, w]; steps after the update's last one."""
-        info = {}
-        with busy(info):
-            t = draws.integers("score_t", *self.objective.score_timesteps).to(self.device)
-            eps = draws.normal("score_eps", self.latent_shape).to(self.device)
-            loss = score_loss(
-                self.engine,
-                self.diffusion,
-                self.tensor(x0),
-                self.embeds(embeds),
-                t,
-                eps,
-                self.objective.score_weight,
-            )
-            if not loss.isfinite():
-                raise NonFiniteError(f"score model, step {draws.step}: the score-matching loss is not finite")
-            self.engine.backward(loss)
-            norm = self.engine.step("score model", draws.step)
-            info["score_loss"] = loss.item()
-            if norm is not None:
-                info["grad_norm/score"] = norm
-        return info
+    def train(self, draws: Draws, x0, embeds, updates: bool) -> Report:
+        """Score matching on one micro-batch of x_0 [b, C, h, w]; with `updates` the optimiser steps."""
+        watch = Stopwatch()
+        t = draws.integers("score_t", *self.objective.score_timesteps).to(self.device)
+        eps = draws.normal("score_eps", self.latent_shape).to(self.device)
+        loss = score_loss(
+            self.engine, self.diffusion, self.tensor(x0), self.embeds(embeds), t, eps, self.objective.score_weight
+        )
+        if not loss.isfinite():
+            raise NonFiniteError(f"score model, step {draws.step}: the score-matching loss is not finite")
+        self.engine.backward(loss, updates)
+        metrics = {"score_loss": loss.item()}
+        if updates:
+            metrics["grad_norm/score"] = self.engine.step("score model", draws.step)
+        return watch.report(metrics)
 
     @ray.method(num_returns=2)
-    def predict(self, draws: Draws, x0, embeds) -> tuple[np.ndarray, dict]:
+    def predict(self, draws: Draws, x0, embeds) -> tuple[np.ndarray, Report]:
         """x0_psi [b, C, h, w] at the divergence's x_t."""
-        info = {}
-        with busy(info):
-            t = draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
-            eps = draws.normal("divergence_eps", self.latent_shape).to(self.device)
-            answer = predict(self.engine, self.diffusion, self.tensor(x0), self.embeds(embeds), t, eps).cpu()
-        return answer.numpy(), info
+        watch = Stopwatch()
+        t = draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
+        eps = draws.normal("divergence_eps", self.latent_shape).to(self.device)
+        x0_psi = predict(self.engine, self.diffusion, self.tensor(x0), self.embeds(embeds), t, eps)
+        return x0_psi.cpu().numpy(), watch.report()

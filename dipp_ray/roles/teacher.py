@@ -11,7 +11,7 @@ from dipp_ray.models.embeds import PromptEmbeds
 from dipp_ray.models.pipeline import load_denoiser, read_frame
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
-from dipp_ray.roles.trained import busy
+from dipp_ray.roles.report import Report, Stopwatch
 
 
 # Stateless: what a lost one owes is asked again of its successor, with the same keyed noise.
@@ -28,20 +28,19 @@ class Teacher:
         self.network = load_denoiser(config.model.teacher, role.dtype, weights=role.dtype).to(self.device).eval()
 
     @ray.method(num_returns=2)
-    def predict(self, draws: Draws, x0, embeds, null) -> tuple[np.ndarray, dict]:
+    def guide(self, draws: Draws, x0, embeds, null) -> tuple[np.ndarray, Report]:
         """The guided x0_ref [b, C, h, w] at the divergence's x_t; `null` are the embeddings of ''."""
-        info = {}
-        with busy(info):
-            t = draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
-            eps = draws.normal("divergence_eps", self.latent_shape).to(self.device)
-            answer = predict_guided(
-                self.network,
-                self.diffusion,
-                torch.tensor(x0, device=self.device),
-                PromptEmbeds.from_arrays(embeds, self.device),
-                PromptEmbeds.from_arrays(null, self.device),
-                t,
-                eps,
-                self.objective.guidance_scale,
-            ).cpu()
-        return answer.numpy(), info
+        watch = Stopwatch()
+        t = draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
+        eps = draws.normal("divergence_eps", self.latent_shape).to(self.device)
+        x0_ref = predict_guided(
+            self.network,
+            self.diffusion,
+            torch.tensor(x0, device=self.device),
+            PromptEmbeds.from_arrays(embeds, self.device),
+            PromptEmbeds.from_arrays(null, self.device),
+            t,
+            eps,
+            self.objective.guidance_scale,
+        )
+        return x0_ref.cpu().numpy(), watch.report()

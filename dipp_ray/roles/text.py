@@ -9,6 +9,7 @@ from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.models.text import TextEncoder
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
+from dipp_ray.roles.report import Report, Stopwatch
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1)  # stateless but for what it remembers
@@ -21,9 +22,11 @@ class Text:
         self.encoder = TextEncoder(self.folder, self.device, config.roles.text.dtype)
         self.decoder: LatentDecoder | None = None  # loaded when the first image is asked for
 
-    def encode(self, prompts: list[str]) -> tuple:
+    @ray.method(num_returns=2)
+    def encode(self, prompts: list[str]) -> tuple[tuple, Report]:
         """Embeddings as arrays (PromptEmbeds.arrays) of the prompts; '' is the null prompt."""
-        return self.encoder(prompts).arrays()
+        watch = Stopwatch()
+        return self.encoder(prompts).arrays(), watch.report()
 
     @torch.no_grad()
     def decode(self, x0: np.ndarray) -> np.ndarray:

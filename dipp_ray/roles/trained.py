@@ -1,8 +1,5 @@
 """What the generator's and the score model's ranks share: start, rendezvous, checkpoint shares."""
 
-import time
-from contextlib import contextmanager
-
 import ray
 import torch
 from torch import Tensor
@@ -15,6 +12,9 @@ from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.engine import Engine
 from dipp_ray.roles.process import free_port, join, prepare
+
+# Threads of a rank's process: `alive` has one of its own, so that it answers whatever the rank is busy with.
+HEALTH = {"health": 1}
 
 
 class TrainedRank:
@@ -30,6 +30,10 @@ class TrainedRank:
         self.one_step = one_step_of(frame, config.model.t_star, config.model.input)
         self.diffusion = self.one_step.diffusion
         self.latent_shape = frame.latent_shape
+
+    @ray.method(concurrency_group="health")
+    def alive(self) -> None:
+        """Returns as long as the process runs, even in the middle of a call or of a collective."""
 
     def meeting_point(self) -> tuple[str, int]:
         """Host and port where the group meets, offered by its rank 0."""
@@ -62,11 +66,3 @@ class TrainedRank:
         """Start from the weights of another run's checkpoint, with fresh moments."""
         store = CheckpointStore(url)
         self.engine.load_weights(store.read_group(store.at(step), self.group)[0])
-
-
-@contextmanager
-def busy(info: dict):
-    """Add the seconds of the block to what a call reports, so that a role's busy share can be told."""
-    start = time.perf_counter()
-    yield
-    info["seconds"] = time.perf_counter() - start

@@ -11,20 +11,36 @@ from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, R
 SAY_EVERY_S = 10.0
 
 
-def value_of(reference, what: str):
-    """The value of a small result. What a role says to a person comes without Ray's account of where it was said."""
+def value_of(reference):
+    """The value of a small result. What a role says to a person comes without Ray's account of where it was said.
+
+    Raises RayActorError where a process died, be it that of the task or of one that held its argument.
+    """
     try:
         return ray.get(reference)
-    except RayActorError as error:
-        lines = str(error).strip().splitlines()
-        reason = lines[-1].strip() if "creation task" in lines[0] else lines[0]  # what its constructor raised
-        raise RoleFailure(
-            f"{what}: a process died ({reason}); the same command goes on from the last checkpoint"
-        ) from None
     except RayTaskError as error:
         if isinstance(error.cause, (UserError, CallError, NonFiniteError, RewardUnavailableError)):
             raise error.cause from None
+        if isinstance(error.cause, RayActorError):
+            raise error.cause from None
         raise
+
+
+def lost_actor(error: RayActorError) -> tuple[str, str]:
+    """(id of the actor in hex, why it died) of an error of Ray, the latter as half a sentence for a person."""
+    text = " ".join(str(error).split())
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if error.actor_init_failed:
+        reason = lines[-1]  # what its constructor raised
+    elif "node has died" in text or "node was terminated" in text:
+        reason = "its node was lost"
+    elif "memory" in text and "OOM" not in text:
+        reason = "its node ran low on memory"
+    elif "connection error code" in text or "SIGKILL" in text:
+        reason = "its process was killed, from outside or by the system for want of memory"
+    else:
+        reason = lines[0].rstrip(".")
+    return error.actor_id or "", reason
 
 
 def wait_all(references: Sequence, what: str, timeout_s: float, say: Callable[[str], None]) -> list:
@@ -33,11 +49,21 @@ def wait_all(references: Sequence, what: str, timeout_s: float, say: Callable[[s
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=min(2.0, timeout_s))
         for reference in done:
-            value_of(reference, what)  # raises at once what it raised, whatever the others still do
+            _value(reference, what)  # raises at once what it raised, whatever the others still do
         waited = time.monotonic() - start
         if pending and waited > timeout_s:
             raise RoleFailure(f"{what}: {len(pending)} of {len(references)} did not answer within {timeout_s:g} s")
         if pending and waited - said >= (SAY_EVERY_S if said else 2.0):
             said = waited
             say(f"waiting for {what}: {len(references) - len(pending)} of {len(references)}, {waited:.0f} s so far")
-    return [value_of(reference, what) for reference in references]
+    return [_value(reference, what) for reference in references]
+
+
+def _value(reference, what: str):
+    try:
+        return value_of(reference)
+    except RayActorError as error:
+        _, reason = lost_actor(error)
+        raise RoleFailure(
+            f"{what}: a process died ({reason}); the same command goes on from the last checkpoint"
+        ) from None

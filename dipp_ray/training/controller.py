@@ -1,17 +1,10 @@
-"""The training step as a schedule of micro-batches. The controller passes references on and holds no tensor.
+"""The controller: lists the tasks of each step and has them run. It passes references on and holds no tensor."""
 
-    sample        generator -> x0                                     (every repeat k of K_TA)
-    ask           x0 -> teacher, reward                               beside everything else, as soon as x0 is there
-    strict        score model trains on all repeats, then answers x0_psi
-    overlapped    score model answers x0_psi, then trains             behind the generator's backward and next sampling
-    send back     all answers -> generator: g, backward, step
-
-Every role's call answers two references: what travels on, and a small record that tells the controller it is good.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import ray
 
 from dipp_ray.alignment.updates import mean_of
@@ -19,136 +12,153 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import SCORE_WARMUP, STANDARDISATION, Draws
 from dipp_ray.errors import RewardUnavailableError, UserError
-from dipp_ray.roles.waiting import wait_all
+from dipp_ray.training.actors import RayActors
+from dipp_ray.training.executor import Answer, Executor, Finished
 from dipp_ray.training.roles import Roles
+from dipp_ray.training.tasks import Key, Role, StepShape, Task, reward_tasks, step_tasks, warmup_tasks
+
+BARRIER = -4  # the step of calls that belong to none: nothing else is in flight then
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One micro-batch on its way: what it is, and references to its embeddings and its x0."""
-
-    number: int  # m
-    draws: Draws
-    prompts: list[str]
-    embeds: ray.ObjectRef
-    x0: ray.ObjectRef
-    told: ray.ObjectRef
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step whose backward has been submitted: the records that are still to come."""
+class StepResult:
+    """A step that has ended. `busy` are the seconds of each role; `last`: it ends its stretch, nothing is in flight."""
 
     step: int
-    sampled: list[ray.ObjectRef]
-    scored: list[ray.ObjectRef]
-    asked: dict[str, list[ray.ObjectRef]]
-    sent_back: list[ray.ObjectRef]
+    metrics: dict[str, float]
+    busy: dict[str, float]
+    last: bool
 
 
 class Controller:
     def __init__(self, config: RunConfig, roles: Roles, prompts: Prompts, say: Callable[[str], None]):
-        self.config, self.objective, self.roles, self.prompts, self.say = config, config.objective, roles, prompts, say
-        self.rewarded = self.objective.reward_scale > 0
+        self.config, self.roles, self.prompts = config, roles, prompts
+        self.shape = shape_of(config)
+        self.actors = RayActors(
+            {
+                "generator": roles.generator.ranks,
+                "score": roles.score.ranks,
+                "teacher": roles.teachers,
+                "text": [roles.text],
+                "reward": [roles.reward] if roles.reward else [],
+            }
+        )
+        self.executor = Executor(self.actors, config.roles.step_timeout_s, say)
         self.reward_deviation = 1.0
-        self.ahead: dict[int, list[list[Sample]]] = {}
+        self.texts = lru_cache(8 * config.data.micro_batches)(prompts.of)  # asked for by text and by reward
 
-    def submit(self, step: int, sample_ahead: bool) -> Step:
-        """Run a step until its backward is submitted; with `sample_ahead` the next step's sampling is queued too."""
-        repeats = self.ahead.pop(step, None) or self.sample_repeats(step)
-        last = repeats[-1]
-        asked = {"teacher": self.ask_teacher(last), "reward": self.ask_reward(last)}
-        if self.objective.order == "strict":
-            scored = [record for batch in repeats for record in self.train_score(batch)]
-            asked["score"] = self.ask_score(last)
-        else:
-            asked["score"] = self.ask_score(last)
-            scored = [record for batch in repeats for record in self.train_score(batch)]
-        sent_back = self.send_back(last, asked)
-        if sample_ahead:
-            self.ahead[step + 1] = self.sample_repeats(step + 1)
-        records = {role: [told for _, told in answers if told is not None] for role, answers in asked.items()}
-        return Step(step, [sample.told for batch in repeats for sample in batch], scored, records, sent_back)
+    def say_by(self, say: Callable[[str], None]) -> None:
+        """Tell a person by `say` from now on."""
+        self.executor.say = say
 
-    def collect(self, step: Step) -> tuple[dict[str, float], dict[str, float]]:
-        """Wait for a submitted step; answers its measurements and the busy seconds of each role."""
-        sent_back = self.wait(step.sent_back, f"step {step.step}: generator's backward")
-        scored = self.wait(step.scored, f"step {step.step}: score model's training")
-        busy = {
-            "generator": seconds(sent_back) + seconds(self.wait(step.sampled, "sampling")),
-            "score": seconds(scored),
-        }
-        for role, told in step.asked.items():
-            busy[role] = busy.get(role, 0.0) + seconds(self.wait(told, role))
-        return mean_of(scored) | mean_of(sent_back), busy
+    def steps(self, first: int, ends_after: Callable[[int], bool]) -> Iterator[StepResult]:
+        """Train the steps of one stretch, from step `first` to a barrier; each is returned when it has ended, while the
+        next one is under way. `ends_after(done)` says, before step done - 1 is listed, whether the stretch ends there.
+        """
+        step, ended, last = first, first, False
+        tasks: list[Task] = []
+        while ended < step or not last:
+            if not last:
+                last = ends_after(step + 1)
+                own, ahead = [step] * (step == first), [step + 1] * (not last)
+                tasks = step_tasks(self.shape, step, [*own, *ahead], tasks)
+                self.executor.add(tasks, self.send)
+                step += 1
+            if last or step - ended > 1:
+                yield self._result(ended, last and ended + 1 == step)
+                ended += 1
 
-    # -- the parts of a step -----------------------------------------------------------------------------------------
+    def _result(self, step: int, last: bool) -> StepResult:
+        finished = self.executor.finish(step)
+        trained = reports_of(finished, "train")
+        sent_back = reports_of(finished, "backward")
+        busy: dict[str, float] = {}
+        for done in finished.values():
+            busy[done.task.role] = busy.get(done.task.role, 0.0) + done.report.seconds
+        metrics = mean_of([r.metrics for r in trained]) | mean_of([r.metrics for r in sent_back])
+        return StepResult(step, metrics, busy, last)
 
-    def micro_batches(self, step: int, repeat: int) -> list[Draws]:
-        """The step's fixed list: M micro-batches of consecutive global sample indices."""
+    # -- how a task is asked of its actor ------------------------------------------------------------------------------
+
+    def draws(self, key: Key) -> Draws:
+        """What a micro-batch is: consecutive global sample indices of one repeat of a step."""
         size = self.config.micro_batch_size
-        starts = range(0, self.config.data.batch_size, size)
-        return [Draws(self.config.run.seed, step, repeat, range(start, start + size)) for start in starts]
+        start = key.micro_batch * size
+        return Draws(self.config.run.seed, key.step, key.repeat, range(start, start + size))
 
-    def sample_repeats(self, step: int) -> list[list[Sample]]:
-        last = self.objective.score_updates - 1
-        return [self.sample(step, k, trained=k == last) for k in range(last + 1)]
+    def send(self, task: Task, index: int, answers: dict[Key, Answer]) -> Answer:
+        """Call the actor. Results of other tasks travel as references, resolved where they are used."""
+        actor, draws = self.actors.of(task.role, index), self.draws(task.key)
+        given = {key.action: answer.reference for key, answer in answers.items()}
+        match task.key.action:
+            case "encode":
+                return Answer(*actor.encode.remote(self.texts(draws)))
+            case "sample":
+                return Answer(*actor.sample.remote(draws, given["encode"], task.kept))
+            case "guide":
+                return Answer(*actor.guide.remote(draws, given["sample"], given["encode"], self.roles.null))
+            case "reward":
+                return Answer(*actor.score.remote(given["sample"], self.texts(draws), task.gradient))
+            case "predict":
+                return Answer(*actor.predict.remote(draws, given["sample"], given["encode"]))
+            case "train":
+                return Answer(None, actor.train.remote(draws, given["sample"], given["encode"], task.updates))
+            case "backward":
+                psi, ref, reward = given["predict"], given["guide"], given.get("reward")
+                return Answer(None, actor.backward.remote(draws, psi, ref, reward, self.reward_deviation, task.updates))
+        raise ValueError(f"no role knows how to {task.key.action}")
 
-    def sample(self, step: int, repeat: int, trained: bool) -> list[Sample]:
-        samples = []
-        for m, draws in enumerate(self.micro_batches(step, repeat)):
-            prompts = self.prompts.of(draws)
-            embeds = self.roles.text.encode.remote(prompts)
-            x0, told = self.roles.generator.rank_of(m).sample.remote(draws, embeds, trained)
-            samples.append(Sample(m, draws, prompts, embeds, x0, told))
-        return samples
+    # -- between steps -------------------------------------------------------------------------------------------------
 
-    def train_score(self, batch: list[Sample]) -> list[ray.ObjectRef]:
-        return [self.roles.score.rank_of(s.number).train.remote(s.draws, s.x0, s.embeds) for s in batch]
+    def together(self, role: Role, method: str, *arguments) -> list:
+        """Call a method on all ranks of a group, or on the one actor of a role; returns what each returned."""
+        everyone = range(self.actors.count(role))
+        found = self._between(
+            [Task(Key(method, BARRIER, 0, index), role, index) for index in everyone], method, lambda _: arguments
+        )
+        return [done.report for done in found]
 
-    def ask_score(self, batch: list[Sample]) -> list:
-        return [self.roles.score.rank_of(s.number).predict.remote(s.draws, s.x0, s.embeds) for s in batch]
+    def encoded(self, batches: Sequence[list[str]]) -> list:
+        """Embeddings of each batch of prompts, as arrays."""
+        return self._of_each("text", "encode", [(prompts,) for prompts in batches])
 
-    def ask_teacher(self, batch: list[Sample]) -> list:
-        teachers, null = self.roles.teachers, self.roles.null
-        return [teachers[s.number % len(teachers)].predict.remote(s.draws, s.x0, s.embeds, null) for s in batch]
+    def rewards(self, batches: Sequence[tuple[np.ndarray, list[str]]]) -> list[dict]:
+        """What the reward service says, without gradients, about each (x0, prompts)."""
+        return self._of_each("reward", "score", [(x0, prompts, False) for x0, prompts in batches])
 
-    def ask_reward(self, batch: list[Sample]) -> list:
-        if not self.rewarded:
-            return [(None, None)] * len(batch)
-        return [self.roles.reward.score.remote(s.x0, s.prompts, True) for s in batch]
+    def _of_each(self, role: Role, method: str, batches: list[tuple]) -> list:
+        tasks = [Task(Key(method, BARRIER, 0, m), role) for m in range(len(batches))]
+        found = self._between(tasks, method, lambda task: batches[task.key.micro_batch])
+        return ray.get([done.reference for done in found])
 
-    def send_back(self, batch: list[Sample], asked: dict[str, list]) -> list[ray.ObjectRef]:
-        """Backward is submitted to any rank only when all of its inputs are known to be good."""
-        records = []
-        for sample, psi, ref, reward in zip(batch, asked["score"], asked["teacher"], asked["reward"], strict=True):
-            for role, (_, told) in {"teacher": ref, "reward": reward, "score model": psi}.items():
-                self.wait([told] if told is not None else [], f"step {sample.draws.step}: {role}")
-            rank = self.roles.generator.rank_of(sample.number)
-            records.append(rank.backward.remote(sample.draws, psi[0], ref[0], reward[0], self.reward_deviation))
-        return records
+    def _between(self, tasks: list[Task], method: str, arguments: Callable[[Task], tuple]) -> list[Finished]:
+        def send(task: Task, index: int, _: dict[Key, Answer]) -> Answer:
+            found = getattr(self.actors.of(task.role, index), method).remote(*arguments(task))
+            return Answer(*found) if isinstance(found, list) else Answer(None, found)
 
-    def wait(self, references: list, what: str) -> list:
-        return wait_all(references, what, self.config.roles.step_timeout_s, self.say)
+        self.executor.add(tasks, send)
+        return list(self.executor.finish(BARRIER).values())
 
-    # -- before the first step ---------------------------------------------------------------------------------------
+    # -- before the first step -----------------------------------------------------------------------------------------
 
     def warm_score_up(self) -> None:
         """Score-only updates on the starting generator's samples (`init.score_warmup_steps`)."""
         for i in range(self.config.init.score_warmup_steps):
-            self.wait(self.train_score(self.sample(SCORE_WARMUP, i, trained=False)), f"score warm-up, update {i}")
+            self.executor.add(warmup_tasks(self.shape, SCORE_WARMUP, i), self.send)
+            self.executor.finish(SCORE_WARMUP)
 
     def standardise(self) -> dict[str, float]:
         """Mean and deviation of the reward on samples of the starting generator."""
         rewards: list[float] = []
         for i in range(-(-self.config.reward.standardise_samples // self.config.data.batch_size)):
-            for sample in self.sample(STANDARDISATION, i, trained=False):
-                reply, told = self.roles.reward.score.remote(sample.x0, sample.prompts, False)
-                self.wait([told], "reward of the starting generator")
-                answer = ray.get(reply)
-                if answer["failed"]:  # a deviation with and without a term would be neither's
-                    raise RewardUnavailableError(f"reward.standardise: {next(iter(answer['failed'].values()))}")
-                rewards += answer["reward"][answer["finite"]].tolist()
+            self.executor.add(reward_tasks(self.shape, STANDARDISATION, i), self.send)
+            for done in self.executor.finish(STANDARDISATION).values():
+                if done.task.role != "reward":
+                    continue
+                reply = ray.get(done.reference)
+                if reply["failed"]:  # a deviation with and without a term would be neither's
+                    raise RewardUnavailableError(f"reward.standardise: {next(iter(reply['failed'].values()))}")
+                rewards += reply["reward"][reply["finite"]].tolist()
         mean = sum(rewards) / max(1, len(rewards))
         deviation = (sum((r - mean) ** 2 for r in rewards) / max(1, len(rewards) - 1)) ** 0.5
         if not deviation > 0:
@@ -159,5 +169,17 @@ class Controller:
         return {"reward_mean": mean, "reward_deviation": deviation}
 
 
-def seconds(records: list[dict]) -> float:
-    return sum(record.get("seconds", 0.0) for record in records)
+def shape_of(config: RunConfig) -> StepShape:
+    return StepShape(
+        score_updates=config.objective.score_updates,
+        micro_batches=config.data.micro_batches,
+        order=config.objective.order,
+        rewarded=config.objective.reward_scale > 0,
+        generator_ranks=config.roles.generator.workers,
+        score_ranks=config.roles.score.workers,
+    )
+
+
+def reports_of(finished: dict[Key, Finished], action: str) -> list:
+    """The reports of one action, in the list's order."""
+    return [done.report for key, done in sorted(finished.items()) if key.action == action]

@@ -1,49 +1,60 @@
-"""`dipp-ray export`: a checkpoint of a run as a diffusers pipeline folder."""
+"""The pipeline folder of a run: a checkpoint's moving average, compared with the trainer's own x0."""
 
-import re
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
-from dipp_ray.config import load_config
+from dipp_ray.config import RunConfig
+from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
-from dipp_ray.models.export import one_step_of_folder
-from dipp_ray.training.run import export_checkpoint
+from dipp_ray.models.card import write_card
+from dipp_ray.models.export import export_error, export_pipeline
+from dipp_ray.models.pipeline import one_step_of, read_frame
+from dipp_ray.training.controller import Controller
 
-STEP_FOLDER = re.compile(r"step_(\d{6,})")
-
-
-def export_command(checkpoint_path: str | Path, out: str | Path) -> Path:
-    """Export RUN (its latest checkpoint), RUN@best, or RUN/checkpoints/step_000200 to the folder `out`.
-
-    Raises UserError where there is no such checkpoint, or `out` holds something else than an earlier export.
-    """
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and (one_step_of_folder(out) or not any(out.iterdir()))):
-        raise UserError(f"{out} exists and is no earlier export: nothing was overwritten; choose another folder")
-    path = Path(checkpoint_path)
-    best = path.name.endswith("@best")
-    path = path.with_name(path.name.removesuffix("@best"))
-    step = STEP_FOLDER.fullmatch(path.name)
-    run = path.parent.parent if step else path
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run's folder (no config.yaml): give RUN, RUN@best or RUN/checkpoints/step_NNNNNN")
-    config = load_config(run / "config.yaml")
-    store = CheckpointStore(config.checkpoint.url or str(run / "checkpoints"))
-    if step:
-        checkpoint = store.at(int(step[1]))
-    elif best:
-        checkpoint = _best(store)
-    else:
-        checkpoint = store.latest()
-    if checkpoint is None:
-        have = ", ".join(map(str, store.steps())) or "none"
-        raise UserError(f"{checkpoint_path} is no committed checkpoint; committed steps: {have}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return export_checkpoint(config, store, checkpoint, out)
+LARGEST_EXPORT_ERROR = 1e-4
+EXPORTED = "exported.json"
+COMPARED = 8  # samples
 
 
-def _best(store: CheckpointStore) -> Checkpoint | None:
-    marked = store.best()
-    if marked is None:
-        raise UserError("no checkpoint of this run is marked as the best: it has no held-out reward term")
-    return store.at(marked.step)
+def export_run(
+    config: RunConfig,
+    store: CheckpointStore,
+    checkpoint: Checkpoint,
+    say: Callable[[str], None],
+    controller: Controller | None = None,
+) -> None:
+    """Write run/pipeline from a checkpoint's moving average; with live roles its latents are compared."""
+    out = export_checkpoint(config, store, checkpoint, config.path / "pipeline")
+    if controller is not None:
+        frame = read_frame(config.model.teacher)
+        texts = controller.prompts.first(COMPARED)
+        draws = Draws(config.run.seed, EVALUATION, 0, range(len(texts)))
+        batches = [(draws, embeds) for embeds in controller.encoded([texts])]
+        (x0,) = controller.together("generator", "sample_average", batches)[0]
+        error = export_error(out, texts, draws.normal("z", frame.latent_shape), x0)
+        say(f"exported {out}: its latents differ from the trainer's x0 by {error:.1e} (relative)")
+        if not error <= LARGEST_EXPORT_ERROR and config.roles.generator.dtype == "fp32":
+            raise RuntimeError(
+                f"{out} does not reproduce the trainer's x0: {error:.1e} is not within {LARGEST_EXPORT_ERROR}"
+            )
+    (out / EXPORTED).write_text(json.dumps({"step": checkpoint.step}))  # last: a stale or faulty export has none
+
+
+def exported_step(config: RunConfig) -> int | None:
+    """The step whose weights lie, whole and checked, in the run's pipeline folder."""
+    path = config.path / "pipeline" / EXPORTED
+    return json.loads(path.read_text())["step"] if path.exists() else None
+
+
+def export_checkpoint(config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path) -> Path:
+    """A diffusers pipeline folder, with its model card, of a checkpoint's moving average."""
+    tensors, _ = store.read_group(checkpoint, "generator")
+    weights = {name.removeprefix("ema/"): value for name, value in tensors.items() if name.startswith("ema/")}
+    if not weights:
+        raise UserError(f"the checkpoint of step {checkpoint.step} holds no moving average of the generator")
+    one_step = one_step_of(read_frame(config.model.teacher), config.model.t_star, config.model.input)
+    export_pipeline(config.model.teacher, weights, one_step, out)
+    write_card(out, config, checkpoint.step)
+    return out

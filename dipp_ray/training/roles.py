@@ -63,7 +63,7 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
         elif config.reward.shared:
             reward, service = call_rewards(None, config, say)
         text = Text.options(**placement.options("text", 0)).remote(config)
-        null = text.encode.remote([""])
+        null, encoded = text.encode.remote([""])
         teachers = [
             Teacher.options(**placement.options("teacher", i)).remote(config)
             for i in range(config.roles.teacher.workers)
@@ -80,7 +80,7 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
         if private:
             await_rewards(private, config.roles.wait_s, say)
             reward, service = call_rewards(private, config, say)
-        wait_all([null, *[t.__ray_ready__.remote() for t in teachers]], "teacher and text", config.roles.wait_s, say)
+        wait_all([encoded, *[t.__ray_ready__.remote() for t in teachers]], "teacher and text", config.roles.wait_s, say)
     except BaseException:
         placement.release()  # Ray ends the actors in it
         if private:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import ray
 
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import EVALUATION, Draws
@@ -20,8 +19,6 @@ class Watch:
 
     config: RunConfig
     controller: Controller
-    best: tuple[int, float] | None = None  # step and held-out reward
-    falls: int = 0  # held-out rewards below the best, in a row
 
     def __post_init__(self):
         log, size = self.config.log, self.config.micro_batch_size
@@ -32,25 +29,19 @@ class Watch:
 
     def look(self, step: int) -> dict[str, float]:
         """Held-out and trained rewards on the fixed samples (`held_out/name`), and the grid of this step as a PNG."""
-        roles = self.controller.roles
-        encoded = [roles.text.encode.remote([self.prompts[i] for i in draws.indices]) for draws in self.draws]
-        batches = list(zip(self.draws, self.controller.wait(encoded, "text"), strict=True))
-        x0 = np.concatenate(roles.generator.all("sample_average", batches)[0])
+        encoded = self.controller.encoded([[self.prompts[i] for i in draws.indices] for draws in self.draws])
+        batches = list(zip(self.draws, encoded, strict=True))
+        x0 = np.concatenate(self.controller.together("generator", "sample_average", batches)[0])
         shown = self.config.log.samples
-        (images,) = self.controller.wait([roles.text.decode.remote(x0[:shown])], "decoding")
+        (images,) = self.controller.together("text", "decode", x0[:shown])
         columns = max(1, round(shown**0.5))
         save_grid(images, self.folder / f"step_{step:06d}.png", columns, self.prompts[:shown])
-        return self._rewards(x0) if roles.reward else {}
+        return self._rewards(x0) if self.controller.roles.reward else {}
 
     def _rewards(self, x0: np.ndarray) -> dict[str, float]:
         size = self.config.micro_batch_size
         starts = range(0, len(x0), size)
-        asked = [
-            self.controller.roles.reward.score.remote(x0[i : i + size], self.prompts[i : i + size], False)
-            for i in starts
-        ]
-        self.controller.wait([told for _, told in asked], "held-out reward")
-        replies = [ray.get(reply) for reply, _ in asked]
+        replies = self.controller.rewards([(x0[i : i + size], self.prompts[i : i + size]) for i in starts])
         held_out = {name for reply in replies for name in reply["held_out"]}
         scores: dict[str, list[np.ndarray]] = {}
         for reply in replies:
@@ -65,18 +56,8 @@ class Watch:
     def folder(self) -> Path:
         return self.config.path / "samples"
 
-    def judge(self, step: int, seen: dict[str, float]) -> bool:
-        """Remember the best held-out reward; answers whether this step is the best so far."""
-        value = seen.get(f"held_out/{judge_of(self.controller.roles.service)}")
-        if value is None or step == 0 or not math.isfinite(value):  # the start has no checkpoint that could be kept
-            return False
-        if self.best is None or value > self.best[1]:
-            self.best, self.falls = (step, value), 0
-            return True
-        self.falls += 1
-        return False
 
-    @property
-    def gives_up(self) -> bool:
-        patience = self.config.log.stop_patience
-        return patience > 0 and self.falls >= patience
+def held_out_reward(seen: dict[str, float], service: dict | None) -> float | None:
+    """The held-out reward that says which model is better, or None where there is none or it is not finite."""
+    value = seen.get(f"held_out/{judge_of(service)}")
+    return value if value is not None and math.isfinite(value) else None

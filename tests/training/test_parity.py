@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from dipp_ray.data.prompts import read_prompts
@@ -42,12 +41,11 @@ def ray_run(config, steps=STEPS):
     roles = start_roles(config, placement, print)
     try:
         controller = Controller(config, roles, prompts, print)
-        roles.generator.all("start")
+        controller.together("generator", "start")
         controller.warm_score_up()
-        submitted = [controller.submit(step, sample_ahead=step + 1 < steps) for step in range(steps)]
-        measured = [controller.collect(step)[0] for step in submitted]
-        batch = (DRAWS, ray.get(roles.text.encode.remote(prompts.of(DRAWS))))
-        (x0,) = roles.generator.all("sample_average", [batch])[0]
+        measured = [step.metrics for step in controller.steps(0, lambda done: done == steps)]
+        (embeds,) = controller.encoded([prompts.of(DRAWS)])
+        (x0,) = controller.together("generator", "sample_average", [(DRAWS, embeds)])[0]
         return measured, x0
     finally:
         roles.stop()

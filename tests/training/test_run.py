@@ -13,8 +13,8 @@ from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.errors import NonFiniteError, RoleFailure, UserError
 from dipp_ray.models.export import call_arguments, load_pipeline
 from dipp_ray.reporting.metrics import read_metrics
-from dipp_ray.training import run as run_module
-from dipp_ray.training.run import train
+from dipp_ray.training.controller import Controller
+from dipp_ray.training.train import train
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
 
@@ -55,29 +55,26 @@ def final_state(folder):
     return {group: store.read_group(latest, group)[0] for group in ("generator", "score")}
 
 
+def on_first_task_of(step, action, monkeypatch):
+    """Do `action(controller)` when the first task of `step` is sent, while the step is in flight."""
+    send, done = Controller.send, []
+
+    def send_and_act(self, task, index, answers):
+        if task.key.step == step and task.key.action == "guide" and not done:
+            done.append(action(self))
+        return send(self, task, index, answers)
+
+    monkeypatch.setattr(Controller, "send", send_and_act)
+
+
 def stop_during(step, monkeypatch, number=signal.SIGINT):
     """Send this process a signal while `step` is in flight, as a person's Ctrl-C would come."""
-    submit = run_module.Controller.submit
-
-    def submit_and_signal(self, number_of_step, sample_ahead):
-        submitted = submit(self, number_of_step, sample_ahead)
-        if number_of_step == step:
-            os.kill(os.getpid(), number)
-        return submitted
-
-    monkeypatch.setattr(run_module.Controller, "submit", submit_and_signal)
+    on_first_task_of(step, lambda _: os.kill(os.getpid(), number), monkeypatch)
 
 
 def kill_rank_during(step, monkeypatch):
     """Kill the generator's process, as an out-of-memory killer would, while `step` is in flight."""
-    submit = run_module.Controller.submit
-
-    def submit_and_kill(self, number_of_step, sample_ahead):
-        if number_of_step == step:
-            ray.kill(self.roles.generator.ranks[0])
-        return submit(self, number_of_step, sample_ahead)
-
-    monkeypatch.setattr(run_module.Controller, "submit", submit_and_kill)
+    on_first_task_of(step, lambda controller: ray.kill(controller.actors.of("generator", 0)), monkeypatch)
 
 
 def stopped(config, end, error, reached, said):

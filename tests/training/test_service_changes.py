@@ -33,19 +33,17 @@ def test_models_that_come_and_go_are_told():
 
 
 def run_of(tmp_path, answer, said):
-    def wait(references, what):
+    def together(role, method):
+        assert (role, method) == ("reward", "describe")
         if isinstance(answer, Exception):
             raise answer
         return [answer]
 
-    reward = SimpleNamespace(describe=SimpleNamespace(remote=lambda: None))
     controller = SimpleNamespace(
-        roles=SimpleNamespace(reward=None, service=SERVICE),
-        prompts=SimpleNamespace(first=lambda n: ["a"] * n),
-        wait=wait,
+        roles=SimpleNamespace(reward=None), prompts=SimpleNamespace(first=lambda n: ["a"] * n), together=together
     )
     config = tiny_config(tmp_path, tmp_path, tmp_path, "reward={app: rewards}")
-    return Run(config, SimpleNamespace(reward=reward, service=SERVICE), controller, None, said.append)
+    return Run(config, SimpleNamespace(service=SERVICE), controller, None, said.append)
 
 
 def test_a_service_that_changes_while_the_run_trains_is_said_and_recorded(tmp_path):
@@ -53,7 +51,7 @@ def test_a_service_that_changes_while_the_run_trains_is_said_and_recorded(tmp_pa
     run = run_of(tmp_path, SERVICE | {"batch_rows": 8}, said)
     run.look_at_service()
     assert said == ["the reward service changed: batch_rows was 32 and is 8; the run goes on with it as it is now"]
-    assert run.roles.service["batch_rows"] == 8
+    assert run.state.service["batch_rows"] == 8
 
 
 @pytest.mark.parametrize("error", [RewardUnavailableError("no answer"), UserError("do not serve the same")])
@@ -61,7 +59,7 @@ def test_a_service_that_is_away_just_then_costs_no_checkpoint(tmp_path, error):
     said = []
     run = run_of(tmp_path, error, said)
     run.look_at_service()
-    assert str(error) in said[0] and run.roles.service == SERVICE
+    assert str(error) in said[0] and run.state.service == SERVICE
 
 
 def test_another_judge_begins_anew(tmp_path):
@@ -69,7 +67,7 @@ def test_another_judge_begins_anew(tmp_path):
     before, now = SERVICE | {"models": [CLIP, *watched]}, SERVICE | {"models": [CLIP, *reversed(watched)]}
     said = []
     run = run_of(tmp_path, now, said)
-    run.roles.service, run.watch.best, run.watch.falls = before, (3, 21.0), 2
+    run.state = run.state.but(service=before, best=(3, 21.0), falls=2)
     run.look_at_service()
-    assert (run.watch.best, run.watch.falls) == (None, 0)
+    assert (run.state.best, run.state.falls) == (None, 0)
     assert "the held-out model that judges was pickscore and is hps" in said[0]

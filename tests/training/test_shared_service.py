@@ -11,7 +11,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.serving.app import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.serving.config import ServiceConfig
-from dipp_ray.training.run import train
+from dipp_ray.training.train import train
 from settings import tiny_config
 from tiny import PROMPTS, pixart_pipeline, prompt_file
 

@@ -1,0 +1,49 @@
+"""The actors of a run as the executor calls them: counted, waited for, and known by name when one of them is lost."""
+
+from collections.abc import Mapping, Sequence
+
+import ray
+from ray.exceptions import RayActorError
+
+from dipp_ray.roles.waiting import lost_actor, value_of
+from dipp_ray.training.executor import ActorLost
+from dipp_ray.training.tasks import Role
+
+
+class RayActors:
+    """handles: the actors of each role; a group's are its ranks in order."""
+
+    def __init__(self, handles: Mapping[Role, Sequence]):
+        self.handles = handles
+        self.names: dict[str, tuple[Role, int]] = {
+            handle._actor_id.hex(): (role, index)
+            for role, found in handles.items()
+            for index, handle in enumerate(found)
+        }
+
+    def of(self, role: Role, index: int):
+        return self.handles[role][index]
+
+    def count(self, role: Role) -> int:
+        return len(self.handles[role])
+
+    def wait(self, reports: Sequence, timeout_s: float) -> list:
+        reports = list(reports)
+        ended, rest = ray.wait(reports, num_returns=1, timeout=timeout_s)
+        if ended and rest:
+            ended += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return ended
+
+    def result(self, report):
+        try:
+            return value_of(report)
+        except RayActorError as error:
+            actor_id, reason = lost_actor(error)
+            role, index = self.names.get(actor_id, (None, 0))
+            raise ActorLost(role, index, reason) from None
+
+    def probe(self, role: Role, index: int):
+        return self.of(role, index).__ray_ready__.remote()
+
+    def heartbeat(self, role: Role, index: int):
+        return self.of(role, index).alive.remote()

@@ -1,0 +1,332 @@
+"""Runs the list of `tasks.py` on whatever actors there are: one loop that waits on everything outstanding at once.
+
+A task goes out as soon as the one before it on its rank is out and all that it needs is out too, or, where it is
+gated, is known to be good: results that are still to come travel as references. So what a rank is called with, and in
+which order, is the list's alone, whatever completes first. No Ray here: `Actors` is what the executor asks of it.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.training.tasks import GROUPS, Key, Role, Task
+
+PROBE_S = 1.0  # a rank that has nothing to do is asked so often whether it is there
+GRACE_S = 3.0  # a rank that broke off is often a consequence: so long the process whose death explains it is looked for
+SAY_AFTER_S, SAY_EVERY_S = 2.0, 10.0
+TOLD = (UserError, CallError, NonFiniteError, RewardUnavailableError)  # a cause by itself, whoever else breaks off
+
+
+class ActorLost(Exception):
+    """The process of an actor is gone. `role` is None where it is none of the executor's."""
+
+    def __init__(self, role: Role | None, index: int, reason: str):
+        super().__init__(reason)
+        self.role, self.index, self.reason = role, index, reason
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a role gives back: `reference` travels on, `report` is small and tells the executor how it went."""
+
+    reference: Any | None
+    report: Any
+
+
+class Actors(Protocol):
+    """The actors of a session. References are opaque and hashable."""
+
+    def count(self, role: Role) -> int: ...
+
+    def wait(self, reports: Sequence, timeout_s: float) -> list:
+        """Those that have ended; as soon as there is one, or after `timeout_s` none."""
+        ...
+
+    def result(self, report) -> Any:
+        """What an ended report holds. Raises ActorLost, or what the task raised."""
+        ...
+
+    def probe(self, role: Role, index: int):
+        """A report that ends when the actor has come to it: it says that its process is there."""
+        ...
+
+    def heartbeat(self, role: Role, index: int):
+        """A report that ends at once while the actor's process runs, whatever it is busy with."""
+        ...
+
+
+Send = Callable[[Task, int, dict[Key, Answer]], Answer]  # (task, index of the actor, answers to what it needs)
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """Seconds on the driver's clock: when all that a task waits for had ended, when it began, when it ended."""
+
+    could_begin: float
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    task: Task
+    report: Any
+    reference: Any | None
+    stamps: Stamps
+
+
+@dataclass
+class _Listed:
+    task: Task
+    send: Send
+    blockers: set[tuple[str, Key]]  # events that must happen before it may go out
+    unended: set[Key]  # tasks that must have ended before it could begin
+    could_begin: float | None = None
+    index: int = 0
+    answer: Answer | None = None
+
+
+class Executor:
+    """timeout_s: the longest that one task may take from when it could have begun. say: told what is waited for."""
+
+    def __init__(
+        self,
+        actors: Actors,
+        timeout_s: float,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.actors, self.timeout_s, self.say, self.clock = actors, timeout_s, say, clock
+        self.listed: dict[Key, _Listed] = {}  # until they have ended
+        self.finished: dict[Key, Finished] = {}
+        self.out: dict[Any, Key] = {}  # report -> task, in the order in which they were sent
+        self.busy: Counter = Counter()  # (role, index) -> tasks that are out
+        self.probes: dict[Any, tuple[Role, int]] = {}
+        self.moved = self.said = self.probed = clock()
+
+    def add(self, tasks: Iterable[Task], send: Send) -> None:
+        """List tasks, each after all that it waits for, and send what can go. `send` makes the call of each."""
+        now, going = self.clock(), deque()
+        if not self.listed:
+            self.moved = self.said = now
+        for task in tasks:
+            waits = {*task.needs, *([task.after] if task.after else [])}
+            gone = [key for key in task.needs if key not in self.listed and key not in self.finished]
+            if gone:
+                raise ValueError(f"{task.key} needs {gone[0]}, which is neither listed nor at hand")
+            blockers = {("good" if task.gated and key in task.needs else "out", key) for key in waits}
+            entry = _Listed(
+                task, send, {event for event in blockers if not self._happened(event)}, waits & self.listed.keys()
+            )
+            if not entry.unended:
+                entry.could_begin = now
+            self.listed[task.key] = entry
+            if not entry.blockers:
+                going.append(entry)
+                self._send(going)
+
+    def finish(self, step: int) -> dict[Key, Finished]:
+        """Run until every listed task of `step` has ended; returns them sorted by key, and forgets their results.
+
+        Raises RoleFailure that names a lost, silent or overdue rank, or what a role raised.
+        """
+        while any(key.step == step for key in self.listed):
+            self._collect()
+        return {key: self.finished.pop(key) for key in sorted(self.finished) if key.step == step}
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def _happened(self, event: tuple[str, Key]) -> bool:
+        kind, key = event
+        return key not in self.listed or (kind == "out" and self.listed[key].answer is not None)
+
+    def _send(self, going: deque) -> None:
+        while going:
+            entry = going.popleft()
+            task = entry.task
+            entry.index = task.rank if task.rank is not None else self._least_busy(task.role)
+            entry.answer = entry.send(task, entry.index, {key: self._answer(key) for key in task.needs})
+            self.out[entry.answer.report] = task.key
+            self.busy[task.role, entry.index] += 1
+            going.extend(self._unblocked(("out", task.key)))
+
+    def _answer(self, key: Key) -> Answer:
+        if key in self.finished:
+            return Answer(self.finished[key].reference, None)
+        answer = self.listed[key].answer
+        assert answer is not None, f"{key} is needed before it was sent"
+        return answer
+
+    def _least_busy(self, role: Role) -> int:
+        return min(range(self.actors.count(role)), key=lambda index: (self.busy[role, index], index))
+
+    def _unblocked(self, event: tuple[str, Key]) -> list[_Listed]:
+        free = []
+        for entry in self.listed.values():
+            if event in entry.blockers:
+                entry.blockers.discard(event)
+                if not entry.blockers:
+                    free.append(entry)
+        return free
+
+    # -- collecting --------------------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        """Take what has ended, at least one task's or after a while none, and send what that frees."""
+        ended = self.actors.wait([*self.out, *self.probes], PROBE_S)
+        now = self.clock()
+        moved = False
+        for report in ended:
+            if report in self.probes:
+                self._take_probe(report)
+            else:
+                self._take(report, now)
+                moved = True
+        if now - self.probed >= PROBE_S:
+            self.probed = now
+            self._probe_the_idle()
+        if moved:
+            self.moved = self.said = now
+        else:
+            self._look_at_the_late(now)
+
+    def _take(self, report, now: float) -> None:
+        entry = self.listed[self.out[report]]
+        try:
+            result = self.actors.result(report)
+        except Exception as error:
+            self._blame(error, entry)
+        key = entry.task.key
+        del self.out[report], self.listed[key]
+        self.busy[entry.task.role, entry.index] -= 1
+        could = entry.could_begin if entry.could_begin is not None else now
+        began = max(could, now - getattr(result, "seconds", 0.0))
+        assert entry.answer is not None
+        self.finished[key] = Finished(entry.task, result, entry.answer.reference, Stamps(could, began, now))
+        for other in self.listed.values():
+            other.unended.discard(key)
+            if not other.unended and other.could_begin is None:
+                other.could_begin = now
+        self._send(deque(self._unblocked(("good", key))))
+
+    def _take_probe(self, report) -> None:
+        who = self.probes.pop(report)
+        try:
+            self.actors.result(report)
+        except ActorLost as lost:
+            raise self._failure(lost, *who) from None
+
+    def _probe_the_idle(self) -> None:
+        """A rank that dies while it has nothing to do is seen now, and not when it is next needed."""
+        asked = set(self.probes.values())
+        for role in GROUPS:
+            for index in range(self.actors.count(role)):
+                if not self.busy[role, index] and (role, index) not in asked:
+                    self.probes[self.actors.probe(role, index)] = (role, index)
+
+    def _look_at_the_late(self, now: float) -> None:
+        running = [
+            entry for entry in self.listed.values() if entry.answer is not None and entry.could_begin is not None
+        ]
+        if not running:
+            raise AssertionError(f"nothing runs, yet these have not ended: {[*self.listed]}")
+        late = min(running, key=lambda entry: entry.could_begin or 0.0)
+        waited = now - (late.could_begin or now)
+        if waited > self.timeout_s:
+            silent = self._silent({(entry.task.role, entry.index) for entry in running if entry.task.role in GROUPS})
+            if silent:
+                raise RoleFailure(
+                    f"{named(*silent[0])} does not respond: it hangs, or its machine does, in {_work(late.task)}; "
+                    f"nothing came for {waited:.0f} s (roles.step_timeout_s); the same command goes on from the last "
+                    "checkpoint"
+                )
+            raise RoleFailure(
+                f"{named(late.task.role, late.index)} did not end {_work(late.task)} within {self.timeout_s:g} s "
+                "(roles.step_timeout_s): raise that, or look at its log; the same command goes on from the last "
+                "checkpoint"
+            )
+        if now - self.moved >= SAY_AFTER_S and (self.said == self.moved or now - self.said >= SAY_EVERY_S):
+            self.said = now
+            self.say(f"waiting for {named(late.task.role, late.index)}: {_work(late.task)}, {waited:.0f} s so far")
+
+    def _silent(self, ranks: Iterable[tuple[Role, int]]) -> list[tuple[Role, int]]:
+        """Those of the ranks whose process does not run, though nobody knows it to be dead."""
+        beats = {self.actors.heartbeat(*rank): rank for rank in sorted(ranks)}
+        until = self.clock() + GRACE_S
+        while beats and (left := until - self.clock()) > 0:
+            for report in self.actors.wait(list(beats), left):
+                beats.pop(report)
+        return list(beats.values())
+
+    # -- what went wrong ---------------------------------------------------------------------------------------------
+
+    def _blame(self, error: Exception, entry: _Listed):
+        """Raise what explains `error`, which the task of `entry` ended with.
+
+        A survivor's broken collective and an argument that was lost are consequences: for a while a death is looked
+        for that explains them.
+        """
+        who = entry.task.role, entry.index
+        if isinstance(error, ActorLost):
+            raise self._failure(error, *who) from None
+        if isinstance(error, TOLD):
+            raise error
+        watched = {report: (self.listed[key].task.role, self.listed[key].index) for report, key in self.out.items()}
+        watched = {report: other for report, other in watched.items() if report != self._report_of(entry)}
+        watched |= self.probes
+        for role in GROUPS:
+            for index in range(self.actors.count(role)):
+                watched[self.actors.probe(role, index)] = (role, index)
+        until = self.clock() + GRACE_S
+        while watched and (left := until - self.clock()) > 0:
+            for report in self.actors.wait(list(watched), left):
+                other = watched.pop(report)
+                try:
+                    self.actors.result(report)
+                except ActorLost as lost:
+                    raise self._failure(lost, *other) from None
+                except TOLD:
+                    raise
+                except Exception:  # one more that broke off: a consequence too, or the same fault again
+                    continue
+        error.add_note(f"raised by {named(*who)} in {_work(entry.task)}")
+        raise error
+
+    def _report_of(self, entry: _Listed):
+        return entry.answer.report if entry.answer else None
+
+    def _failure(self, lost: ActorLost, role: Role, index: int) -> RoleFailure:
+        """The sentence about a death. It belongs to the actor that Ray names, which may be another than was asked:
+        what died may have held an argument."""
+        role, index = (lost.role, lost.index) if lost.role is not None else (role, index)
+        works = [
+            entry.task
+            for entry in self.listed.values()
+            if (entry.task.role, entry.index) == (role, index) and entry.answer and entry.could_begin is not None
+        ]
+        during = f" in {_work(works[0])}" if works else " while it had nothing to do"
+        return RoleFailure(
+            f"{named(role, index)} died{during}: {lost.reason}; the same command goes on from the last checkpoint"
+        )
+
+
+def named(role: Role, index: int) -> str:
+    """Who it is, as a person reads it."""
+    names = {
+        "generator": f"generator rank {index}",
+        "score": f"score model rank {index}",
+        "teacher": f"teacher {index}",
+        "text": "text encoder",
+        "reward": "reward client",
+    }
+    return names[role]
+
+
+def _work(task: Task) -> str:
+    key = task.key
+    if key.step < 0:
+        return f"'{key.action}' {key.repeat}, micro-batch {key.micro_batch}"
+    return f"step {key.step}, '{key.action}' of micro-batch {key.micro_batch}"

@@ -1,0 +1,49 @@
+"""`dipp-ray export`: a checkpoint of a run as a diffusers pipeline folder."""
+
+import re
+from pathlib import Path
+
+from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
+from dipp_ray.config import load_config
+from dipp_ray.errors import UserError
+from dipp_ray.models.export import one_step_of_folder
+from dipp_ray.training.export import export_checkpoint
+
+STEP_FOLDER = re.compile(r"step_(\d{6,})")
+
+
+def export_command(checkpoint_path: str | Path, out: str | Path) -> Path:
+    """Export RUN (its latest checkpoint), RUN@best, or RUN/checkpoints/step_000200 to the folder `out`.
+
+    Raises UserError where there is no such checkpoint, or `out` holds something else than an earlier export.
+    """
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and (one_step_of_folder(out) or not any(out.iterdir()))):
+        raise UserError(f"{out} exists and is no earlier export: nothing was overwritten; choose another folder")
+    path = Path(checkpoint_path)
+    best = path.name.endswith("@best")
+    path = path.with_name(path.name.removesuffix("@best"))
+    step = STEP_FOLDER.fullmatch(path.name)
+    run = path.parent.parent if step else path
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run's folder (no config.yaml): give RUN, RUN@best or RUN/checkpoints/step_NNNNNN")
+    config = load_config(run / "config.yaml")
+    store = CheckpointStore(config.checkpoint.url or str(run / "checkpoints"))
+    if step:
+        checkpoint = store.at(int(step[1]))
+    elif best:
+        checkpoint = _best(store)
+    else:
+        checkpoint = store.latest()
+    if checkpoint is None:
+        have = ", ".join(map(str, store.steps())) or "none"
+        raise UserError(f"{checkpoint_path} is no committed checkpoint; committed steps: {have}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return export_checkpoint(config, store, checkpoint, out)
+
+
+def _best(store: CheckpointStore) -> Checkpoint | None:
+    marked = store.best()
+    if marked is None:
+        raise UserError("no checkpoint of this run is marked as the best: it has no held-out reward term")
+    return store.at(marked.step)

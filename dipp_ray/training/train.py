@@ -1,0 +1,113 @@
+"""One run from its configuration to the exported pipeline: check, place, start or resume, train, export, end."""
+
+import fcntl
+import signal
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import yaml
+
+from dipp_ray.checkpoints.store import CheckpointStore
+from dipp_ray.config import RunConfig
+from dipp_ray.data.prompts import Prompts
+from dipp_ray.errors import UserError
+from dipp_ray.reporting.metrics import MetricsLog
+from dipp_ray.reporting.progress import ProgressLine
+from dipp_ray.training.checks import check
+from dipp_ray.training.controller import Controller
+from dipp_ray.training.export import export_run, exported_step
+from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
+from dipp_ray.training.roles import start_roles
+from dipp_ray.training.run import Run, Say
+from dipp_ray.training.trajectory import difference
+
+
+def train(config: RunConfig, say: Say = print) -> Path:
+    """Run or resume a training run to its end; returns the run's folder. Needs a connected Ray.
+
+    Raises UserError for bad input before anything starts. Ctrl-C or SIGTERM saves a checkpoint and stops; the same
+    command goes on from there.
+    """
+    prompts = check(config)
+    with only_trainer(config.path):
+        return _train(config, prompts, say)
+
+
+def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
+    store = CheckpointStore(config.checkpoint.url or str(config.path.resolve() / "checkpoints"), say)
+    checkpoint = store.latest(lambda record: difference(record, config), thorough=True)
+    if checkpoint and checkpoint.step >= config.run.steps:
+        say(f"{config.path}: all {checkpoint.step} steps are done already; delete the folder to start anew")
+        if exported_step(config) != checkpoint.step:
+            export_run(config, store, checkpoint, say)
+        return config.path
+    planned = plan(requests(config), cluster_nodes())
+    print_table(planned.table())
+    placement = reserve(planned.require(), config.roles.wait_s, say)
+    (config.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    roles = None
+    try:
+        roles = start_roles(config, placement, say)
+        controller = Controller(config, roles, prompts, say)
+        run = Run(config, roles, controller, store, say)
+        done = run.start(checkpoint)
+        if done:
+            say(f"resumed from the checkpoint of step {done}")
+        with (
+            MetricsLog(config.path, config.log.tensorboard) as metrics,
+            ProgressLine(config.run.steps, done, config.run.name) as progress,
+            interrupts(run),
+        ):
+            metrics.resume(done if checkpoint else -1)
+            run.say_by(progress.say)
+            done = run.loop(done, metrics, progress)
+        run.say_by(say)
+        if run.interrupted and done < config.run.steps:
+            raise KeyboardInterrupt
+        if run.gives_up:
+            say(f"stopped at step {done}: the held-out reward fell {run.state.falls} times since {run.state.best}")
+        export_run(config, store, store.at(done), say, controller)
+    except BaseException:
+        with suppress(Exception):  # what failed first is what a person must read
+            if roles is not None:
+                roles.stop()
+            else:
+                placement.release()
+        raise
+    roles.stop()
+    return config.path
+
+
+@contextmanager
+def only_trainer(folder: Path):
+    """Hold the run's folder for this process. Raises UserError where another one trains in it."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process trains in this folder: wait for it, or set run.name") from None
+        yield
+
+
+@contextmanager
+def interrupts(run: Run):
+    """Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint; a second one ends it at once."""
+
+    def stop(number, frame):
+        if run.interrupted:
+            raise KeyboardInterrupt
+        run.interrupted = True
+        run.say("stopping after this step, with a checkpoint; once more to stop at once")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def print_table(table) -> None:
+    import rich
+
+    rich.print(table)

@@ -1,0 +1,210 @@
+"""The executor over simulated actors: whatever completes first, every rank is called the same; faults are named."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated_actors import SimulatedActors
+
+from dipp_ray.errors import NonFiniteError, RoleFailure
+from dipp_ray.training.executor import GRACE_S, PROBE_S, Executor
+from dipp_ray.training.tasks import GROUPS, Key, StepShape, step_tasks
+
+STEPS = 3
+shapes = st.builds(
+    StepShape,
+    score_updates=st.sampled_from([1, 2, 5]),
+    micro_batches=st.just(4),
+    order=st.sampled_from(["strict", "overlapped"]),
+    rewarded=st.booleans(),
+    generator_ranks=st.sampled_from([1, 2, 4]),
+    score_ranks=st.sampled_from([1, 2, 4]),
+    teacher=st.sampled_from(["pool", "score"]),
+)
+seeds = st.integers(0, 2**32 - 1)
+quick = settings(max_examples=60, deadline=None)
+
+
+def executor_of(actors, timeout_s=1000.0, said=None):
+    return Executor(actors, timeout_s, (said if said is not None else []).append, actors.clock)
+
+
+def lists(shape, steps=STEPS):
+    found = []
+    for step in range(steps):
+        samples = [*([0] if step == 0 else []), *([step + 1] if step + 1 < steps else [])]
+        found.append(step_tasks(shape, step, samples, found[-1] if found else ()))
+    return found
+
+
+def run(actors, shape, executor=None, steps=STEPS):
+    """As training does: the next step is listed before this one is waited for."""
+    executor, finished = executor or executor_of(actors), []
+    for step, tasks in enumerate(lists(shape, steps)):
+        executor.add(tasks, actors.send)
+        if step:
+            finished.append(executor.finish(step - 1))
+    finished.append(executor.finish(steps - 1))
+    return finished
+
+
+@quick
+@given(shape=shapes, seed=seeds, teachers=st.integers(1, 3))
+def test_every_rank_is_called_in_the_lists_order_whatever_completes_first(shape, seed, teachers):
+    actors = SimulatedActors(shape, seed, teachers)
+    finished = run(actors, shape)
+    listed = [task for tasks in lists(shape) for task in tasks]
+    for role in GROUPS:
+        for index in range(actors.count(role)):
+            assert actors.seen[role, index] == [t for t in listed if (t.role, t.rank) == (role, index)]
+    # Backward goes out when all that it needs has come back, and not before.
+    for place, (event, key) in enumerate(actors.log):
+        if event == "sent" and key.action == "backward":
+            task = next(task for task in listed if task.key == key)
+            assert all(("ended", need) in actors.log[:place] for need in task.needs)
+    assert [set(found) for found in finished] == [
+        {task.key for task in listed if task.key.step == step} for step in range(STEPS)
+    ]
+    assert all(done.report.of == key for found in finished for key, done in found.items())
+
+
+@quick
+@given(shape=shapes, seed=seeds)
+def test_stamps_say_when_a_task_could_have_begun(shape, seed):
+    actors = SimulatedActors(shape, seed)
+    finished = {key: done for found in run(actors, shape) for key, done in found.items()}
+    for done in finished.values():
+        waits = [*done.task.needs, *([done.task.after] if done.task.after else [])]
+        assert done.stamps.could_begin <= done.stamps.began <= done.stamps.ended
+        if waits:
+            assert done.stamps.could_begin >= max(finished[key].stamps.ended for key in waits)
+            if done.task.key.step == 0:  # nobody listed it later than it could have begun
+                assert done.stamps.could_begin == max(finished[key].stamps.ended for key in waits)
+
+
+@quick
+@given(
+    shape=shapes,
+    seed=seeds,
+    role=st.sampled_from(["generator", "score"]),
+    rank=st.integers(0, 3),
+    when=st.integers(0, 60),
+)
+def test_a_rank_that_dies_is_the_one_that_is_named(shape, seed, role, rank, when):
+    actors = SimulatedActors(shape, seed)
+    victim = (role, rank % actors.count(role))
+    original, calls = actors.wait, iter(range(10**6))
+
+    def wait(reports, timeout_s):
+        if next(calls) == when:
+            actors.kill(*victim)
+        return original(reports, timeout_s)
+
+    actors.wait = wait
+    name = {"generator": "generator rank", "score": "score model rank"}[role]
+    try:
+        run(actors, shape)
+    except RoleFailure as failure:
+        assert str(failure).startswith(f"{name} {victim[1]} died")
+        assert "its process was killed; the same command goes on" in str(failure)
+    else:
+        assert victim not in actors.dead or not actors.queues[victim], "a death in the midst of work goes unseen"
+    # Nothing was sent back whose inputs had not come.
+    ended = set()
+    needs = {task.key: task.needs for tasks in lists(shape) for task in tasks}
+    for event, key in actors.log:
+        if event == "ended":
+            ended.add(key)
+        elif key.action == "backward":
+            assert ended.issuperset(needs[key])
+
+
+@quick
+@given(shape=shapes, seed=seeds, role=st.sampled_from(["generator", "score"]), rank=st.integers(0, 3))
+def test_a_rank_that_dies_while_it_has_nothing_to_do_is_seen_within_a_probe(shape, seed, role, rank):
+    actors = SimulatedActors(shape, seed)
+    victim, other = (role, rank % actors.count(role)), {"generator": "score", "score": "generator"}[role]
+    executor = executor_of(actors)
+    actors.kill(*victim)
+    actors.hung |= {(other, index) for index in range(actors.count(other))} | {("teacher", i) for i in range(2)}
+    # Only tasks of others, which take for ever.
+    executor.add([t for t in step_tasks(shape, 0, [0]) if t.key.action == "encode"], actors.send)
+    actors.hung.add(("text", 0))
+    start = actors.now
+    with pytest.raises(RoleFailure, match=rf"rank {victim[1]} died while it had nothing to do"):
+        executor.finish(0)
+    assert actors.now - start <= 2 * PROBE_S + 1
+
+
+@quick
+@given(shape=shapes, seed=seeds, role=st.sampled_from(["generator", "score"]), rank=st.integers(0, 3))
+def test_a_rank_that_hangs_is_named_and_not_those_that_wait_for_it(shape, seed, role, rank):
+    said = []
+    actors = SimulatedActors(shape, seed)
+    victim = (role, rank % actors.count(role))
+    actors.hung.add(victim)
+    name = {"generator": "generator rank", "score": "score model rank"}[role]
+    with pytest.raises(RoleFailure, match=f"^{name} {victim[1]} does not respond"):
+        run(actors, shape, executor_of(actors, 50.0, said))
+    assert 50 <= actors.now <= 50 + 2 * PROBE_S + 2 * GRACE_S + 1
+    assert len(said) in range(3, 9), "told after two seconds, then every ten"
+    assert all("waiting for" in line for line in said)
+
+
+def test_an_actor_that_works_too_long_is_named_with_its_work():
+    shape, actors = StepShape(1, 4, "strict", True, 1, 1), SimulatedActors(StepShape(1, 4, "strict", True, 1, 1))
+    actors.hung.add(("reward", 0))
+    with pytest.raises(RoleFailure, match=r"^reward client did not end step 0, 'reward' of micro-batch 0 within 20 s"):
+        run(actors, shape, executor_of(actors, 20.0))
+
+
+@quick
+@given(shape=shapes, seed=seeds, data=st.data())
+def test_what_a_role_says_is_what_is_raised(shape, seed, data):
+    actors = SimulatedActors(shape, seed)
+    step = data.draw(st.integers(0, STEPS - 1))
+    key = data.draw(st.sampled_from([t.key for t in lists(shape)[step]]))
+    actors.raising[key] = NonFiniteError(f"not finite in {key}")
+    with pytest.raises(NonFiniteError, match="not finite in"):
+        run(actors, shape)
+
+
+@quick
+@given(shape=shapes, seed=seeds, data=st.data())
+def test_a_bug_keeps_its_traceback_and_says_whose_it_is(shape, seed, data):
+    actors = SimulatedActors(shape, seed)
+    key = data.draw(st.sampled_from([t.key for t in lists(shape)[1]]))
+    actors.raising[key] = ZeroDivisionError("a bug")
+    with pytest.raises((ZeroDivisionError, RuntimeError)) as raised:
+        run(actors, shape)
+    if isinstance(raised.value, ZeroDivisionError):
+        assert f"'{key.action}' of micro-batch {key.micro_batch}" in raised.value.__notes__[0]
+
+
+def test_stateless_roles_take_the_least_busy_actor():
+    shape = StepShape(1, 4, "strict", False, 1, 1)
+    actors = SimulatedActors(shape, seed=1, teachers=3)
+    actors.hung.add(("teacher", 0))
+    executor = executor_of(actors, timeout_s=5.0)
+    guides = [t for t in step_tasks(shape, 0, [0]) if t.key.action in ("encode", "sample", "guide")]
+    executor.add(guides, actors.send)
+    assert [len(actors.seen["teacher", index]) for index in range(3)] == [2, 1, 1]
+    with pytest.raises(RoleFailure, match="teacher 0 did not end"):
+        executor.finish(0)
+    executor.add([t for t in step_tasks(shape, 1, [1]) if t.key.action in ("encode", "sample", "guide")], actors.send)
+    assert len(actors.seen["teacher", 0]) == 2, "two wait at the first; the others are free"
+
+
+def test_a_task_whose_needs_nobody_listed_is_a_bug():
+    shape = StepShape(1, 4, "strict", False, 1, 1)
+    with pytest.raises(ValueError, match="neither listed nor at hand"):
+        executor_of(actors := SimulatedActors(shape)).add(step_tasks(shape, 0, []), actors.send)
+
+
+def test_results_are_forgotten_with_their_step():
+    shape = StepShape(2, 4, "overlapped", True, 2, 2)
+    actors = SimulatedActors(shape)
+    executor = executor_of(actors)
+    run(actors, shape, executor)
+    assert not executor.listed and not executor.finished and not executor.out
+    assert set(executor.busy.values()) == {0}
+    assert Key("backward", 2, 1, 3) not in executor.finish(2)
