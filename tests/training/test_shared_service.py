@@ -2,16 +2,24 @@
 
 import numpy as np
 import pytest
+import resumed_run
 import torch
 from ray import serve
 from test_parity import assert_same, plain_run, ray_run
 from test_run import TERMS, kills_change_nothing
 
+from dipp_ray.alignment.questions import generate
+from dipp_ray.checkpoints.store import CheckpointStore
+from dipp_ray.data.prompts import read_prompts
+from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.rewards import scorer_of
+from dipp_ray.reporting.metrics import read_metrics
 from dipp_ray.serving.app import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.serving.config import ServiceConfig
+from dipp_ray.training.plain import plain_loop
 from dipp_ray.training.train import train
+from dipp_ray.training.trajectory import difference
 from settings import tiny_config
 from tiny import PROMPTS, pixart_pipeline, prompt_file
 
@@ -44,6 +52,30 @@ def run(world, **reward):
     return ray_run(config_of(world, **reward), STEPS)
 
 
+def read_prompts_of(config):
+    return read_prompts(config.data.prompts, config.data.column)
+
+
+def average_x0(loop):
+    """x0 of the plain loop's generator on the evaluation's first eight noises and prompts."""
+    draws = Draws(loop.config.run.seed, EVALUATION, 0, range(8))
+    with torch.no_grad():
+        z = draws.normal("z", loop.latent_shape)
+        return generate(loop.generator.network, loop.one_step, z, loop.text(loop.prompts.first(8))).numpy()
+
+
+@pytest.mark.parametrize("format_", [1, 2])
+def test_a_checkpoint_of_either_format_is_known_and_another_trajectory_refused(tmp_path, format_):
+    config = resumed_run.config_of(tmp_path, "known")
+    resumed_run.lay_out(config, format_)
+    store = CheckpointStore(config.path / "checkpoints")
+    assert store.latest(lambda record: difference(record, config), thorough=True).step == 3
+    other = resumed_run.config_of(tmp_path, "known", "objective.guidance_scale=3")
+    reason = "guidance_scale was 1.5 and is 3.0" if format_ == 2 else "other settings"
+    with pytest.raises(UserError, match=reason):
+        store.latest(lambda record: difference(record, other))
+
+
 def test_killed_and_resumed_by_http_it_is_the_uninterrupted_run_by_handle(shared, world):
     settings = ["reward.standardise=true", "init.score_warmup_steps=2"]
     by_handle, by_http = ([*settings, f"reward.{way}"] for way in ("app=shared", f"urls=[{shared}]"))
@@ -54,6 +86,27 @@ def test_killed_and_resumed_by_http_it_is_the_uninterrupted_run_by_handle(shared
 def test_by_handle_it_is_the_plain_loop(shared, world):
     by_handle = run(world, app="shared")
     assert_same(by_handle, plain_run(config_of(world, terms=TERMS[:1]), STEPS), 1e-5)
+
+
+def test_a_checkpoint_of_old_resumes_to_the_figures_of_old(shared, tmp_path):
+    config = resumed_run.config_of(tmp_path, "old", "reward.app=shared")
+    resumed_run.lay_out(config, format_=2)
+    said = []
+    train(config, said.append)
+    assert "resumed from the checkpoint of step 3" in said
+    records = read_metrics(config.path)
+    assert [record["step"] for record in records] == [4, 5, 6]
+    for now, then in zip(records, resumed_run.measured(), strict=True):
+        assert {key: now[key] for key in then} == pytest.approx(then, rel=1e-3, abs=1e-5)
+    store = CheckpointStore(config.path / "checkpoints")
+    state, _ = store.read_group(store.latest(), "generator")
+    loop = plain_loop(config.model_copy(update={"reward": type(config.reward)()}), read_prompts_of(config))
+    loop.generator.network.network.load_state_dict(
+        {name.removeprefix("ema/"): value for name, value in state.items() if name.startswith("ema/")}, strict=False
+    )
+    expected = resumed_run.average_x0()
+    x0 = average_x0(loop)
+    np.testing.assert_allclose(x0, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_its_evaluation_is_scored_by_the_service(shared, world):
