@@ -7,6 +7,7 @@ import ray
 import torch
 
 from dipp_ray.config import OptimSection, RoleSection, TrainedRoleSection
+from dipp_ray.errors import NonFiniteError
 from dipp_ray.models.pipeline import load_denoiser
 from dipp_ray.training.plain import Trained
 from tiny import pixart_pipeline
@@ -47,15 +48,26 @@ class Rank:
         self.engine = Engine(load_denoiser(self.folder, "fp32"), role, OPTIM, SAMPLES // self.world)
         self.engine.start_average()
 
-    def update(self, update):
+    def update(self, update, factor=1.0):
+        """One update, its loss times `factor` on rank 0."""
         x, t, tokens = batch(update)
-        norm = None
         for i in range(self.rank, SAMPLES, self.world):
             rows = slice(i, i + 1)
-            self.engine.backward(loss_of(self.engine, x[rows], t[rows], tokens[rows]))
-            norm = self.engine.step("engine under test", update)
+            loss = loss_of(self.engine, x[rows], t[rows], tokens[rows])
+            self.engine.backward(loss * factor if self.rank == 0 else loss, updates=i + self.world >= SAMPLES)
+        norm = self.engine.step("engine under test", update)
         self.engine.update_average(0.9)
         return norm
+
+    def refuse(self, factor):
+        """What an update says whose gradient is not finite, and whether weights and moments stayed as they were."""
+        before, _ = self.engine.state()
+        try:
+            self.update(3, factor)
+        except NonFiniteError as error:
+            after, counters = self.engine.state()
+            return str(error), all(torch.equal(before[name], after[name]) for name in before), counters
+        return "nothing", False, {}
 
     def output(self, average=False):
         from contextlib import nullcontext
@@ -169,6 +181,11 @@ def test_engine_follows_plain_adamw_and_resumes_to_the_bit(lives, reference, sta
     assert resumed(second[world], stage, middle) == seen[3:]
     again, _ = whole_state(second[world])
     assert all(torch.equal(again[name], state[name]) for name in state)
+
+    for factor in (float("nan"), float("inf")):  # on one rank alone, yet no rank steps
+        for said, kept, counters in together(second[world], "refuse", factor):
+            assert "the gradient of step 3 is not finite" in said
+            assert kept and counters == {"updates": 5}, "the weights stay as they were"
 
     other_stage, other_world = other
     assert resumed(second[other_world], other_stage, middle) == pytest.approx(norms[3:], rel=1e-4)
