@@ -14,7 +14,7 @@ CONNECT_S = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb; answers the exit status of `guarded`."""
+    """Run a verb; returns the exit status of `guarded`."""
     quiet_libraries()
     given = parser().parse_args(arguments)
     return guarded(lambda: given.run(given))
