@@ -69,7 +69,7 @@ class EmaSection(Section):
 
 
 class RewardSection(Section):
-    terms: list[RewardTerm] = Field(default_factory=list)
+    terms: list[RewardTerm] = Field(default_factory=list, description="Reward models and their parts in the sum.")
     app: str | None = Field(None, description="Shared service, by its Serve application; null: a private one.")
     urls: list[str] = Field(default_factory=list, description="Shared service, by HTTP; several serve the same.")
     token: str | None = Field(None, description="File of this run's bearer token; null: of DIPP_RAY_REWARD_TOKEN.")
@@ -174,7 +174,7 @@ class LogSection(Section):
     samples_every: int = Field(50, ge=1, description="Steps between sample grids and held-out scores.")
     samples: int = Field(36, ge=1, description="Images of a grid, from fixed noises and prompts.")
     held_out_samples: int = Field(128, ge=1, description="Samples scored by the held-out reward.")
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="Metrics and grids for TensorBoard too, in the run's folder.")
     stop_patience: int = Field(0, ge=0, description="Stop after so many held-out falls in a row; 0: never.")
 
 
