@@ -20,7 +20,7 @@ test-slow: $(VENV)/installed
 	$(RUN)/python -m pytest -m slow
 
 lint: $(VENV)/installed
-	$(RUN)/ruff check . && $(RUN)/ruff format --check .
+	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy
 
 schema: $(VENV)/installed
 	$(RUN)/python -m dipp_ray.schema docs

@@ -25,7 +25,7 @@ CONFIGURATIONS: dict[str, tuple[type[Section], str]] = {
     "fit": (FitConfig, "Fitting a reward model: `dipp-ray fit-reward`"),
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-EMPTY = {"array": [], "object": {}}  # what a schema leaves out: the default of a list or a mapping
+EMPTY: dict[Any, Any] = {"array": [], "object": {}}  # what a schema leaves out: the default of a list or a mapping
 
 
 class _Schema(GenerateJsonSchema):

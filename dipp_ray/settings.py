@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from dipp_ray.errors import UserError
 
@@ -79,7 +80,7 @@ def fault(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{where}: {message}" if where else message
 
 
-def _first(error: ValidationError) -> dict:
+def _first(error: ValidationError) -> ErrorDetails:
     """The fault to tell: an unknown key before others, for a misspelt one is missing under its right name too."""
     faults = error.errors(include_url=False)
     return next((fault for fault in faults if fault["type"] in UNKNOWN_KEY), faults[0])
