@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench bench-rewards
+.PHONY: demo test test-slow lint schema bench bench-rewards
 
 # Every target makes the environment first if it is missing or pyproject.toml is newer.
 $(VENV)/installed: pyproject.toml
@@ -20,7 +20,10 @@ test-slow: $(VENV)/installed
 	$(RUN)/python -m pytest -m slow
 
 lint: $(VENV)/installed
-	$(RUN)/ruff check . && $(RUN)/ruff format --check .
+	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy
+
+schema: $(VENV)/installed
+	$(RUN)/python -m dipp_ray.schema docs
 
 bench: $(VENV)/installed
 	$(RUN)/python jobs/bench.py

@@ -14,7 +14,7 @@ CONNECT_S = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb; answers the exit status of `guarded`."""
+    """Run a verb; returns the exit status of `guarded`."""
     quiet_libraries()
     given = parser().parse_args(arguments)
     return guarded(lambda: given.run(given))
@@ -84,6 +84,10 @@ def parser() -> argparse.ArgumentParser:
     service.add_argument("config", type=Path, help="YAML configuration of a service")
     service.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
     service.add_argument("--detach", action="store_true", help="leave it in the cluster of RAY_ADDRESS and return")
+    schema = verb(run_schema, "The JSON schema of a configuration, by which an editor completes and checks it.")
+    schema.add_argument(
+        "configuration", nargs="?", choices=("run", "service", "fit"), default="run", help="(%(default)s)"
+    )
     report = verb(run_report, "Write report.html of a run's folder anew.")
     report.add_argument("folder", type=Path)
     return top
@@ -173,6 +177,12 @@ def run_serve_rewards(given) -> None:
         require_port(config.http)
     connect()
     serve_rewards(config, read, given.detach, print)
+
+
+def run_schema(given) -> None:
+    from dipp_ray.schema import json_schema
+
+    print(json_schema(given.configuration), end="")
 
 
 def run_report(given) -> None:

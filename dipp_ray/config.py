@@ -1,20 +1,18 @@
 """The one configuration: every setting with its unit, default and meaning, and no default anywhere else.
 
 `RunConfig` describes one run of training (distillation or alignment). It is read from YAML and changed by
-`section.key=value` on the command line. Unknown keys are refused with the nearest right one.
+`section.key=value` on the command line. Unknown keys are refused with the nearest right one. What the mathematics
+defines is taken up from `alignment/hyperparameters.py`.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dipp_ray.alignment.hyperparameters import Decay, Objective, Optimiser
 from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.settings import Positive, Section, load_settings
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Timesteps = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]]
-Weight = Literal["unit", "sigma_squared", "x0_difference"]
 
 
 class RunSection(Section):
@@ -62,35 +60,12 @@ class DataSection(Section):
         return self
 
 
-class ObjectiveSection(Section):
-    reward_scale: float = Field(0.0, ge=0, description="alpha_rew; 0 is plain Diff-Instruct distillation.")
-    guidance_scale: float = Field(1.5, ge=0, description="alpha_cfg of the teacher; 1 is no guidance.")
-    weight: Weight = Field("x0_difference", description="w(t) of the integral KL.")
-    divisor: Literal["none", "abs_mean"] = Field("abs_mean", description="Per-sample divisor of the divergence.")
-    divisor_floor: Positive = Field(1e-3, description="Smallest divisor, in units of x0.")
-    reduction: Literal["sum", "mean"] = Field("sum", description="Over the elements of one sample.")
-    score_updates: int = Field(1, ge=1, description="K_TA: score updates for each generator update.")
-    score_weight: Literal["epsilon", "x0"] = Field("epsilon", description="lambda(t) of score matching.")
-    score_timesteps: Timesteps = Field((0, 1000), description="Uniform range [low, high) of t, score matching.")
-    divergence_timesteps: Timesteps = Field((20, 980), description="Uniform range [low, high) of t, divergence.")
-    order: Literal["strict", "overlapped"] = Field("strict", description="psi before theta, or DMD2's order.")
-
-
-class OptimSection(Section):
-    lr: Positive = Field(description="Learning rate of AdamW.")
-    betas: tuple[Decay, Decay] = Field((0.0, 0.999), description="AdamW's decay rates.")
-    eps: Positive = Field(1e-8, description="AdamW's epsilon.")
-    weight_decay: float = Field(0.0, ge=0)
-    grad_clip: float = Field(10.0, ge=0, description="Largest norm of the gradient; 0 is no clipping.")
-    warmup_steps: int = Field(0, ge=0, description="Updates of linear learning-rate warm-up.")
-
-
 class EmaSection(Section):
     decay: Decay = Field(0.98, description="Decay per update of the generator's moving average.")
 
 
 class RewardSection(Section):
-    terms: list[RewardTerm] = Field(default_factory=list)
+    terms: list[RewardTerm] = Field(default_factory=list, description="Reward models and their parts in the sum.")
     app: str | None = Field(None, description="Shared service, by its Serve application; null: a private one.")
     urls: list[str] = Field(default_factory=list, description="Shared service, by HTTP; several serve the same.")
     token: str | None = Field(None, description="File of this run's bearer token; null: of DIPP_RAY_REWARD_TOKEN.")
@@ -195,7 +170,7 @@ class LogSection(Section):
     samples_every: int = Field(50, ge=1, description="Steps between sample grids and held-out scores.")
     samples: int = Field(36, ge=1, description="Images of a grid, from fixed noises and prompts.")
     held_out_samples: int = Field(128, ge=1, description="Samples scored by the held-out reward.")
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="Metrics and grids for TensorBoard too, in the run's folder.")
     stop_patience: int = Field(0, ge=0, description="Stop after so many held-out falls in a row; 0: never.")
 
 
@@ -211,9 +186,9 @@ class RunConfig(Section):
     model: ModelSection
     init: InitSection = InitSection()
     data: DataSection
-    objective: ObjectiveSection = ObjectiveSection()
-    generator_optim: OptimSection
-    score_optim: OptimSection
+    objective: Objective = Objective()
+    generator_optim: Optimiser
+    score_optim: Optimiser
     ema: EmaSection = EmaSection()
     reward: RewardSection = RewardSection()
     roles: RolesSection = RolesSection()

@@ -1,18 +1,22 @@
 """What every configuration shares: typed sections, read from YAML, changed by `section.key=value`, checked strictly.
 
-Unknown keys are refused with the nearest right one.
+A section is a `Section`, or a frozen dataclass of the mathematics, which pydantic checks by the same rules. Unknown
+keys are refused with the nearest right one.
 """
 
 import difflib
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from dipp_ray.errors import UserError
 
 LONGEST_KEY = 200
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # of a Section, of a dataclass
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -61,7 +65,7 @@ def validate(data: dict[str, Any], model: type[Settings], source: str) -> Settin
         return model.model_validate(data)
     except ValidationError as error:
         first = _first(error)
-        given = first["type"] not in ("missing", "value_error", "extra_forbidden")
+        given = first["type"] not in ("missing", "value_error", *UNKNOWN_KEY)
         shown = f" (given: {first['input']!r})" if given else ""
         raise UserError(f"{source}: {fault(error, model)}{shown}") from None
 
@@ -69,17 +73,17 @@ def validate(data: dict[str, Any], model: type[Settings], source: str) -> Settin
 def fault(error: ValidationError, model: type[BaseModel]) -> str:
     """The first fault of data that are no `model`, in one sentence, with the nearest right key for an unknown one."""
     first = _first(error)
-    if first["type"] == "extra_forbidden":
+    if first["type"] in UNKNOWN_KEY:
         return unknown_key(first["loc"], model)
     where = ".".join(map(str, first["loc"]))
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 
 
-def _first(error: ValidationError) -> dict:
+def _first(error: ValidationError) -> ErrorDetails:
     """The fault to tell: an unknown key before others, for a misspelt one is missing under its right name too."""
     faults = error.errors(include_url=False)
-    return next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    return next((fault for fault in faults if fault["type"] in UNKNOWN_KEY), faults[0])
 
 
 def unknown_key(loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
@@ -97,10 +101,16 @@ def unknown_key(loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
     )
 
 
-def _keys(model: type[BaseModel], prefix: str = ""):
+def _keys(section: type, prefix: str = ""):
     """Every key of the configuration with its sections; those of a list's elements follow the list's name."""
-    for name, field in model.model_fields.items():
+    for name, annotation in _annotations(section).items():
         yield prefix + name
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _keys(kind, f"{prefix}{name}.")
+        for kind in (annotation, *get_args(annotation)):
+            yield from _keys(kind, f"{prefix}{name}.")
+
+
+def _annotations(section: Any) -> dict[str, Any]:
+    """Each key's type, where `section` is one of settings."""
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    return {field.name: field.type for field in fields(section)} if is_dataclass(section) else {}

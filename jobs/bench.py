@@ -8,6 +8,7 @@ speed drifts is unfair to nobody; the medians are compared.
 """
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import tempfile
@@ -87,7 +88,7 @@ class Pipeline:
         name = f"bench-{order}"
         self.config = config.model_copy(
             update={
-                "objective": config.objective.model_copy(update={"order": order}),
+                "objective": dataclasses.replace(config.objective, order=order),
                 "run": config.run.model_copy(update={"name": name}),
             }
         )

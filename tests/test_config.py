@@ -176,6 +176,31 @@ def test_settings_that_contradict_each_other(path, override, message):
     assert message in sentence(path, override)
 
 
+def test_the_hash_of_a_configuration_never_changes(path):
+    """Written down: with another hash the checkpoints of every run there is would be refused."""
+    assert trajectory_hash(load_config(path)) == "0ae30a8164a785581083b8779c9c74ac6e1b8f02719b09a30e4d2609c7c23fa2"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective=3", "objective: Input should be a dictionary"),
+        ("generator_optim={}", "generator_optim.lr: Field required"),
+        ("objective.reward_scale=-1", "objective.reward_scale: Input should be greater than or equal to 0 (given: -1)"),
+        ("objective.reward_scale=.nan", "objective.reward_scale: Input should be a finite number (given: nan)"),
+        ("objective.divisor_floor=0", "objective.divisor_floor: Input should be greater than 0 (given: 0)"),
+        (
+            "objective.score_timesteps=[-1, 9]",
+            "objective.score_timesteps.0: Input should be greater than or equal to 0",
+        ),
+        ("score_optim.betas=[0, 1]", "score_optim.betas.1: Input should be less than 1 (given: 1)"),
+        ("score_optim.bets=[0, 1]", "unknown key 'bets' in score_optim: did you mean score_optim.betas?"),
+    ],
+)
+def test_sections_that_the_mathematics_defines_are_checked_as_the_others(path, override, message):
+    assert message in sentence(path, override)
+
+
 def test_a_held_out_term_alone_is_no_reward_to_train_on(path):
     held_out = "reward.terms=[{name: gold, model: clip, held_out: true}]"
     assert "no trained term" in sentence(path, "objective.reward_scale=1", held_out)

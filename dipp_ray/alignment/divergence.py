@@ -3,18 +3,14 @@
     grad_{x_0} IKL = E_t[ w(t) alpha_t (s_psi(x_t) - s_ref(x_t)) ],    s_psi - s_ref = (alpha/sigma^2)(x0_psi - x0_ref)
 
 (Diff-Instruct, Luo et al. 2023, Theorem 3.1; the conversion follows from s = (alpha x0 - x_t) / sigma^2.)
-Weight, divisor and reduction are three separate settings: METHOD in the README states what each does.
+Weight, divisor and reduction are three separate settings, for the reward scale has no meaning without them. Under
+"Loss" the README lists them; this module is what they do.
 """
-
-from typing import Literal
 
 from torch import Tensor
 
+from dipp_ray.alignment.hyperparameters import Divisor, Reduction, Weight
 from dipp_ray.diffusion.schedule import per_sample
-
-Weight = Literal["unit", "sigma_squared", "x0_difference"]
-Divisor = Literal["none", "abs_mean"]
-Reduction = Literal["sum", "mean"]
 
 
 def weight_of_time(weight: Weight, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -30,7 +26,7 @@ def weight_of_time(weight: Weight, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def ikl_gradient(
-    x0_psi: Tensor, x0_ref: Tensor, alpha: Tensor, sigma: Tensor, weight: Weight, reduction: Reduction
+    alpha: Tensor, sigma: Tensor, weight: Weight, reduction: Reduction, *, x0_psi: Tensor, x0_ref: Tensor
 ) -> Tensor:
     """w(t) alpha_t (s_psi - s_ref), [B, ...] in fp64; with `mean` divided by the number of elements of a sample."""
     factor = weight_of_time(weight, alpha, sigma) * (alpha / sigma) ** 2

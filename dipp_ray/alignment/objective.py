@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dipp_ray.alignment.divergence import divisor_of, ikl_gradient, score_gap
-from dipp_ray.config import ObjectiveSection
+from dipp_ray.alignment.hyperparameters import Objective
 from dipp_ray.diffusion.schedule import per_sample
 
 
@@ -22,11 +22,22 @@ class RewardReply:
     finite: Tensor  # [b] bool: reward and gradient are finite
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the roles answered about x_0 [b, ...], by name: psi and ref the other way round would flip g's sign."""
+
+    x0_psi: Tensor  # the score model's prediction of x_0 at the divergence's x_t, of x_0's shape
+    x0_ref: Tensor  # the teacher's guided one, at the same x_t
+    alpha: Tensor  # [b] in fp64, at that t
+    sigma: Tensor
+    reward: RewardReply | None  # None: no reward was asked
+
+
 def divergence_gradient(
-    objective: ObjectiveSection, x0: Tensor, x0_psi: Tensor, x0_ref: Tensor, alpha: Tensor, sigma: Tensor
+    objective: Objective, x0: Tensor, alpha: Tensor, sigma: Tensor, *, x0_psi: Tensor, x0_ref: Tensor
 ) -> Tensor:
     """The divergence's part of g, [B, ...] in fp64; alpha, sigma [B] belong to the t at which x0_psi, x0_ref are."""
-    gradient = ikl_gradient(x0_psi, x0_ref, alpha, sigma, objective.weight, objective.reduction)
+    gradient = ikl_gradient(alpha, sigma, objective.weight, objective.reduction, x0_psi=x0_psi, x0_ref=x0_ref)
     divisor = divisor_of(objective.divisor, x0, x0_ref, objective.divisor_floor)
     return gradient / per_sample(divisor, gradient)
 
@@ -42,14 +53,7 @@ def surrogate(x0: Tensor, gradient: Tensor) -> Tensor:
 
 
 def feedback(
-    objective: ObjectiveSection,
-    x0: Tensor,
-    x0_psi: Tensor,
-    x0_ref: Tensor,
-    reward: RewardReply | None,
-    reward_deviation: float,
-    alpha: Tensor,
-    sigma: Tensor,
+    objective: Objective, x0: Tensor, answers: Answers, reward_deviation: float
 ) -> tuple[Tensor, dict[str, float]]:
     """(g [B, ...] in fp64, measurements as means over the batch) from all that the roles answered about x0 [B, ...].
 
@@ -57,11 +61,14 @@ def feedback(
     and loses its reward term; it is counted, and stays in the divisor B.
     """
     x0 = x0.detach()
-    gradient = divergence_gradient(objective, x0, x0_psi, x0_ref, alpha, sigma)
+    gradient = divergence_gradient(
+        objective, x0, answers.alpha, answers.sigma, x0_psi=answers.x0_psi, x0_ref=answers.x0_ref
+    )
     measured = {
-        "score_gap": score_gap(x0_psi, x0_ref).mean().item(),
+        "score_gap": score_gap(answers.x0_psi, answers.x0_ref).mean().item(),
         "divergence_norm": gradient.flatten(1).norm(dim=1).mean().item(),
     }
+    reward = answers.reward
     if reward is None:
         return gradient, measured
     kept = reward.finite

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dipp_ray.alignment.score_matching import ScoreWeight, score_matching
+from dipp_ray.alignment.hyperparameters import ScoreWeight
+from dipp_ray.alignment.score_matching import score_matching
 from dipp_ray.diffusion.guidance import guided
 from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.diffusion.process import Diffusion
-from dipp_ray.models.embeds import PromptEmbeds
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 
 Network = Callable[[Tensor, Tensor, PromptEmbeds], Tensor]
 

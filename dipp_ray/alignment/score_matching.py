@@ -1,10 +1,8 @@
 """Denoising score matching: what the online score model s_psi is trained on."""
 
-from typing import Literal
-
 from torch import Tensor
 
-ScoreWeight = Literal["epsilon", "x0"]
+from dipp_ray.alignment.hyperparameters import ScoreWeight
 
 
 def score_matching(eps_psi: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, weight: ScoreWeight) -> Tensor:

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from dipp_ray.config import OptimSection
+from dipp_ray.alignment.hyperparameters import Optimiser
 
 
-def learning_rate(optim: OptimSection, update: int) -> float:
+def learning_rate(optim: Optimiser, update: int) -> float:
     """Learning rate of update number `update` (from 0): linear warm-up over `warmup_steps`, then constant."""
     return optim.lr * min(1.0, (update + 1) / max(1, optim.warmup_steps))
 

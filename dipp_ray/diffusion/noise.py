@@ -7,7 +7,8 @@ generator keeps 32 bits of a seed and draws differently below 16 elements.)
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,9 @@ from torch import Tensor
 Purpose = Literal["prompt", "z", "score_t", "score_eps", "divergence_t", "divergence_eps"]
 
 
+# Numbers of one draw from which threads pay for themselves: two milliseconds' worth.
+PARALLEL_FROM = 2**18
+
 # Steps below zero belong to draws outside training's own steps.
 EVALUATION, STANDARDISATION, SCORE_WARMUP = -1, -2, -3
 
@@ -26,6 +30,10 @@ def key_of(seed: int, step: int, repeat: int, index: int, purpose: str) -> int:
     """128 bits: BLAKE2b of four little-endian signed 64-bit integers followed by the purpose in UTF-8."""
     record = struct.pack("<4q", seed, step, repeat, index) + purpose.encode()
     return int.from_bytes(hashlib.blake2b(record, digest_size=16).digest(), "little")
+
+
+def _fill(generator: np.random.Generator, row: np.ndarray) -> None:
+    generator.standard_normal(dtype=np.float32, out=row)  # lets go of the interpreter's lock while it draws
 
 
 @dataclass(frozen=True)
@@ -40,14 +48,25 @@ class Draws:
     repeat: int
     indices: Sequence[int]
 
-    def _generators(self, purpose: Purpose):
+    def _generators(self, purpose: Purpose) -> Iterator[np.random.Generator]:
         for index in self.indices:
             yield np.random.Generator(np.random.Philox(key=key_of(self.seed, self.step, self.repeat, index, purpose)))
 
     def normal(self, purpose: Purpose, shape: Sequence[int]) -> Tensor:
-        """Standard normal noise [b, *shape] in fp32 on the CPU."""
-        rows = [generator.standard_normal(shape, dtype=np.float32) for generator in self._generators(purpose)]
-        return torch.from_numpy(np.stack(rows))
+        """Standard normal noise [b, *shape] in fp32 on the CPU, by up to as many threads as torch may use.
+
+        A sample's numbers come one after another, 6 to 9 ns each; samples come side by side. The bits are the same.
+        """
+        noise = np.empty((len(self.indices), *shape), np.float32)
+        threads = min(len(noise), torch.get_num_threads()) if noise.size >= PARALLEL_FROM else 1
+        if threads > 1:
+            # A pool of this call alone: nothing that a forked process could inherit half alive.
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(_fill, self._generators(purpose), noise))
+        else:
+            for generator, row in zip(self._generators(purpose), noise, strict=True):
+                _fill(generator, row)
+        return torch.from_numpy(noise)
 
     def integers(self, purpose: Purpose, low: int, high: int) -> Tensor:
         """Integers [b] uniform on low .. high - 1."""

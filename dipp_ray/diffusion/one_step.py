@@ -10,6 +10,8 @@ from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import FlowSchedule, per_sample
 from dipp_ray.errors import UserError
 
+Convention = Literal["unit", "sigma"]
+
 
 @dataclass(frozen=True)
 class OneStep:
@@ -21,7 +23,7 @@ class OneStep:
 
     diffusion: Diffusion
     t_star: int
-    convention: Literal["unit", "sigma"]
+    convention: Convention
 
     def __post_init__(self):
         schedule = self.diffusion.schedule

@@ -1,6 +1,6 @@
 """What a network's output means, and the way from it to x_0 and eps.
 
-All functions take the output and x_t [B, ...] and alpha, sigma [B] in fp64, and answer in fp64: eps -> x_0 divides
+All functions take the output and x_t [B, ...] and alpha, sigma [B] in fp64, and return fp64: eps -> x_0 divides
 by alpha, which is 6e-3 at the end of a VP schedule, so fp32 would lose the digits that the divergence needs.
 With v = alpha eps - sigma x_0 and flow = eps - x_0 they hold on every schedule: alpha^2 + sigma^2 is 1 only on a VP
 schedule, alpha + sigma only on a flow.

@@ -110,14 +110,15 @@ def evaluate_command(
     that says what to give where configuration or folder cannot be told. connect: joins the cluster, if it is needed.
     """
     run = run_of(pipeline)
-    if config_path is None and run is None:
+    if run is not None:
+        config_path, out = config_path or run / "config.yaml", out or run
+    if config_path is None:
         raise UserError(f"{pipeline} lies in no run's folder: give --config with its rewards and prompts")
-    if out is None and run is None:
+    if out is None:
         raise UserError(f"{pipeline} lies in no run's folder: give --out for evaluation.json and the grid")
-    config = load_config(config_path or run / "config.yaml")
+    config = load_config(config_path)
     if config.reward.app:
         connect()  # a Serve application answers in its cluster alone
-    out = out or run
     out.mkdir(parents=True, exist_ok=True)
     models = models_of(config, pipeline_of(pipeline), pipeline_of(against) if against else None)
     result = evaluate(models, config, say, out)

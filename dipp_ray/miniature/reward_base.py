@@ -73,9 +73,9 @@ def whole_word_tokenizer() -> CLIPTokenizer:
 def merges_of(words: dict[str, int]) -> list[tuple[str, str]]:
     """Byte-pair merges of counted words, most frequent pair first (the first in the alphabet of equals), to the end."""
     spelled = {word: [*word[:-1], word[-1] + WORD_END] for word in words}
-    merges = []
+    merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter()
+        pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in spelled.items():
             for pair in pairwise(parts):
                 pairs[pair] += words[word]

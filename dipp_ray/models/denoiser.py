@@ -5,18 +5,19 @@ of the network; nothing above this file knows which family it works with.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dipp_ray.models.embeds import PromptEmbeds
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def _pixart(network: nn.Module, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) -> Tensor:
+def _pixart(network: Any, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) -> Tensor:
     size = network.config.sample_size
-    conditions = {"resolution": None, "aspect_ratio": None}
+    conditions: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if network.use_additional_conditions:
         pixels = torch.full((len(x_t), 2), 8.0 * size, device=x_t.device, dtype=x_t.dtype)
         conditions = {"resolution": pixels, "aspect_ratio": pixels[:, :1] / pixels[:, 1:]}
@@ -30,7 +31,7 @@ def _pixart(network: nn.Module, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) ->
     return output[:, : x_t.shape[1]]  # the rest is the learned sigma, which one-step sampling does not read
 
 
-def _unet(network: nn.Module, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) -> Tensor:
+def _unet(network: Any, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) -> Tensor:
     added = None
     if network.config.addition_embed_type == "text_time":
         pixels = 8.0 * network.config.sample_size
@@ -40,7 +41,7 @@ def _unet(network: nn.Module, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) -> T
 
 
 # By class name, so that reading a folder's configuration needs no import of diffusers' classes.
-CALLS: dict[str, Callable[[nn.Module, Tensor, Tensor, PromptEmbeds], Tensor]] = {
+CALLS: dict[str, Callable[[Any, Tensor, Tensor, PromptEmbeds], Tensor]] = {
     "PixArtTransformer2DModel": _pixart,
     "UNet2DConditionModel": _unet,
 }
@@ -52,6 +53,8 @@ class Denoiser(nn.Module):
     With fp32 weights and `compute` bf16 the forward and backward run under autocast: master weights, gradients and
     optimiser state stay fp32 at every ZeRO stage, so that a checkpoint means the same whatever the precision.
     """
+
+    network: Any  # a model of diffusers
 
     def __init__(self, network: nn.Module, compute: torch.dtype):
         super().__init__()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from dipp_ray.models.embeds import PromptEmbeds
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 
 
 def _pixart(pipeline, prompt: str, device) -> PromptEmbeds:

@@ -1,6 +1,7 @@
 """From latents to the pixels that a person sees: the one place of decode, scaling, shift and clamp."""
 
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -18,7 +19,9 @@ class LatentDecoder(nn.Module):
     a pixel that is already white does not get whiter. Inside the range, and on its border, it is the identity's.
     """
 
-    def __init__(self, vae: nn.Module):
+    vae: Any  # a VAE of diffusers
+
+    def __init__(self, vae: Any):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
         config = vae.config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dipp_ray.diffusion.one_step import OneStep
+from dipp_ray.diffusion.one_step import Convention, OneStep
 from dipp_ray.diffusion.parameterisation import PARAMETERISATIONS
 from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import FlowSchedule, VPSchedule
@@ -81,7 +81,7 @@ def _json(path: Path, otherwise: str) -> dict:
         raise UserError(f"{otherwise}: {path.name} is not JSON ({error})") from None
 
 
-def one_step_of(frame: PipelineFrame, t_star: int, convention: str) -> OneStep:
+def one_step_of(frame: PipelineFrame, t_star: int, convention: Convention) -> OneStep:
     return OneStep(frame.diffusion, t_star, convention)
 
 

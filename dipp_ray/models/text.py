@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.models.denoiser import DTYPES
-from dipp_ray.models.embeds import PromptEmbeds
 from dipp_ray.models.encoders import ENCODERS
 from dipp_ray.models.pipeline import read_frame
 

@@ -25,7 +25,7 @@ class FitSettings(Section):
     steps: int = Field(1000, ge=1, description="Optimiser updates.")
     batch_size: int = Field(64, ge=1, description="Pairs of one update, over all workers; any number of workers.")
     lr: Positive = Field(1e-3, description="Largest learning rate of AdamW; cosine decay to zero.")
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's decay of weights.")
     warmup_steps: int = Field(50, ge=0, description="Updates of linear learning-rate warm-up.")
     noise: float = Field(0.0, ge=0, description="Deviation of noise added to both images, in units of [0, 1] pixels.")
     shift: int = Field(0, ge=0, description="Both images of a pair are moved alike by up to so many pixels.")

@@ -67,6 +67,8 @@ def combine(terms: Sequence[SumTerm], answers: dict[str, Answer], gradient: bool
         reward += value
         if gradient:
             own = answers[term.name].gradient
+            if own is None:
+                raise ValueError(f"the model of '{term.name}' gave no gradient")
             share = own * derivative.astype(own.dtype).reshape(-1, *[1] * (own.ndim - 1))
             slope = share if slope is None else slope + share
     return Combined(reward.astype(dtype), scores, slope)

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ class PromptCache(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def load_tokenizer(kind: type, folder: str | Path, origin: str):
+def load_tokenizer(kind: Any, folder: str | Path, origin: str):
     """A tokenizer of class `kind` from its files in a local folder.
 
     Raises UserError where they are missing (transformers would give a tokenizer of no words) or do not load.
@@ -57,7 +58,7 @@ def load_tokenizer(kind: type, folder: str | Path, origin: str):
         raise UserError(f"the tokenizer in {folder} does not load: {' '.join(str(error).split())}") from error
 
 
-def require_tokenizer(kind: type, folder: str | Path, origin: str) -> None:
+def require_tokenizer(kind: Any, folder: str | Path, origin: str) -> None:
     """Raise UserError where the folder holds no tokenizer's files."""
     own = list(kind.vocab_files_names.values())
     vocabulary = [name for name in own if name != "tokenizer.json"]

@@ -57,8 +57,9 @@ def fill(model: nn.Module, weights: Mapping[str, torch.Tensor], source: str | Pa
     model.load_state_dict({key: value.to(torch.float32, copy=True) for key, value in weights.items()}, assign=True)
     for module in model.modules():
         # The only buffers of transformers' CLIP and BLIP; no checkpoint need hold them.
-        if "position_ids" in module._buffers:
-            module.position_ids = torch.arange(module.position_ids.shape[-1]).expand(1, -1)
+        positions = module._buffers.get("position_ids")
+        if positions is not None:
+            module.position_ids = torch.arange(positions.shape[-1]).expand(1, -1)
     model.requires_grad_(False).eval()
 
 

@@ -11,8 +11,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.alignment.updates import ema_update, learning_rate
-from dipp_ray.config import OptimSection, TrainedRoleSection
+from dipp_ray.config import TrainedRoleSection
 from dipp_ray.errors import NonFiniteError
 from dipp_ray.models.denoiser import Denoiser
 
@@ -22,9 +23,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 50_000_000
 
 
-def engine_settings(
-    role: TrainedRoleSection, optim: OptimSection, accumulation: int, world: int, elements: int
-) -> dict:
+def engine_settings(role: TrainedRoleSection, optim: Optimiser, accumulation: int, world: int, elements: int) -> dict:
     """The DeepSpeed configuration of one group that trains a network of so many elements."""
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -47,7 +46,7 @@ def engine_settings(
 class Engine:
     """One rank's part of a trained network."""
 
-    def __init__(self, network: Denoiser, role: TrainedRoleSection, optim: OptimSection, accumulation: int):
+    def __init__(self, network: Denoiser, role: TrainedRoleSection, optim: Optimiser, accumulation: int):
         import deepspeed
 
         self.role, self.optim, self.updates = role, optim, 0

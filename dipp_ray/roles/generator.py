@@ -7,12 +7,12 @@ import ray
 import torch
 from torch import Tensor
 
-from dipp_ray.alignment.objective import RewardReply, feedback, surrogate
+from dipp_ray.alignment.objective import Answers, RewardReply, feedback, surrogate
 from dipp_ray.alignment.questions import generate
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.errors import NonFiniteError
-from dipp_ray.models.embeds import PromptEmbeds
 from dipp_ray.roles.report import Report, Stopwatch
 from dipp_ray.roles.trained import HEALTH, TrainedRank
 
@@ -60,16 +60,10 @@ class GeneratorRank(TrainedRank):
         alpha, sigma = self.diffusion.schedule.alpha_sigma(
             draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
         )
-        gradient, metrics = feedback(
-            self.objective,
-            x0,
-            self.tensor(x0_psi),
-            self.tensor(x0_ref),
-            self._reply(reward),
-            reward_deviation,
-            alpha,
-            sigma,
+        answers = Answers(
+            x0_psi=self.tensor(x0_psi), x0_ref=self.tensor(x0_ref), alpha=alpha, sigma=sigma, reward=self._reply(reward)
         )
+        gradient, metrics = feedback(self.objective, x0, answers, reward_deviation)
         if not gradient.isfinite().all():
             raise NonFiniteError(f"generator, step {draws.step}: the gradient that came back for x0 is not finite")
         self.engine.backward(surrogate(x0, gradient), updates)

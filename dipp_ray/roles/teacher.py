@@ -7,7 +7,7 @@ import torch
 from dipp_ray.alignment.questions import predict_guided
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
-from dipp_ray.models.embeds import PromptEmbeds
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.models.pipeline import load_denoiser, read_frame
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare

@@ -4,10 +4,11 @@ import ray
 import torch
 from torch import Tensor
 
+from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.checkpoints.files import FileRecord
 from dipp_ray.checkpoints.store import CheckpointStore
-from dipp_ray.config import OptimSection, RunConfig, TrainedRoleSection
-from dipp_ray.models.embeds import PromptEmbeds
+from dipp_ray.config import RunConfig, TrainedRoleSection
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.engine import Engine
@@ -22,7 +23,7 @@ class TrainedRank:
 
     group: str
 
-    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: OptimSection, rank: int):
+    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: Optimiser, rank: int):
         quiet_libraries()
         self.config, self.objective, self.role, self.optim, self.rank = config, config.objective, role, optim, rank
         self.device = prepare(role, config.run.deterministic)

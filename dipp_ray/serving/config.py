@@ -42,7 +42,7 @@ class ServedModel(RewardTerm):
 
 class HttpSection(Section):
     host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback tokens are required.")
-    port: int = Field(8000, ge=1, le=65535)
+    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
     tokens: str | None = Field(
         None,
         description="File of `name:token` lines, one a trainer; DIPP_RAY_REWARD_TOKENS adds to it.",
@@ -89,7 +89,7 @@ class ServiceConfig(Section):
     name: str = Field(
         "rewards", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the Serve application (`reward.app`)."
     )
-    models: list[ServedModel] = Field(min_length=1)
+    models: list[ServedModel] = Field(min_length=1, description="Reward models, and where each runs.")
     vae: str | None = Field(None, description="Folder of a pipeline or a VAE that decodes latents; null: images only.")
     checkpoint_decoder: bool = Field(False, description="Recompute the decoder's activations: less memory, more time.")
     batch_rows: Count = Field(32, description="Rows of one forward pass: chunk of a call, bound of a merged batch.")

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dipp_ray.alignment.objective import RewardReply, feedback, surrogate
+from dipp_ray.alignment.hyperparameters import Optimiser
+from dipp_ray.alignment.objective import Answers, RewardReply, feedback, surrogate
 from dipp_ray.alignment.questions import generate, predict, predict_guided, score_loss
 from dipp_ray.alignment.updates import ema_update, learning_rate, mean_of
-from dipp_ray.config import OptimSection, RunConfig
+from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import SCORE_WARMUP, Draws
 from dipp_ray.diffusion.one_step import OneStep
@@ -29,7 +30,7 @@ Reward = Callable[[Tensor, list[str]], RewardReply]
 class Trained:
     """A network with its optimiser: accumulate, clip, step."""
 
-    def __init__(self, network: Denoiser, optim: OptimSection):
+    def __init__(self, network: Denoiser, optim: Optimiser):
         self.network, self.optim, self.updates = network, optim, 0
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
@@ -128,7 +129,8 @@ class PlainLoop:
             )
             reply = self.reward(x0.detach(), prompts) if self.reward else None
             alpha, sigma = self.diffusion.schedule.alpha_sigma(t)
-            gradient, values = feedback(self.objective, x0, x0_psi, x0_ref, reply, self.reward_deviation, alpha, sigma)
+            said = Answers(x0_psi=x0_psi, x0_ref=x0_ref, alpha=alpha, sigma=sigma, reward=reply)
+            gradient, values = feedback(self.objective, x0, said, self.reward_deviation)
             (surrogate(x0, gradient) / len(batch)).backward()
             measured.append(values)
         norm = self.generator.step()

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.diffusion.process import Diffusion
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.diffusion.schedule import FlowSchedule, linear_vp, vp_from_betas
-from dipp_ray.models.embeds import PromptEmbeds
 
 WEIGHTS = {
     "unit": lambda alpha, sigma: torch.ones_like(alpha),

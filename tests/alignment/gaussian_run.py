@@ -6,14 +6,14 @@ import torch
 from closed_forms import Frame, Gaussian, cubature, exact_network, generator_network
 from torch import Tensor
 
+from dipp_ray.alignment.hyperparameters import Objective
 from dipp_ray.alignment.objective import divergence_gradient, generator_gradient, surrogate
 from dipp_ray.alignment.questions import generate, predict, predict_guided
-from dipp_ray.config import ObjectiveSection
-from dipp_ray.models.embeds import PromptEmbeds
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 
 
-def objective(weight: str, reduction: str = "sum", **settings) -> ObjectiveSection:
-    return ObjectiveSection(weight=weight, divisor="none", reduction=reduction, **settings)
+def objective(weight: str, reduction: str = "sum", **settings) -> Objective:
+    return Objective(weight=weight, divisor="none", reduction=reduction, **settings)
 
 
 def reference_teacher(frame: Frame, reference: Gaussian):
@@ -26,7 +26,7 @@ def embeds_of(condition: Tensor, rows: int) -> PromptEmbeds:
 
 
 def training_gradient(
-    frame: Frame, settings: ObjectiveSection, m: Tensor, S: Tensor, teacher, reward_gradient, condition: Tensor
+    frame: Frame, settings: Objective, m: Tensor, S: Tensor, teacher, reward_gradient, condition: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(dL/dm, dL/dS) of the generator's surrogate, as a training step computes them; s_psi is the exact score.
 
@@ -42,12 +42,13 @@ def training_gradient(
     x0 = generate(generator_network(frame.one_step, m, S), frame.one_step, z, embeds)
     x0_psi = predict(score, frame.diffusion, x0, embeds, t, eps)
     x0_ref = predict_guided(teacher, frame.diffusion, x0, embeds, null, t, eps, settings.guidance_scale)
-    divergence = divergence_gradient(settings, x0, x0_psi, x0_ref, *frame.diffusion.schedule.alpha_sigma(t))
+    alpha, sigma = frame.diffusion.schedule.alpha_sigma(t)
+    divergence = divergence_gradient(settings, x0, alpha, sigma, x0_psi=x0_psi, x0_ref=x0_ref)
     g = generator_gradient(divergence, reward_gradient(x0.detach()), settings.reward_scale)
     return torch.autograd.grad(surrogate(x0, g), (m, S))
 
 
-def find_optimum(frame: Frame, settings: ObjectiveSection, teacher, reward_gradient, start_m: Tensor, condition=None):
+def find_optimum(frame: Frame, settings: Objective, teacher, reward_gradient, start_m: Tensor, condition=None):
     """(m*, S*), S lower triangular, where the training gradient vanishes: by root finding, from S = I."""
     d = len(start_m)
     condition = torch.zeros_like(start_m) if condition is None else condition

@@ -63,7 +63,7 @@ def exact_predictions(frame, m, S, reference):
 def test_ikl_gradient_in_fp64(frame, weight, d, reduction):
     m, S, reference = CASES[d]
     _, z, _, x0_psi, x0_ref, alpha, sigma = exact_predictions(frame, m, S, reference)
-    g = ikl_gradient(x0_psi, x0_ref, alpha, sigma, weight, reduction).flatten(1)
+    g = ikl_gradient(alpha, sigma, weight, reduction, x0_psi=x0_psi, x0_ref=x0_ref).flatten(1)
     assert g.dtype == torch.float64
     elements = d if reduction == "mean" else 1
     in_m, in_S = ikl_gradients(frame, weight, m, S, reference)
@@ -78,7 +78,7 @@ def test_ikl_gradient_is_w_alpha_times_the_difference_of_scores(frame, weight):
     scores = score_of_x0(x0_psi, x_t, alpha, sigma) - score_of_x0(x0_ref, x_t, alpha, sigma)
     expected = per_sample(WEIGHTS[weight](alpha, sigma) * alpha, x_t) * scores
     torch.testing.assert_close(
-        ikl_gradient(x0_psi, x0_ref, alpha, sigma, weight, "sum"), expected, rtol=1e-9, atol=1e-9
+        ikl_gradient(alpha, sigma, weight, "sum", x0_psi=x0_psi, x0_ref=x0_ref), expected, rtol=1e-9, atol=1e-9
     )
 
 

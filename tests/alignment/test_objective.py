@@ -5,7 +5,9 @@ import torch
 from closed_forms import FRAMES, WEIGHTS, Gaussian, cubature, ikl
 
 from dipp_ray.alignment.divergence import divisor_of, ikl_gradient
+from dipp_ray.alignment.hyperparameters import Objective, Optimiser
 from dipp_ray.alignment.objective import (
+    Answers,
     RewardReply,
     divergence_gradient,
     feedback,
@@ -13,7 +15,6 @@ from dipp_ray.alignment.objective import (
     surrogate,
 )
 from dipp_ray.alignment.updates import ema_update, learning_rate
-from dipp_ray.config import ObjectiveSection, OptimSection
 
 X0, X0_PSI, X0_REF, REWARD = torch.randn(4, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 ALPHA, SIGMA = torch.tensor([[0.9, 0.6, 0.2], [0.4, 0.8, 0.98]], dtype=torch.float64)
@@ -34,8 +35,8 @@ def by_hand(weight, reduction, divisor, floor):
 @pytest.mark.parametrize("divisor", ["none", "abs_mean"])
 @pytest.mark.parametrize("floor", [1e-3, 1.1])
 def test_divergence_gradient_by_hand(weight, reduction, divisor, floor):
-    settings = ObjectiveSection(weight=weight, reduction=reduction, divisor=divisor, divisor_floor=floor)
-    gradient = divergence_gradient(settings, X0, X0_PSI, X0_REF, ALPHA, SIGMA)
+    settings = Objective(weight=weight, reduction=reduction, divisor=divisor, divisor_floor=floor)
+    gradient = divergence_gradient(settings, X0, ALPHA, SIGMA, x0_psi=X0_PSI, x0_ref=X0_REF)
     torch.testing.assert_close(gradient, by_hand(weight, reduction, divisor, floor), rtol=1e-13, atol=0)
 
 
@@ -63,7 +64,7 @@ def test_an_unknown_divisor_is_refused():
 
 
 def test_sum_is_the_number_of_elements_times_mean():
-    total, mean = (ikl_gradient(X0_PSI, X0_REF, ALPHA, SIGMA, "unit", kind) for kind in ("sum", "mean"))
+    total, mean = (ikl_gradient(ALPHA, SIGMA, "unit", kind, x0_psi=X0_PSI, x0_ref=X0_REF) for kind in ("sum", "mean"))
     torch.testing.assert_close(total, 32 * mean, rtol=1e-14, atol=0)
 
 
@@ -107,8 +108,8 @@ def test_surrogate_against_finite_differences_of_the_objective(frame, weight):
     x0_psi, x0_ref = (
         gaussian.x0_given(x_t, alpha, sigma).view_as(x0) for gaussian in (Gaussian(m, S @ S.T), reference)
     )
-    settings = ObjectiveSection(weight=weight, divisor="none", reward_scale=scale)
-    divergence = divergence_gradient(settings, x0.detach(), x0_psi, x0_ref, alpha, sigma)
+    settings = Objective(weight=weight, divisor="none", reward_scale=scale)
+    divergence = divergence_gradient(settings, x0.detach(), alpha, sigma, x0_psi=x0_psi, x0_ref=x0_ref)
     reward = ((centre - x0.detach().flatten(1)) @ K).view_as(x0)
     surrogate(x0, generator_gradient(divergence, reward, scale)).backward()
 
@@ -124,9 +125,13 @@ def reply(finite):
     return RewardReply(reward, {"clip": 10 * reward}, gradient, torch.tensor(finite))
 
 
+def answers(reward):
+    return Answers(x0_psi=X0_PSI, x0_ref=X0_REF, alpha=ALPHA, sigma=SIGMA, reward=reward)
+
+
 def test_feedback_assembles_the_gradient():
-    settings = ObjectiveSection(weight="unit", reward_scale=3.0)
-    g, measured = feedback(settings, X0, X0_PSI, X0_REF, reply([True] * 3), 2.0, ALPHA, SIGMA)
+    settings = Objective(weight="unit", reward_scale=3.0)
+    g, measured = feedback(settings, X0, answers(reply([True] * 3)), 2.0)
     divergence = by_hand("unit", "sum", "abs_mean", 1e-3)
     torch.testing.assert_close(g, divergence - 3.0 / 2.0 * REWARD.double(), rtol=1e-12, atol=1e-12)
     gap = (X0_PSI - X0_REF).double().square().flatten(1).mean(1).sqrt().mean().item()
@@ -144,8 +149,8 @@ def test_feedback_assembles_the_gradient():
 
 
 def test_feedback_keeps_the_divergence_of_a_sample_whose_reward_is_not_finite():
-    settings = ObjectiveSection(weight="unit", reward_scale=3.0)
-    g, measured = feedback(settings, X0, X0_PSI, X0_REF, reply([True, False, True]), 1.0, ALPHA, SIGMA)
+    settings = Objective(weight="unit", reward_scale=3.0)
+    g, measured = feedback(settings, X0, answers(reply([True, False, True])), 1.0)
     kept = torch.tensor([1.0, 0.0, 1.0])[:, None, None, None]
     expected = by_hand("unit", "sum", "abs_mean", 1e-3) - 3.0 * (kept * REWARD).double()
     torch.testing.assert_close(g, expected, rtol=1e-12, atol=1e-12)
@@ -153,15 +158,15 @@ def test_feedback_keeps_the_divergence_of_a_sample_whose_reward_is_not_finite():
 
 
 def test_feedback_without_a_reward_is_the_divergence():
-    g, measured = feedback(ObjectiveSection(weight="unit"), X0, X0_PSI, X0_REF, None, 1.0, ALPHA, SIGMA)
+    g, measured = feedback(Objective(weight="unit"), X0, answers(None), 1.0)
     torch.testing.assert_close(g, by_hand("unit", "sum", "abs_mean", 1e-3), rtol=1e-12, atol=0)
     assert set(measured) == {"score_gap", "divergence_norm"}
 
 
 def test_learning_rate_warms_up_linearly_and_stays():
-    optim = OptimSection(lr=0.4, warmup_steps=4)
+    optim = Optimiser(lr=0.4, warmup_steps=4)
     assert [learning_rate(optim, k) for k in (0, 1, 3, 4, 100)] == pytest.approx([0.1, 0.2, 0.4, 0.4, 0.4])
-    assert learning_rate(OptimSection(lr=0.4), 0) == 0.4
+    assert learning_rate(Optimiser(lr=0.4), 0) == 0.4
 
 
 def test_moving_average_keeps_the_share_of_its_decay():

@@ -6,8 +6,8 @@ import torch
 from dipp_ray.alignment.questions import generate, predict, predict_guided
 from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.diffusion.process import Diffusion
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.diffusion.schedule import linear_vp
-from dipp_ray.models.embeds import PromptEmbeds
 
 DIFFUSION = Diffusion(linear_vp(1e-4, 2e-2, 1000), "epsilon")
 X0, EPS = torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -9,8 +9,8 @@ from dipp_ray.alignment.questions import score_loss
 from dipp_ray.alignment.score_matching import score_matching
 from dipp_ray.diffusion.parameterisation import from_x0, score_of_x0
 from dipp_ray.diffusion.process import Diffusion
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.diffusion.schedule import linear_vp
-from dipp_ray.models.embeds import PromptEmbeds
 
 EMBEDS = PromptEmbeds(torch.zeros(1, 1, 1))
 LAMBDAS = {"epsilon": lambda a, s: s**2, "x0": lambda a, s: s**4 / a**2}

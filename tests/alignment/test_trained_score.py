@@ -5,14 +5,14 @@ import scipy.optimize
 import torch
 from closed_forms import Frame, Gaussian, exact_network, generator_network, mean_precision, quadratic_optimum
 
+from dipp_ray.alignment.hyperparameters import Objective
 from dipp_ray.alignment.objective import divergence_gradient, generator_gradient, surrogate
 from dipp_ray.alignment.questions import generate, predict, predict_guided, score_loss
-from dipp_ray.config import ObjectiveSection
 from dipp_ray.diffusion.noise import Draws
 from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.diffusion.process import Diffusion
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.diffusion.schedule import linear_vp
-from dipp_ray.models.embeds import PromptEmbeds
 
 STEPS, BATCH, SHAPE = 400, 64, (1, 1, 1)
 FRAME = Frame(OneStep(Diffusion(linear_vp(0.02, 0.4, 16), "epsilon"), 8, "sigma"), torch.arange(1, 16))
@@ -32,7 +32,7 @@ class AffineScore(torch.nn.Module):
         return self.slope[t, None, None, None] * x_t + self.shift[t, None, None, None]
 
 
-def align(settings: ObjectiveSection) -> tuple[float, float]:
+def align(settings: Objective) -> tuple[float, float]:
     """(m, |S|) of the generator x_0 = m + S z, averaged over the last quarter of the run."""
     diffusion = FRAME.diffusion
     theta = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
@@ -57,7 +57,8 @@ def align(settings: ObjectiveSection) -> tuple[float, float]:
         eps = draws.normal("divergence_eps", SHAPE)
         x0_psi = predict(score, *question, t, eps)
         x0_ref = predict_guided(teacher, *question, embeds, t, eps, settings.guidance_scale)
-        divergence = divergence_gradient(settings, x0.detach(), x0_psi, x0_ref, *diffusion.schedule.alpha_sigma(t))
+        alpha, sigma = diffusion.schedule.alpha_sigma(t)
+        divergence = divergence_gradient(settings, x0.detach(), alpha, sigma, x0_psi=x0_psi, x0_ref=x0_ref)
         reward = (CENTRE - x0.detach()) * CURVATURE
         train_theta.zero_grad()
         surrogate(x0, generator_gradient(divergence, reward, settings.reward_scale)).backward()
@@ -71,7 +72,7 @@ def align(settings: ObjectiveSection) -> tuple[float, float]:
     ("weight", "score_weight", "reward_scale"), [("unit", "x0", 0.5), ("x0_difference", "epsilon", 0.1)]
 )
 def test_reaches_the_optimum_of_the_exact_score(weight, score_weight, reward_scale):
-    settings = ObjectiveSection(
+    settings = Objective(
         weight=weight,
         divisor="none",
         reward_scale=reward_scale,

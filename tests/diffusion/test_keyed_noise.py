@@ -1,6 +1,7 @@
 """Noise by key: a specified function of (seed, step, repeat, index, purpose) and of nothing else."""
 
 import hashlib
+import multiprocessing
 from typing import get_args
 
 import pytest
@@ -29,6 +30,42 @@ def test_golden_values():
     assert draws.normal("z", (4,)).tolist() == [[float.fromhex(value) for value in row] for row in golden]
     assert draws.integers("score_t", 0, 1000).tolist() == [113, 500]
     assert draws.integers("divergence_t", 20, 980).tolist() == [811, 358]
+
+
+# SHA-256 of the bytes of Draws(7, 3, 1, range(11, 11 + b)).normal("z", shape), written down before threads drew them.
+BITS = {
+    ((4, 64, 64), 1): "9a62f32b15b6deaddea1a23811ac82e14c9ecd5f7c2d7e3c000c8d19e0ee39ec",
+    ((4, 64, 64), 9): "e615d15220d7441fa1bdc84ee2881d1283cae2d65682426a0105cde7651be58e",
+    ((16, 128, 128), 3): "533f8a010a14750b282f82f68f3116982804d26861be3df234723853fd5d4452",
+}
+
+
+def bits(shape, b) -> str:
+    return hashlib.sha256(Draws(7, 3, 1, range(11, 11 + b)).normal("z", shape).numpy().tobytes()).hexdigest()
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's threads, which are what a draw may use too."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7])
+@pytest.mark.parametrize("size", BITS)
+def test_the_bits_are_the_same_at_any_number_of_threads(threads, number, size):
+    threads(number)
+    assert bits(*size) == BITS[size]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_started_after_a_parallel_draw_draws_the_same(threads, method):
+    threads(2)
+    size = (16, 128, 128), 3
+    assert bits(*size) == BITS[size]
+    with multiprocessing.get_context(method).Pool(1) as processes:
+        assert processes.apply_async(bits, size).get(timeout=60) == BITS[size]
 
 
 def test_a_sample_has_the_same_noise_in_any_batch_and_order():

@@ -72,6 +72,11 @@ def test_what_did_not_answer_is_left_out_and_what_is_not_finite_stays():
         assert np.isnan(infinite.reward[0]) and np.isnan(infinite.gradient[0]).all()
 
 
+def test_a_missing_gradient_is_never_left_out_of_the_sum():
+    with pytest.raises(ValueError, match="the model of 'a' gave no gradient"):
+        combine([term()], {"a": Answer(np.array([1.0]), None)}, gradient=True)
+
+
 def test_nothing_trained_is_an_empty_sum():
     combined = combine([term(held_out=True)], {"a": Answer(np.array([5.0]), None)}, gradient=False)
     assert combined.reward.tolist() == [0] and combined.gradient is None and combined.scores["a"].tolist() == [5]

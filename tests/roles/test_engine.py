@@ -6,13 +6,14 @@ import pytest
 import ray
 import torch
 
-from dipp_ray.config import OptimSection, RoleSection, TrainedRoleSection
+from dipp_ray.alignment.hyperparameters import Optimiser
+from dipp_ray.config import RoleSection, TrainedRoleSection
 from dipp_ray.errors import NonFiniteError
 from dipp_ray.models.pipeline import load_denoiser
 from dipp_ray.training.plain import Trained
 from tiny import pixart_pipeline
 
-OPTIM = OptimSection(lr=1e-3, betas=(0.0, 0.999), grad_clip=0.05, weight_decay=0.01, warmup_steps=3)
+OPTIM = Optimiser(lr=1e-3, betas=(0.0, 0.999), grad_clip=0.05, weight_decay=0.01, warmup_steps=3)
 SAMPLES = 4
 
 
@@ -24,7 +25,7 @@ def batch(update: int):
 
 
 def loss_of(network, x, t, tokens):
-    from dipp_ray.models.embeds import PromptEmbeds
+    from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 
     embeds = PromptEmbeds(tokens, torch.ones(tokens.shape[:2], dtype=torch.int64))
     return (network(x, t, embeds) - x).square().mean()

@@ -2,7 +2,7 @@
 
 import torch
 
-from dipp_ray.models.embeds import PromptEmbeds
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 
 TOKENS = torch.arange(2 * 5 * 3, dtype=torch.float32).view(2, 5, 3)
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])

@@ -20,7 +20,8 @@ class PromptEmbeds:
         return len(self.tokens)
 
     def _map(self, function) -> "PromptEmbeds":
-        return PromptEmbeds(*(None if part is None else function(part) for part in self.parts))
+        tokens, *others = self.parts
+        return PromptEmbeds(function(tokens), *(None if part is None else function(part) for part in others))
 
     @property
     def parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -51,8 +52,8 @@ class PromptEmbeds:
     @staticmethod
     def concatenate(*batches: "PromptEmbeds") -> "PromptEmbeds":
         length = max(batch.tokens.shape[1] for batch in batches)
-        columns = zip(*(batch.padded(length).parts for batch in batches), strict=True)
-        return PromptEmbeds(*(None if column[0] is None else torch.cat(column) for column in columns))
+        tokens, *others = zip(*(batch.padded(length).parts for batch in batches), strict=True)
+        return PromptEmbeds(torch.cat(tokens), *(None if part[0] is None else torch.cat(part) for part in others))
 
     def arrays(self) -> tuple[np.ndarray | None, ...]:
         """As NumPy arrays in fp32, which Ray's object store hands over without a copy."""
@@ -60,4 +61,6 @@ class PromptEmbeds:
 
     @staticmethod
     def from_arrays(arrays: tuple[np.ndarray | None, ...], device) -> "PromptEmbeds":
-        return PromptEmbeds(*(None if array is None else torch.tensor(array, device=device) for array in arrays))
+        tokens, *others = arrays
+        parts = (None if array is None else torch.tensor(array, device=device) for array in others)
+        return PromptEmbeds(torch.tensor(tokens, device=device), *parts)
