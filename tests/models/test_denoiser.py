@@ -1,0 +1,125 @@
+"""What each family's network is called with, against what its own pipeline gives it, and which half of its output
+is the prediction."""
+
+import pytest
+import torch
+from diffusers import PixArtTransformer2DModel, StableDiffusionXLPipeline, UNet2DConditionModel
+
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
+from dipp_ray.models.denoiser import Denoiser
+
+SIZE = 6  # latents of a side: 48 pixels
+B = 3
+
+
+def pixart(**settings):
+    torch.manual_seed(0)
+    return PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=2, num_layers=1, sample_size=SIZE, patch_size=2,
+        cross_attention_dim=24, caption_channels=8, norm_num_groups=8, interpolation_scale=1, **settings,
+    )  # fmt: skip
+
+
+def sdxl():
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=SIZE, in_channels=2, out_channels=2, block_out_channels=(8, 16), layers_per_block=1,
+        norm_num_groups=4, attention_head_dim=8, cross_attention_dim=8, addition_embed_type="text_time",
+        addition_time_embed_dim=4, projection_class_embeddings_input_dim=5 + 6 * 4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+
+
+def inputs(pooled=None):
+    generator = torch.Generator().manual_seed(1)
+    x_t = torch.randn(B, 2, SIZE, SIZE, generator=generator)
+    tokens = torch.randn(B, 4, 8, generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    return (
+        x_t,
+        torch.tensor([3, 500, 999]),
+        PromptEmbeds(tokens, None if pooled else mask, pooled and torch.randn(B, pooled)),
+    )
+
+
+def called_with(network, monkeypatch):
+    """The keyword arguments of the network's next calls."""
+    seen, forward = [], network.forward
+
+    def record(*arguments, **keywords):
+        seen.append(keywords)
+        return forward(*arguments, **keywords)
+
+    monkeypatch.setattr(network, "forward", record)
+    return seen
+
+
+@torch.no_grad()
+def test_of_a_learned_sigma_the_first_half_is_the_prediction():
+    network = pixart(out_channels=4, use_additional_conditions=False)
+    x_t, t, embeds = inputs()
+    output = Denoiser(network, torch.float32)(x_t, t, embeds)
+    both = network(
+        x_t, encoder_hidden_states=embeds.tokens, encoder_attention_mask=embeds.mask, timestep=t,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+    ).sample  # fmt: skip
+    epsilon, sigma = both.chunk(2, dim=1)  # as the pipeline splits it, to keep the first
+    assert both.shape[1] == 4 and torch.equal(output, epsilon)
+    assert not torch.allclose(output, sigma, atol=1e-3)
+
+
+@torch.no_grad()
+def test_pixarts_resolution_is_height_and_width_in_pixels_and_their_ratio(monkeypatch):
+    network = pixart(out_channels=2, use_additional_conditions=True)
+    seen = called_with(network, monkeypatch)
+    Denoiser(network, torch.float32)(*inputs())
+    conditions = seen[0]["added_cond_kwargs"]
+    # The pipeline's: torch.tensor([height, width]).repeat(batch_size, 1) and torch.tensor([height / width])
+    assert torch.equal(conditions["resolution"], torch.tensor([[48.0, 48.0]] * B))
+    assert torch.equal(conditions["aspect_ratio"], torch.tensor([[1.0]] * B))
+
+
+@torch.no_grad()
+def test_pixart_without_conditions_is_given_none(monkeypatch):
+    network = pixart(out_channels=2, use_additional_conditions=False)
+    seen = called_with(network, monkeypatch)
+    Denoiser(network, torch.float32)(*inputs())
+    assert seen[0]["added_cond_kwargs"] == {"resolution": None, "aspect_ratio": None}
+
+
+@torch.no_grad()
+def test_sdxls_time_ids_are_those_of_its_pipeline(monkeypatch):
+    network = sdxl()
+    seen = called_with(network, monkeypatch)
+    x_t, t, embeds = inputs(pooled=5)
+    Denoiser(network, torch.float32)(x_t, t, embeds)
+
+    class Pipeline:  # what the pipeline's method reads of itself
+        unet = network
+
+    pixels = (8 * SIZE, 8 * SIZE)
+    expected = StableDiffusionXLPipeline._get_add_time_ids(
+        Pipeline(), original_size=pixels, crops_coords_top_left=(0, 0), target_size=pixels, dtype=torch.float32,
+        text_encoder_projection_dim=5,
+    )  # fmt: skip
+    conditions = seen[0]["added_cond_kwargs"]
+    assert torch.equal(conditions["time_ids"], expected.repeat(B, 1))
+    assert conditions["text_embeds"] is not None and torch.equal(conditions["text_embeds"], embeds.pooled)
+
+
+@pytest.mark.parametrize("position", range(6))
+@torch.no_grad()
+def test_each_of_sdxls_time_ids_is_felt(position, monkeypatch):
+    """So that the comparison above can fail by what matters: each of the six changes the output."""
+    network = sdxl()
+    x_t, t, embeds = inputs(pooled=5)
+    right = Denoiser(network, torch.float32)(x_t, t, embeds)
+    forward = network.forward
+
+    def moved(*arguments, added_cond_kwargs, **keywords):
+        ids = added_cond_kwargs["time_ids"].clone()
+        ids[:, position] += 8
+        return forward(*arguments, added_cond_kwargs=added_cond_kwargs | {"time_ids": ids}, **keywords)
+
+    monkeypatch.setattr(network, "forward", moved)
+    assert not torch.allclose(right, Denoiser(network, torch.float32)(x_t, t, embeds), atol=1e-6)
