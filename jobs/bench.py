@@ -4,17 +4,22 @@
 
 On the miniature's alignment (batch of 64). The plain loop runs with two threads; the floor is the plain loop's time
 with one thread, over two cores: the roles' own compute, split perfectly. Rounds take turns, so that a machine whose
-speed drifts is unfair to nobody; the medians are compared.
+speed drifts is unfair to nobody; the medians are compared. CPU seconds are told by process beside the wall time:
+their ratio to the plain loop's holds from one machine to the next, where the wall time's depends on what else runs.
 """
 
 import argparse
 import dataclasses
+import os
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import rich
 import torch
 from rich.table import Table
@@ -51,12 +56,45 @@ def main() -> None:
             "Ray, strict": Pipeline(config, prompts, "strict"),
             "Ray, overlapped": Pipeline(config, prompts, "overlapped"),
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        times: dict[str, list[Cost]] = {name: [] for name in ways}
         for round_ in range(given.rounds):
             for name, way in ways.items():
-                times[name].append(way.seconds_per_step(given.steps))
-                print(f"round {round_ + 1}: {name}: {1000 * times[name][-1]:.1f} ms a step", flush=True)
+                times[name].append(cost := way.per_step(given.steps))
+                said = f"{1000 * cost.wall:.1f} ms a step, {1000 * cost.cpu_seconds:.1f} ms of CPU"
+                print(f"round {round_ + 1}: {name}: {said}", flush=True)
     show(times, ways, config.data.batch_size)
+
+
+@dataclasses.dataclass
+class Cost:
+    """Seconds of one step: on the clock, and of CPU by process."""
+
+    wall: float
+    cpu: dict[str, float]
+
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(self.cpu.values())
+
+
+def cpu_of_processes() -> dict[str, float]:
+    """CPU seconds so far of this process and of those that Ray started for it, summed by what they are."""
+    found: Counter = Counter()
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.Error):
+            times, command = process.cpu_times(), process.cmdline()
+            found[kind_of(command) if process.pid != os.getpid() else "driver"] += times.user + times.system
+    return found
+
+
+def kind_of(command: list[str]) -> str:
+    """'ray::ScoreRank.train' -> 'ScoreRank'; a replica is told by its deployment."""
+    title = command[0] if command else ""
+    if title.startswith("ray::ServeReplica"):
+        return f"replica {title.split(':')[-1].split('.')[0]}"
+    if title.startswith("ray::"):
+        return title.removeprefix("ray::").split(".")[0].split("(")[0]
+    return "Ray itself"
 
 
 class Plain:
@@ -68,10 +106,11 @@ class Plain:
         whole = config.data.model_copy(update={"micro_batches": 1})
         self.loop = plain_loop(config.model_copy(update={"data": whole}), prompts)
 
-    def seconds_per_step(self, steps: int) -> float:
+    def per_step(self, steps: int) -> Cost:
         torch.set_num_threads(self.threads)
         self.run(3)  # allocations and caches
-        return self.run(steps) / steps
+        cpu = time.process_time()
+        return Cost(self.run(steps) / steps, {"plain loop": (time.process_time() - cpu) / steps})
 
     def run(self, steps: int) -> float:
         start = time.perf_counter()
@@ -96,7 +135,7 @@ class Pipeline:
         self.busy: dict[str, float] = {}
         self.wall = 0.0
 
-    def seconds_per_step(self, steps: int) -> float:
+    def per_step(self, steps: int) -> Cost:
         from dipp_ray.training.controller import Controller
         from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
         from dipp_ray.training.roles import start_roles
@@ -107,11 +146,12 @@ class Pipeline:
             controller = Controller(self.config, roles, self.prompts, print)
             controller.together("generator", "start")
             self.run(controller, 0, 5)
-            start = time.perf_counter()
+            start, before = time.perf_counter(), cpu_of_processes()
             self.run(controller, 5, steps, measured=True)
-            wall = time.perf_counter() - start
+            wall, after = time.perf_counter() - start, cpu_of_processes()
             self.wall += wall
-            return wall / steps
+            spent = {name: (seconds - before.get(name, 0.0)) / steps for name, seconds in after.items()}
+            return Cost(wall / steps, {name: seconds for name, seconds in spent.items() if seconds > 0})
         finally:
             roles.stop()
 
@@ -122,13 +162,25 @@ class Pipeline:
                 self.busy[role] = self.busy.get(role, 0.0) + seconds
 
 
-def show(times: dict[str, list[float]], ways: dict, batch: int) -> None:
-    median = {name: statistics.median(found) for name, found in times.items()}
-    plain, floor = median["plain loop, 2 threads"], median["plain loop, 1 thread"] / CORES
-    table = Table("", "ms a step", "images/s", "wall time against the plain loop", title=f"one batch of {batch}")
-    for name, seconds in (median | {f"floor: 1 thread over {CORES} cores": floor}).items():
-        table.add_row(name, f"{1000 * seconds:.1f}", f"{batch / seconds:.0f}", f"{seconds / plain:.2f}")
+def show(times: dict[str, list[Cost]], ways: dict, batch: int) -> None:
+    wall = {name: statistics.median(cost.wall for cost in found) for name, found in times.items()}
+    cpu = {name: statistics.median(cost.cpu_seconds for cost in found) for name, found in times.items()}
+    plain, floor = wall["plain loop, 2 threads"], wall["plain loop, 1 thread"] / CORES
+    one = cpu["plain loop, 1 thread"]
+    table = Table("", "ms a step", "images/s", "of the plain loop", "of the floor", "CPU ms", "of the plain loop's",
+                  title=f"one batch of {batch}")  # fmt: skip
+    for name, seconds in (wall | {f"floor: 1 thread over {CORES} cores": floor}).items():
+        spent = [f"{1000 * cpu[name]:.0f}", f"{cpu[name] / one:.2f}"] if name in cpu else ["", ""]
+        ratios = [f"{seconds / plain:.2f}", f"{seconds / floor:.2f}"]
+        table.add_row(name, f"{1000 * seconds:.1f}", f"{batch / seconds:.0f}", *ratios, *spent)
     rich.print(table)
+    where = Table("", "process", "CPU ms a step", title="where a step's CPU time goes")
+    for name, found in times.items():
+        kinds = {kind for cost in found for kind in cost.cpu}
+        means = {kind: statistics.mean(cost.cpu.get(kind, 0.0) for cost in found) for kind in kinds}
+        for kind, seconds in sorted(means.items(), key=lambda item: -item[1]):
+            where.add_row(name, kind, f"{1000 * seconds:.1f}")
+    rich.print(where)
     shares = Table("", "role", "busy", "waiting", title="each role's share of the wall time (reward: with its way)")
     for name, way in ways.items():
         for role, seconds in getattr(way, "busy", {}).items():

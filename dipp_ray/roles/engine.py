@@ -29,7 +29,7 @@ def engine_settings(role: TrainedRoleSection, optim: Optimiser, accumulation: in
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": accumulation * world,
-        "gradient_clipping": optim.grad_clip,
+        "gradient_clipping": optim.grad_clip if role.zero_stage else 0.0,  # at stage 0 `Engine.step` clips
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": role.zero_stage,
@@ -64,6 +64,8 @@ class Engine:
             config=engine_settings(role, optim, accumulation, self.world, elements),
             dist_init_required=False,
         )
+        if self.world == 1:  # nobody to meet, yet DeepSpeed would gather and scatter all gradients
+            self.engine.enable_backward_allreduce = False
         self.named = [(name.removeprefix("network."), p) for name, p in self.engine.module.named_parameters()]
         self.average: dict[str, Tensor] = {}
 
@@ -86,7 +88,7 @@ class Engine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.optim, self.updates)
         if self.role.zero_stage == 0:
-            norm = self._norm_at_stage_0()
+            norm = self._clip_at_stage_0()
             if math.isfinite(norm):
                 self.engine.step()
         else:
@@ -97,9 +99,13 @@ class Engine:
         self.updates += 1
         return norm
 
-    def _norm_at_stage_0(self) -> float:
-        """Stage 0 in fp32 has no optimiser wrapper that would keep the norm; gradients are whole on every rank."""
-        return torch.nn.utils.get_total_norm([p.grad for _, p in self.named if p.grad is not None]).item()
+    def _clip_at_stage_0(self) -> float:
+        """Clip the gradients, which are whole on every rank; returns their norm before. (DeepSpeed would not say it.)"""
+        gradients = [p.grad for _, p in self.named if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.optim.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.engine.module.parameters(), self.optim.grad_clip, norm)
+        return norm.item()
 
     # -- state by parameter name -------------------------------------------------------------------------------------
 
