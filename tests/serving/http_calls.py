@@ -16,10 +16,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from dipp_ray.serving.config import ServiceConfig
-from dipp_ray.serving.http import build_http
-from dipp_ray.serving.tokens import Tokens
-from dipp_ray.serving.wire import (
+from dipp_ray.serving.contract.wire import (
     JSON,
     REPLY,
     REQUEST,
@@ -30,6 +27,9 @@ from dipp_ray.serving.wire import (
     pack,
     unpack,
 )
+from dipp_ray.serving.deploy.config import ServiceConfig
+from dipp_ray.serving.http.app import build_http
+from dipp_ray.serving.http.tokens import Tokens
 from tiny_models import PROMPTS
 
 CHUNK = 8

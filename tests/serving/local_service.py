@@ -8,9 +8,9 @@ from ray.exceptions import RayTaskError
 
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.loading import is_differentiable
-from dipp_ray.serving.config import ServiceConfig
-from dipp_ray.serving.ingress import IngressSettings, Rewards
-from dipp_ray.serving.scoring import ModelScorer
+from dipp_ray.serving.core.ingress import IngressSettings, Rewards
+from dipp_ray.serving.core.scoring import ModelScorer
+from dipp_ray.serving.deploy.config import ServiceConfig
 
 
 class LocalResponse:

@@ -15,10 +15,10 @@ import torch
 from dipp_ray.errors import NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.terms import RewardTerm
-from dipp_ray.serving.client import RewardClient
-from dipp_ray.serving.config import ServiceConfig
-from dipp_ray.serving.scoring import Scorer
-from dipp_ray.serving.transports import HandleTransport, HttpTransport
+from dipp_ray.serving.client.by_http import HandleTransport, HttpTransport
+from dipp_ray.serving.client.reward_client import RewardClient
+from dipp_ray.serving.core.scoring import Scorer
+from dipp_ray.serving.deploy.config import ServiceConfig
 from tiny_models import PROMPTS, save_clip, save_pipeline
 
 CHUNK = 8
@@ -48,7 +48,7 @@ def local(config):
 
 @pytest.fixture(scope="module")
 def service(serve_url, config):
-    from dipp_ray.serving import app
+    from dipp_ray.serving.deploy import application as app
 
     app.deploy_rewards(config, "/")
     app.await_rewards(config.name, 180, print)
