@@ -14,6 +14,7 @@ from dipp_ray.errors import UserError
 
 LONGEST_KEY = 200
 Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):

@@ -10,9 +10,9 @@ from torch import Tensor
 from dipp_ray.config import RunConfig
 from dipp_ray.serving.client.by_http import transport_of
 from dipp_ray.serving.client.reward_client import RewardClient
-from dipp_ray.serving.contract.wire import ModelRecord
-from dipp_ray.serving.core.queue import MIB
-from dipp_ray.serving.core.scoring import Scorer, ScoreReply, Space
+from dipp_ray.serving.contract.limits import MIB
+from dipp_ray.serving.contract.records import ModelRecord, Space
+from dipp_ray.serving.core.scoring import Scorer, ScoreReply
 
 Say = Callable[[str], None]
 HEADER_SHARE = 0.1  # of a body, for the prompts

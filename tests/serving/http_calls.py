@@ -16,17 +16,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from dipp_ray.serving.contract.wire import (
-    JSON,
-    REPLY,
-    REQUEST,
-    SAFETENSORS,
-    ErrorReply,
-    ReplyRecord,
-    ScoreOptions,
-    pack,
-    unpack,
-)
+from dipp_ray.serving.contract.records import JSON, REPLY, REQUEST, SAFETENSORS, ErrorReply, ReplyRecord, ScoreOptions
+from dipp_ray.serving.contract.wire import pack, unpack
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.serving.http.app import build_http
 from dipp_ray.serving.http.tokens import Tokens

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from dipp_ray.config import RewardSection
 from dipp_ray.errors import CallError, UserError
 from dipp_ray.serving.client.reward_client import FAULT_ATTEMPTS, Transport, TransportError
-from dipp_ray.serving.contract.calls import HEALTH_S, DeadlineError, Draining, ModelError, Space
-from dipp_ray.serving.contract.wire import (
+from dipp_ray.serving.contract.calls import HEALTH_S
+from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull, WireError
+from dipp_ray.serving.contract.records import (
     REPLY,
     REQUEST,
     SAFETENSORS,
@@ -26,13 +27,10 @@ from dipp_ray.serving.contract.wire import (
     ReplyRecord,
     ScoreOptions,
     ServiceRecord,
+    Space,
     WireDtype,
-    WireError,
-    from_half,
-    pack,
-    unpack,
 )
-from dipp_ray.serving.core.queue import QueueFull
+from dipp_ray.serving.contract.wire import from_half, pack, unpack
 
 TOKEN = "DIPP_RAY_REWARD_TOKEN"
 RETRIED = {408, 429}  # and 5xx

@@ -16,8 +16,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, UserError
-from dipp_ray.serving.contract.calls import Space
-from dipp_ray.serving.contract.wire import TRAINER, ServiceRecord
+from dipp_ray.serving.contract.records import TRAINER, ServiceRecord, Space
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0

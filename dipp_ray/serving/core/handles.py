@@ -21,7 +21,8 @@ from ray.serve.exceptions import (
 from dipp_ray.errors import CallError
 from dipp_ray.rewards.combination import Answer, trained
 from dipp_ray.rewards.terms import SumTerm
-from dipp_ray.serving.contract.calls import HEALTH_S, DeadlineError, ModelError
+from dipp_ray.serving.contract.calls import HEALTH_S
+from dipp_ray.serving.contract.failures import DeadlineError, ModelError, first_line
 from dipp_ray.serving.core.scheduler import Call
 
 ATTEMPTS = 3  # of one batch: what kills a replica each time is not tried for ever
@@ -110,8 +111,3 @@ class Replicas:
             response.cancel()
             return f"no answer within {HEALTH_S:g} s"
         return "ok"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, at most 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

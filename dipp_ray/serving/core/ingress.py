@@ -7,25 +7,38 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from dipp_ray.errors import CallError, UserError
-from dipp_ray.rewards.combination import Answer, Combined, combine, trained
+from dipp_ray.rewards.combination import combine
 from dipp_ray.rewards.terms import SumTerm
-from dipp_ray.serving.contract.calls import DeadlineError, Draining, ModelError, Space, check_limits, validate_call
-from dipp_ray.serving.contract.wire import HealthRecord, LimitsRecord, ModelRecord, ServiceRecord
+from dipp_ray.serving.contract.calls import validate_call
+from dipp_ray.serving.contract.failures import Draining
+from dipp_ray.serving.contract.limits import MIB, LimitsSection, check_limits
+from dipp_ray.serving.contract.records import HealthRecord, LimitsRecord, ModelRecord, ServiceRecord, Space
 from dipp_ray.serving.core.handles import Replicas
-from dipp_ray.serving.core.metrics import ServiceMetrics
-from dipp_ray.serving.core.queue import MIB, FairQueue, QueueFull
-from dipp_ray.serving.core.scheduler import Call, Outcome, Scheduler
-from dipp_ray.serving.deploy.config import LimitsSection, QueueSection, UserConfig
+from dipp_ray.serving.core.joining import ServiceReply, joined
+from dipp_ray.serving.core.metrics import ServiceMetrics, outcome_of
+from dipp_ray.serving.core.queue import FairQueue, QueueSection
+from dipp_ray.serving.core.scheduler import Call, Scheduler
 from dipp_ray.serving.http.tokens import Tokens
-from dipp_ray.settings import validate
+from dipp_ray.settings import Section, validate
 
 RANGE_SLACK = 1e-3  # rounding of pixels at the ends of [0, 1]
 HEALTH_EVERY_S = 2.0
 log = logging.getLogger("ray.serve")
+
+
+class UserConfig(Section):
+    """What the ingress changes while it runs: the sum, and who may call."""
+
+    terms: list[SumTerm] = Field(min_length=1, description="Each deployed model's part in the sum.")
+    tokens: dict[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], str] = Field(
+        description="SHA-256 of each token in hex, to its trainer's name."
+    )
 
 
 @dataclass(frozen=True)
@@ -43,13 +56,6 @@ class IngressSettings:
     flat: tuple[str, ...]
     limits: LimitsSection
     queue: QueueSection
-
-
-@dataclass(frozen=True)
-class ServiceReply:
-    combined: Combined
-    held_out: list[str]
-    failed: dict[str, ModelError]
 
 
 class Rewards:
@@ -222,56 +228,3 @@ class Rewards:
         self.metrics.waiting.set(len(self._scheduler.queue))
         self.metrics.in_flight.set(self._scheduler.in_flight)
         return self.metrics.text()
-
-
-def outcome_of(error: Exception) -> str:
-    """How a call that was not answered ended, for the metrics."""
-    match error:
-        case CallError() | ModelError(kind="refused"):
-            return "refused"
-        case QueueFull():
-            return "queue full"
-        case Draining():
-            return "stopping"
-        case DeadlineError():
-            return "too late"
-    return "failed"
-
-
-def joined(
-    terms: tuple[SumTerm, ...], outcomes: list[dict[str, Outcome]]
-) -> tuple[dict[str, Answer], dict[str, ModelError]]:
-    """(answers by model over all chunks of a call, failed models that are not required, and why).
-
-    A model fails the whole call or none of it. Raises the error of a required model, and that of the last one where
-    every trained model failed: an empty sum is no reward.
-    """
-    answers, failed, last = {}, {}, None
-    for term in terms:
-        parts = [by_model[term.name] for by_model in outcomes]
-        error = next((part for part in parts if isinstance(part, Exception)), None)
-        if error is None:
-            slopes = [part.gradient for part in parts]
-            answer = Answer(
-                np.concatenate([part.score for part in parts]), None if slopes[0] is None else np.concatenate(slopes)
-            )
-            if term.required or not (reason := nonfinite(answer)):
-                answers[term.name] = answer
-                continue
-            error = ModelError(term.name, reason, "failed")
-        if term.required:
-            raise error
-        if isinstance(error, DeadlineError):
-            error = ModelError(term.name, str(error), "lost")
-        failed[term.name], last = error, error
-    if last is not None and not any(term.name in answers for term in trained(terms) or terms):
-        raise last
-    return answers, failed
-
-
-def nonfinite(answer: Answer) -> str | None:
-    """What is wrong with an answer that is not finite."""
-    bad = ~np.isfinite(answer.score)
-    if answer.gradient is not None:
-        bad |= ~np.isfinite(answer.gradient).reshape(len(bad), -1).all(axis=1)
-    return f"not finite for {int(bad.sum())} of {len(bad)} samples" if bad.any() else None

@@ -2,6 +2,9 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from dipp_ray.errors import CallError
+from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
+
 MOST_TRAINERS = 64  # labels are kept for ever, and a caller without a token names itself
 OTHERS = "(others)"
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -34,3 +37,17 @@ class ServiceMetrics:
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+
+def outcome_of(error: Exception) -> str:
+    """How a call that was not answered ended, for the metrics."""
+    match error:
+        case CallError() | ModelError(kind="refused"):
+            return "refused"
+        case QueueFull():
+            return "queue full"
+        case Draining():
+            return "stopping"
+        case DeadlineError():
+            return "too late"
+    return "failed"

@@ -9,21 +9,19 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from dipp_ray.errors import CallError
+from pydantic import Field
 
-MIB = 2**20
+from dipp_ray.errors import CallError
+from dipp_ray.serving.contract.failures import QueueFull
+from dipp_ray.serving.contract.limits import MIB
+from dipp_ray.settings import Count, Positive, Section
+
 MOST_AWAY = 1024  # trainers without waiting work whose place is remembered; callers may name themselves at will
 
 
-class QueueFull(Exception):
-    """The bound of a trainer, or of all, is reached. `retry_after_s`: when it is worth trying again."""
-
-    def __init__(self, message: str, retry_after_s: float):
-        super().__init__(message, retry_after_s)
-        self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return self.args[0]
+class QueueSection(Section):
+    rows: Count = Field(1024, description="Rows that one trainer may have waiting; more are answered 503.")
+    mib: Positive = Field(1024.0, description="What may wait of all trainers together, MiB.")
 
 
 def finds_room(size: int, own: int, total: int, most: int) -> bool:

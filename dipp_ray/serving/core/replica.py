@@ -14,7 +14,8 @@ from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.rewards.combination import Answer
 from dipp_ray.rewards.terms import RewardTerm
-from dipp_ray.serving.contract.calls import DeadlineError, Space
+from dipp_ray.serving.contract.failures import DeadlineError
+from dipp_ray.serving.contract.records import Space
 from dipp_ray.serving.core.scoring import ModelScorer
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from dipp_ray.rewards.combination import Answer
 from dipp_ray.rewards.terms import SumTerm
-from dipp_ray.serving.contract.calls import DeadlineError, ModelError, Space
+from dipp_ray.serving.contract.failures import DeadlineError, ModelError
+from dipp_ray.serving.contract.records import Space
 from dipp_ray.serving.core.queue import Chunk, FairQueue
 
 SPEED_MEMORY = 0.8  # weight of the past in the measured speed

@@ -11,7 +11,8 @@ from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.combination import Answer, combine
 from dipp_ray.rewards.loading import is_differentiable, load_reward
 from dipp_ray.rewards.terms import RewardTerm
-from dipp_ray.serving.contract.calls import Space, validate_call
+from dipp_ray.serving.contract.calls import validate_call
+from dipp_ray.serving.contract.records import Space
 
 
 class ModelScorer:

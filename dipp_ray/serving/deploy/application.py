@@ -19,9 +19,11 @@ from dipp_ray.models.vae_folder import find_vae
 from dipp_ray.reporting.quiet import SERVE_LOGGING
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.serving.contract.limits import LimitsSection
 from dipp_ray.serving.core.ingress import IngressSettings, Rewards
+from dipp_ray.serving.core.queue import QueueSection
 from dipp_ray.serving.core.replica import RewardModel
-from dipp_ray.serving.deploy.config import LimitsSection, QueueSection, ServedModel, ServiceConfig
+from dipp_ray.serving.deploy.config import ServedModel, ServiceConfig
 from dipp_ray.serving.http.tokens import read_tokens
 from dipp_ray.settings import load_settings, validate
 

@@ -21,7 +21,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.reporting.quiet import SERVE_LOGGING
 from dipp_ray.rewards.loading import is_differentiable, reward_class
 from dipp_ray.rewards.terms import SumTerm
-from dipp_ray.serving.core.handles import first_line
+from dipp_ray.serving.contract.failures import first_line
 from dipp_ray.serving.deploy.application import (
     INGRESS,
     await_rewards,

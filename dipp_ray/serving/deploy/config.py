@@ -1,15 +1,14 @@
 """The configuration of a reward service: its models, where they run, what it accepts, who may call."""
 
 from ipaddress import ip_address
-from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from dipp_ray.config import RoleSection
-from dipp_ray.rewards.terms import RewardTerm, SumTerm, unique_names
-from dipp_ray.settings import Positive, Section
-
-Count = Annotated[int, Field(ge=1)]
+from dipp_ray.rewards.terms import RewardTerm, unique_names
+from dipp_ray.serving.contract.limits import LimitsSection
+from dipp_ray.serving.core.queue import QueueSection
+from dipp_ray.settings import Count, Positive, Section
 
 
 class ServedModel(RewardTerm):
@@ -56,33 +55,6 @@ class HttpSection(Section):
             return ip_address(self.host).is_loopback
         except ValueError:
             return False
-
-
-class LimitsSection(Section):
-    """Checked before anything of that size is allocated."""
-
-    body_mib: Positive = Field(64.0, description="Largest body of an HTTP request, MiB.")
-    header_kib: Positive = Field(1024.0, description="Largest header of a safetensors body, KiB; prompts lie in it.")
-    upload_s: Positive = Field(60.0, description="Longest time in which the body of a request comes, seconds.")
-    rows: Count = Field(256, description="Images or latents of one call.")
-    image_side: Count = Field(2048, description="Longest side of an image, pixels.")
-    latent_side: Count = Field(256, description="Longest side of a latent.")
-    aspect: float = Field(8.0, ge=1, description="Longest side over the shortest: models resize the short one.")
-    prompt_chars: Count = Field(4000, description="Longest prompt, characters.")
-
-
-class QueueSection(Section):
-    rows: Count = Field(1024, description="Rows that one trainer may have waiting; more are answered 503.")
-    mib: Positive = Field(1024.0, description="What may wait of all trainers together, MiB.")
-
-
-class UserConfig(Section):
-    """What the ingress changes while it runs: the sum, and who may call."""
-
-    terms: list[SumTerm] = Field(min_length=1, description="Each deployed model's part in the sum.")
-    tokens: dict[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], str] = Field(
-        description="SHA-256 of each token in hex, to its trainer's name."
-    )
 
 
 class ServiceConfig(Section):

@@ -1,4 +1,4 @@
-"""The reward service over HTTP: `wire.py`'s contract as routes, with limits, tokens, and errors that say what to do."""
+"""The reward service over HTTP: the contract as routes, with limits, tokens, and errors that say what to do."""
 
 import asyncio
 import logging
@@ -11,8 +11,9 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from dipp_ray.errors import CallError
-from dipp_ray.serving.contract.calls import DeadlineError, Draining, ModelError
-from dipp_ray.serving.contract.wire import (
+from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
+from dipp_ray.serving.contract.limits import MIB
+from dipp_ray.serving.contract.records import (
     JSON,
     SAFETENSORS,
     ErrorBody,
@@ -22,7 +23,6 @@ from dipp_ray.serving.contract.wire import (
     ServiceRecord,
 )
 from dipp_ray.serving.core.ingress import Rewards
-from dipp_ray.serving.core.queue import MIB, QueueFull
 from dipp_ray.serving.http.bodies import parse, rendered
 from dipp_ray.serving.http.document import BINARY, MEANINGS, REQUEST_CONTENT, TEXT_CONTENT, page
 from dipp_ray.serving.http.errors import HttpError, as_http

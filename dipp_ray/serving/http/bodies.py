@@ -1,4 +1,4 @@
-"""The bodies of calls and replies over HTTP, in both forms of the contract: `wire.py` says what is in them."""
+"""The bodies of calls and replies over HTTP, in both forms of the contract: its `records.py` says what is in them."""
 
 from typing import TypeVar
 
@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from dipp_ray.errors import CallError
-from dipp_ray.serving.contract.calls import check_limits
-from dipp_ray.serving.contract.wire import (
+from dipp_ray.serving.contract.failures import WireError
+from dipp_ray.serving.contract.limits import MIB, LimitsSection, check_limits
+from dipp_ray.serving.contract.records import (
     JSON,
     MOST_AXES,
     REPLY,
@@ -20,16 +21,9 @@ from dipp_ray.serving.contract.wire import (
     ReplyRecord,
     ScoreOptions,
     TensorRecord,
-    WireError,
-    pack,
-    tensor_of,
-    tensor_record,
-    to_half,
-    unpack,
 )
-from dipp_ray.serving.core.ingress import ServiceReply
-from dipp_ray.serving.core.queue import MIB
-from dipp_ray.serving.deploy.config import LimitsSection
+from dipp_ray.serving.contract.wire import pack, tensor_of, tensor_record, to_half, unpack
+from dipp_ray.serving.core.joining import ServiceReply
 from dipp_ray.serving.http.pictures import pixels_of
 from dipp_ray.settings import fault, unknown_key
 

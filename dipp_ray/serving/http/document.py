@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel
 
-from dipp_ray.serving.contract.wire import JSON, REPLY, REQUEST, SAFETENSORS, JsonCall, ReplyRecord, ScoreOptions
+from dipp_ray.serving.contract.records import JSON, REPLY, REQUEST, SAFETENSORS, JsonCall, ReplyRecord, ScoreOptions
 
 
 def schema_of(model: type[BaseModel]) -> dict:

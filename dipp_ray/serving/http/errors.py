@@ -1,9 +1,7 @@
 """What a caller by HTTP is told where there is no answer."""
 
 from dipp_ray.errors import CallError
-from dipp_ray.serving.contract.calls import DeadlineError, Draining, ModelError
-from dipp_ray.serving.contract.wire import WireError
-from dipp_ray.serving.core.queue import QueueFull
+from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull, WireError
 
 DRAINING_RETRY_S = 5
 MODEL_STATUS = {"refused": 422, "failed": 500, "lost": 503}

@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from dipp_ray.errors import CallError
-from dipp_ray.serving.contract.wire import WireError, decoded
-from dipp_ray.serving.core.queue import MIB
+from dipp_ray.serving.contract.failures import WireError
+from dipp_ray.serving.contract.limits import MIB
+from dipp_ray.serving.contract.wire import decoded
 
 FORMATS = ("PNG", "JPEG")
 # Characters of texts in a PNG, which Pillow inflates before anything else: its own bound is 256 MiB an image.

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from dipp_ray.errors import UserError
-from dipp_ray.serving.contract.wire import TRAINER
+from dipp_ray.serving.contract.records import TRAINER
 
 VARIABLE = "DIPP_RAY_REWARD_TOKENS"
 SHORTEST = 16  # characters

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from dipp_ray.serving.core.queue import MIB, QueueFull, finds_room
+from dipp_ray.serving.contract.failures import QueueFull
+from dipp_ray.serving.contract.limits import MIB
+from dipp_ray.serving.core.queue import finds_room
 from dipp_ray.serving.http.errors import HttpError
 
 RETRY_S = 1

@@ -11,7 +11,7 @@ from dipp_ray.serving.client import by_http
 from dipp_ray.serving.client import reward_client as module
 from dipp_ray.serving.client.by_http import HttpTransport
 from dipp_ray.serving.client.reward_client import RewardClient, TransportError
-from dipp_ray.serving.contract.wire import LimitsRecord, ModelRecord, ServiceRecord
+from dipp_ray.serving.contract.records import LimitsRecord, ModelRecord, ServiceRecord
 
 X, PROMPTS = np.zeros((3, 1, 8, 8), np.float32), ["a", "b", "c"]
 

@@ -11,21 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dipp_ray.serving.contract.wire import (
-    REPLY,
-    REQUEST,
-    JsonCall,
-    ReplyRecord,
-    ScoreOptions,
-    TensorRecord,
-    WireError,
-    from_half,
-    pack,
-    tensor_of,
-    tensor_record,
-    to_half,
-    unpack,
-)
+from dipp_ray.serving.contract.failures import WireError
+from dipp_ray.serving.contract.records import REPLY, REQUEST, JsonCall, ReplyRecord, ScoreOptions, TensorRecord
+from dipp_ray.serving.contract.wire import from_half, pack, tensor_of, tensor_record, to_half, unpack
 
 MOST_HEADER = 4096
 HALF = 2.0**-11  # fp16's relative rounding

@@ -11,9 +11,8 @@ from local_service import local_service
 
 from dipp_ray.errors import UserError
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.serving.contract.calls import DeadlineError, Draining, ModelError
+from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
 from dipp_ray.serving.core.ingress import Rewards
-from dipp_ray.serving.core.queue import QueueFull
 from dipp_ray.serving.core.scoring import Scorer
 from dipp_ray.serving.deploy.config import ServiceConfig
 from tiny_models import PROMPTS, save_clip, save_pipeline

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dipp_ray.serving.core.queue import Chunk, FairQueue, QueueFull
+from dipp_ray.serving.contract.failures import QueueFull
+from dipp_ray.serving.core.queue import Chunk, FairQueue
 
 
 def chunk(trainer, rows=1, kind="k", expires=100.0, alone=False, size=10):

@@ -20,7 +20,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
-from dipp_ray.serving.contract.wire import (
+from dipp_ray.serving.contract.records import (
     JSON,
     REPLY,
     REQUEST,
@@ -29,10 +29,8 @@ from dipp_ray.serving.contract.wire import (
     JsonReply,
     ReplyRecord,
     ScoreOptions,
-    pack,
-    tensor_record,
-    unpack,
 )
+from dipp_ray.serving.contract.wire import pack, tensor_record, unpack
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.serving.http.app import build_http
 from dipp_ray.serving.http.tokens import Tokens

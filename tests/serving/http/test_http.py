@@ -30,19 +30,11 @@ from http_calls import (
     with_tokens,
 )
 
-from dipp_ray.serving.contract.calls import ModelError
-from dipp_ray.serving.contract.wire import (
-    JSON,
-    SAFETENSORS,
-    JsonReply,
-    ServiceRecord,
-    from_half,
-    tensor_of,
-    tensor_record,
-)
-from dipp_ray.serving.core.queue import QueueFull
-from dipp_ray.serving.http.app import Uploads
+from dipp_ray.serving.contract.failures import ModelError, QueueFull
+from dipp_ray.serving.contract.records import JSON, SAFETENSORS, JsonReply, ServiceRecord
+from dipp_ray.serving.contract.wire import from_half, tensor_of, tensor_record
 from dipp_ray.serving.http.document import program
+from dipp_ray.serving.http.uploads import Uploads
 from tiny_models import PROMPTS
 
 

@@ -27,16 +27,8 @@ from http_calls import (
     with_tokens,
 )
 
-from dipp_ray.serving.contract.wire import (
-    JSON,
-    REQUEST,
-    SAFETENSORS,
-    ErrorReply,
-    HealthRecord,
-    ScoreOptions,
-    pack,
-    tensor_record,
-)
+from dipp_ray.serving.contract.records import JSON, REQUEST, SAFETENSORS, ErrorReply, HealthRecord, ScoreOptions
+from dipp_ray.serving.contract.wire import pack, tensor_record
 from dipp_ray.serving.http.app import build_http
 
 
