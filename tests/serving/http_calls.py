@@ -20,7 +20,6 @@ from dipp_ray.serving.contract.records import JSON, REPLY, REQUEST, SAFETENSORS,
 from dipp_ray.serving.contract.wire import pack, unpack
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.serving.http.app import build_http
-from dipp_ray.serving.http.tokens import Tokens
 from tiny_models import PROMPTS
 
 CHUNK = 8
@@ -122,7 +121,7 @@ def tokens(**names):
 
 def with_tokens(**names):
     service = made()
-    service.tokens = Tokens(tokens(**names))
+    service.tokens = tokens(**names)
     return service
 
 

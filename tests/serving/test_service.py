@@ -48,7 +48,7 @@ def local(config):
 
 @pytest.fixture(scope="module")
 def service(serve_url, config):
-    from dipp_ray.serving.deploy.application import application as app
+    from dipp_ray.serving.deploy import application as app
 
     app.deploy_rewards(config, "/")
     app.await_rewards(config.name, 180, print)

@@ -24,7 +24,6 @@ from dipp_ray.serving.core.joining import ServiceReply, joined
 from dipp_ray.serving.core.metrics import ServiceMetrics, outcome_of
 from dipp_ray.serving.core.queue import FairQueue, QueueSection
 from dipp_ray.serving.core.scheduler import Call, Scheduler
-from dipp_ray.serving.http.tokens import Tokens
 from dipp_ray.settings import Section, validate
 
 RANGE_SLACK = 1e-3  # rounding of pixels at the ends of [0, 1]
@@ -66,7 +65,7 @@ class Rewards:
         self.metrics = ServiceMetrics()
         self._replicas = Replicas(models, settings.optional_wait_s)
         self._terms: tuple[SumTerm, ...] = ()
-        self.tokens = Tokens({})
+        self.tokens: dict[str, str] = {}  # of callers by HTTP: digest to trainer, empty for none
         self._draining = False
         self._health: asyncio.Future | None = None
         self._health_asked = 0.0
@@ -76,11 +75,6 @@ class Rewards:
             self._replicas.ask, queue, settings.batch_rows, settings.deterministic, settings.slots
         )
         self._scheduler.began = self._count_batch
-
-    def __serve_build_asgi_app__(self):
-        from dipp_ray.serving.http.app import build_http
-
-        return build_http(self)
 
     def reconfigure(self, user_config: dict) -> None:
         """Take the sum and the tokens: {"terms": [a `SumTerm` each], "tokens": {SHA-256 in hex: trainer}}.
@@ -98,12 +92,12 @@ class Rewards:
             return
         self._terms, self.tokens = terms, tokens
 
-    def _read(self, user_config: dict) -> tuple[tuple[SumTerm, ...], Tokens]:
+    def _read(self, user_config: dict) -> tuple[tuple[SumTerm, ...], dict[str, str]]:
         given = validate(user_config, UserConfig, "user_config")
         named, deployed = sorted(term.name for term in given.terms), sorted(self.settings.models)
         if named != deployed:
             raise UserError(f"user_config.terms are of {named}, but the deployed models are {deployed}: name each once")
-        return tuple(given.terms), Tokens(given.tokens)
+        return tuple(given.terms), given.tokens
 
     # -- by handle ---------------------------------------------------------------------------------------------------
 

@@ -20,10 +20,11 @@ from dipp_ray.reporting.quiet import SERVE_LOGGING
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.contract.limits import LimitsSection
-from dipp_ray.serving.core.ingress import IngressSettings, Rewards
+from dipp_ray.serving.core.ingress import IngressSettings
 from dipp_ray.serving.core.queue import QueueSection
 from dipp_ray.serving.core.replica import RewardModel
 from dipp_ray.serving.deploy.config import ServedModel, ServiceConfig
+from dipp_ray.serving.http.app import HttpRewards
 from dipp_ray.serving.http.tokens import read_tokens
 from dipp_ray.settings import load_settings, validate
 
@@ -78,7 +79,7 @@ def application(config: ServiceConfig) -> serve.Application:
     )
     models = {model.name: model_deployment(model, config) for model in config.models}
     ingress = serve.deployment(
-        serve.ingress()(Rewards),
+        serve.ingress()(HttpRewards),
         name=INGRESS,
         num_replicas=1,
         max_ongoing_requests=ONGOING_CALLS,

@@ -26,11 +26,19 @@ from dipp_ray.serving.core.ingress import Rewards
 from dipp_ray.serving.http.bodies import parse, rendered
 from dipp_ray.serving.http.document import BINARY, MEANINGS, REQUEST_CONTENT, TEXT_CONTENT, page
 from dipp_ray.serving.http.errors import HttpError, as_http
+from dipp_ray.serving.http.tokens import trainer_of
 from dipp_ray.serving.http.uploads import Uploads, announced, body_of, require_length
 
 AT_A_TIME = 2  # bodies that are read: a file of one colour is a thousand times smaller than its pixels
 ANYBODY = ""  # where no tokens are, callers say who they are in the body
 log = logging.getLogger("ray.serve")
+
+
+class HttpRewards(Rewards):
+    """The ingress with its face for Ray Serve's HTTP proxy."""
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_http(self)
 
 
 def build_http(service: Rewards) -> FastAPI:
@@ -135,7 +143,7 @@ def identified(request: Request, service: Rewards) -> str | None:
             return None
         raise HttpError(403, "no_tokens", "no tokens are configured, so only callers on the same machine are answered")
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    trainer = service.tokens.trainer(token.strip()) if scheme.lower() == "bearer" else None
+    trainer = trainer_of(token.strip(), service.tokens) if scheme.lower() == "bearer" else None
     if trainer is None:
         raise HttpError(
             401, "unauthorised", "send one of the service's tokens: Authorization: Bearer TOKEN",

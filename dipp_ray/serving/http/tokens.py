@@ -13,22 +13,16 @@ VARIABLE = "DIPP_RAY_REWARD_TOKENS"
 SHORTEST = 16  # characters
 
 
-class Tokens:
-    """digests: SHA-256 in hex of each token, to the trainer's name."""
+def trainer_of(token: str, digests: dict[str, str]) -> str | None:
+    """Whose token it is, in a time that does not depend on how much of it is right; None for nobody's.
 
-    def __init__(self, digests: dict[str, str]):
-        self._digests = dict(digests)
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def trainer(self, token: str) -> str | None:
-        """Whose token it is, in a time that does not depend on how much of it is right; None for nobody's."""
-        given, found = digest(token), None
-        for known, name in self._digests.items():
-            if hmac.compare_digest(given, known):
-                found = name
-        return found
+    digests: SHA-256 in hex of each token, to the trainer's name.
+    """
+    given, found = digest(token), None
+    for known, name in digests.items():
+        if hmac.compare_digest(given, known):
+            found = name
+    return found
 
 
 def digest(token: str) -> str:

@@ -33,7 +33,6 @@ from dipp_ray.serving.contract.records import (
 from dipp_ray.serving.contract.wire import pack, tensor_record, unpack
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.serving.http.app import build_http
-from dipp_ray.serving.http.tokens import Tokens
 
 TOKEN = "correct-horse-battery"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -47,7 +46,7 @@ bounded = settings(derandomize=True, deadline=None, database=None, suppress_heal
 def service():
     models = [{"name": "bright", "model": "tiny_models:Brightness", "weight": 5.0}]
     made = local_service(ServiceConfig.model_validate({"models": models, "batch_rows": 4, "limits": LIMITS}))
-    made.tokens = Tokens({hashlib.sha256(TOKEN.encode()).hexdigest(): "fuzz"})
+    made.tokens = {hashlib.sha256(TOKEN.encode()).hexdigest(): "fuzz"}
     return made
 
 

@@ -6,7 +6,7 @@ import pytest
 from http_calls import TEXTS, TOKEN, ask, client, counted, images, made, packed, with_tokens
 
 from dipp_ray.errors import UserError
-from dipp_ray.serving.http.tokens import VARIABLE, Tokens, read_tokens
+from dipp_ray.serving.http.tokens import VARIABLE, read_tokens, trainer_of
 
 
 def test_the_token_says_who_calls_whatever_the_call_says():
@@ -40,15 +40,14 @@ def test_tokens_come_from_a_file_and_from_the_environment(tmp_path, monkeypatch)
     monkeypatch.delenv(VARIABLE, raising=False)
     assert read_tokens(None) == {}
     found = read_tokens(str(file))
-    asked = Tokens(found)
-    assert [asked.trainer(token) for token in (TOKEN, TOKEN + "-next", "with:colons,and-commas!")] == [
+    assert [trainer_of(token, found) for token in (TOKEN, TOKEN + "-next", "with:colons,and-commas!")] == [
         "ann", "ann", "c.d_e-1"]  # fmt: skip
-    assert asked.trainer("") is None and asked.trainer("ann") is None and len(found) == 3
+    assert trainer_of("", found) is None and trainer_of("ann", found) is None and len(found) == 3
     assert not any(TOKEN in text for text in (*found, *found.values()))  # digests alone
     monkeypatch.setenv(VARIABLE, f"ben:another-long-token, dan:{'x' * 16},")
-    assert Tokens(read_tokens(None)).trainer("another-long-token") == "ben"
-    both = Tokens(read_tokens(str(file)))
-    assert (both.trainer(TOKEN), both.trainer("x" * 16)) == ("ann", "dan")
+    assert trainer_of("another-long-token", read_tokens(None)) == "ben"
+    both = read_tokens(str(file))
+    assert (trainer_of(TOKEN, both), trainer_of("x" * 16, both)) == ("ann", "dan")
 
 
 SECRET = "s3cret-of-twenty-chars"
