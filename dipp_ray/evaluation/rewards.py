@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dipp_ray.config import RunConfig
-from dipp_ray.serving.client.by_http import transport_of
+from dipp_ray.serving.client.configured import transport_of
 from dipp_ray.serving.client.reward_client import RewardClient
 from dipp_ray.serving.contract.limits import MIB
 from dipp_ray.serving.contract.records import ModelRecord, Space

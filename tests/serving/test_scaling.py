@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import ray
 
-from dipp_ray.serving.client.by_http import HandleTransport
+from dipp_ray.serving.client.by_handle import HandleTransport
 from dipp_ray.serving.client.reward_client import RewardClient
 from dipp_ray.serving.deploy.config import ServiceConfig
 
@@ -29,7 +29,7 @@ class Trainer:
 def test_replicas_come_with_the_load(serve_url):
     from ray import serve
 
-    from dipp_ray.serving.deploy.application import await_rewards, deploy_rewards, stop_rewards
+    from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 
     model = {"name": "slow", "model": "tiny_models:Slow", "replicas": [1, 2], "role": {"cpus": 0.1}}
     deploy_rewards(ServiceConfig.model_validate({"name": "scaled", "models": [model], "batch_rows": 4}))

@@ -9,8 +9,8 @@ from test_run import TERMS, kills_change_nothing
 
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.rewards import scorer_of
-from dipp_ray.serving.deploy.application import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.serving.deploy.config import ServiceConfig
+from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.training.run import train
 from settings import tiny_config
 from tiny import PROMPTS, pixart_pipeline, prompt_file

@@ -1,4 +1,4 @@
-"""The two ways to a reward service: by Serve handle inside the cluster, by HTTP from anywhere."""
+"""The way to a reward service by HTTP, from anywhere; to several that serve the same, in turns."""
 
 import asyncio
 import io
@@ -13,11 +13,10 @@ import aiohttp
 import numpy as np
 from pydantic import ValidationError
 
-from dipp_ray.config import RewardSection
 from dipp_ray.errors import CallError, UserError
-from dipp_ray.serving.client.reward_client import FAULT_ATTEMPTS, Transport, TransportError
+from dipp_ray.serving.client.transport import FAULT_ATTEMPTS, TransportError, another_version, ills
 from dipp_ray.serving.contract.calls import HEALTH_S
-from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull, WireError
+from dipp_ray.serving.contract.failures import WireError
 from dipp_ray.serving.contract.records import (
     REPLY,
     REQUEST,
@@ -42,83 +41,6 @@ SILENCE_S = 10.0  # after so long without an answer a service is asked whether i
 AWAY_S = 60.0  # so long one that gave no sign of life is left alone, where there are others
 SERVE_PAGE = b"/-/routes"  # stands in what Ray Serve answers where no application listens
 INCIDENTAL = {"name": "", "version": ""}  # may differ between services that serve the same
-
-
-class HandleTransport:
-    """Calls by a Serve handle, inside the cluster."""
-
-    def __init__(self, application: str):
-        self._application, self._handle = application, None
-
-    async def score(
-        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
-    ) -> dict:
-        x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32, copy=False)  # as by HTTP
-        return await self._call("score", x, prompts, space, gradient, trainer, expires_s)
-
-    async def describe(self) -> ServiceRecord:
-        try:
-            return ServiceRecord.model_validate(await self._call("models"))
-        except ValidationError as error:
-            raise another_version(self._application, error, "reward.app") from None
-
-    async def require_health(self) -> None:
-        health = await self._call("health")
-        if not health.ok:
-            raise TransportError(ills(health))
-
-    async def close(self) -> None:
-        pass
-
-    async def _call(self, method: str, *arguments):
-        from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError  # by URL it goes without Ray
-        from ray.serve.exceptions import (
-            BackPressureError,
-            DeploymentUnavailableError,
-            RayServeException,
-            ReplicaUnavailableError,
-        )
-
-        lost = (RayActorError, ObjectLostError, BackPressureError, ReplicaUnavailableError, DeploymentUnavailableError)
-        response = None
-        try:
-            response = getattr(self._found(), method).remote(*arguments)
-            return await response
-        except asyncio.CancelledError:
-            if response is not None:
-                response.cancel()  # work past its deadline is not begun
-            raise
-        except lost as error:
-            raise TransportError(f"{type(error).__name__}: {error}") from error
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, (*lost, QueueFull, Draining, DeadlineError)):
-                pause = getattr(cause, "retry_after_s", 0.0)
-                raise TransportError(f"{type(cause).__name__}: {cause}", pause) from error
-            if isinstance(cause, ModelError):
-                if cause.kind == "refused":
-                    raise CallError(str(cause)) from error
-                most = FAULT_ATTEMPTS if cause.kind == "failed" else None
-                raise TransportError(str(cause), most_attempts=most) from error
-            if isinstance(cause, CallError):
-                raise CallError(str(cause)) from error
-            raise
-        except (RayError, RayServeException) as error:
-            raise TransportError(f"{type(error).__name__}: {error}") from error
-
-    def _found(self):
-        """The handle. Raises UserError where there is no such application."""
-        if self._handle is None:
-            from ray import serve
-            from ray.serve.exceptions import RayServeException
-
-            try:
-                self._handle = serve.get_app_handle(self._application)
-            except RayServeException:
-                raise UserError(
-                    f"reward.app: no application '{self._application}' runs in this cluster: see `serve status`"
-                ) from None
-        return self._handle
 
 
 class HttpTransport:
@@ -266,20 +188,6 @@ class HttpTransport:
         raise CallError(f"{url}: {message}")
 
 
-def another_version(service: str, error: ValidationError, setting: str) -> UserError:
-    return UserError(
-        f"{service} is no reward service of this version ({error.error_count()} differences in what it says it is): "
-        f"correct {setting}, or bring both to one version"
-    )
-
-
-def transport_of(settings: RewardSection) -> Transport:
-    """The way to the shared service that a run's configuration names."""
-    if settings.app:
-        return HandleTransport(settings.app)
-    return HttpTransport(settings.urls, read_token(settings.token), settings.wire_dtype)
-
-
 def read_token(path: str | None) -> str | None:
     """This caller's bearer token: of the file, or of DIPP_RAY_REWARD_TOKEN; None for none. Raises UserError."""
     if path is None:
@@ -299,9 +207,3 @@ def _message(content: bytes, otherwise: str | None) -> str:
         return ills(HealthRecord.model_validate_json(content))
     except ValidationError:
         return otherwise or "no reason given"
-
-
-def ills(health: HealthRecord) -> str:
-    """What is wrong with a service that is not well."""
-    wrong = [f"reward '{name}': {said}" for name, said in health.models.items() if said != "ok"]
-    return "; ".join(wrong) or "it is being stopped"

@@ -11,49 +11,16 @@ import asyncio
 import random
 import re
 import time
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, UserError
+from dipp_ray.serving.client.transport import Transport, TransportError
 from dipp_ray.serving.contract.records import TRAINER, ServiceRecord, Space
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
-FAULT_ATTEMPTS = 3  # where a model raised: once may be chance
-
-
-class TransportError(Exception):
-    """The call did not reach a model, or its answer got lost: the same call may succeed elsewhere.
-
-    retry_after_s: the shortest pause that the service asks for, 0 for none. most_attempts: how often it is tried in
-    all, None for as often as the deadline allows. answered: whether the service answered at all.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        retry_after_s: float = 0.0,
-        most_attempts: int | None = None,
-        answered: bool = False,
-    ):
-        super().__init__(message)
-        self.retry_after_s, self.most_attempts, self.answered = retry_after_s, most_attempts, answered
-
-
-class Transport(Protocol):
-    """How one attempt travels. Raises TransportError for what a retry may cure, CallError for a refused call."""
-
-    async def score(
-        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
-    ) -> dict: ...
-
-    async def describe(self) -> ServiceRecord: ...
-
-    async def require_health(self) -> None:
-        """Raises TransportError, with what is wrong, where a required model cannot score."""
-
-    async def close(self) -> None: ...
 
 
 class RewardClient:

@@ -2,81 +2,31 @@
 
 import hashlib
 import json
-import logging
-import os
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import ray
 from pydantic_core import to_jsonable_python
 from ray import serve
-from ray.serve.schema import ApplicationStatus
 
-from dipp_ray.config import RoleSection
-from dipp_ray.errors import UserError
 from dipp_ray.models.vae_folder import find_vae
 from dipp_ray.reporting.quiet import SERVE_LOGGING
-from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
-from dipp_ray.rewards.terms import RewardTerm
-from dipp_ray.serving.contract.limits import LimitsSection
+from dipp_ray.rewards.loading import is_differentiable, reward_class
 from dipp_ray.serving.core.ingress import IngressSettings
-from dipp_ray.serving.core.queue import QueueSection
 from dipp_ray.serving.core.replica import RewardModel
 from dipp_ray.serving.deploy.config import ServedModel, ServiceConfig
 from dipp_ray.serving.http.app import HttpRewards
 from dipp_ray.serving.http.tokens import read_tokens
-from dipp_ray.settings import load_settings, validate
 
 INGRESS = "Rewards"  # no model is called so: their names begin with a small letter
-VARIABLE = "DIPP_RAY_SERVICE"
 ONGOING_CALLS = 10_000  # of the ingress: its own queue bounds them
 AHEAD = 2  # batches for each replica: one that is computed, one that is already there
 # glibc reads these when a process starts. It would give large blocks back to the system at once, and a batch's
 # activations would be gigabytes of fresh pages each time.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
-LONGEST_PROMPT = 1_000_000  # of a private service: its run has read the prompts already
-POLL_S, SAY_EVERY_S = 0.1, 10.0
-FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
-Say = Callable[[str], None]
-
-
-def build(args: dict) -> serve.Application:
-    """The application of a Serve config file: `args` is a ServiceConfig. Raises UserError for a wrong one.
-
-    The terms of the sum and the tokens are the ingress's user_config; a Serve config may override that, and a change
-    of it alone restarts nothing.
-    """
-    config = validate(args, ServiceConfig, "application args")
-    check_service(config)
-    return application(config)
-
-
-def __getattr__(name: str) -> serve.Application:
-    """`dipp_ray.serving.deploy.application:app`, for `serve build`: of the YAML file that DIPP_RAY_SERVICE names."""
-    if name != "app":
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    if not os.environ.get(VARIABLE):
-        raise UserError(f"set {VARIABLE} to the YAML configuration of the service")
-    config = load_settings(os.environ[VARIABLE], [], ServiceConfig)
-    check_service(config)
-    return application(config)
 
 
 def application(config: ServiceConfig) -> serve.Application:
     """One deployment a model and the ingress in front. Every node that may run a replica must see the folders."""
-    settings = IngressSettings(
-        config.name,
-        config.batch_rows,
-        config.deterministic,
-        config.optional_wait_s,
-        most_replicas(config),
-        find_vae(config.vae).latent_channels if config.vae else None,
-        {model.name: model.model for model in config.models},
-        tuple(model.name for model in config.models if not is_differentiable(reward_class(model.term))),
-        config.limits,
-        config.queue,
-    )
+    settings = ingress_settings(config)
     models = {model.name: model_deployment(model, config) for model in config.models}
     ingress = serve.deployment(
         serve.ingress()(HttpRewards),
@@ -91,6 +41,21 @@ def application(config: ServiceConfig) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.1,
     )
     return _versioned(ingress, settings, sorted(models)).bind(settings, models)
+
+
+def ingress_settings(config: ServiceConfig) -> IngressSettings:
+    return IngressSettings(
+        config.name,
+        config.batch_rows,
+        config.deterministic,
+        config.optional_wait_s,
+        most_replicas(config),
+        find_vae(config.vae).latent_channels if config.vae else None,
+        {model.name: model.model for model in config.models},
+        tuple(model.name for model in config.models if not is_differentiable(reward_class(model.term))),
+        config.limits,
+        config.queue,
+    )
 
 
 def most_replicas(config: ServiceConfig) -> int:
@@ -155,103 +120,3 @@ def user_config(config: ServiceConfig) -> dict:
         "terms": [model.part.model_dump() for model in config.models],
         "tokens": read_tokens(config.http.tokens),
     }
-
-
-def check_service(config: ServiceConfig) -> None:
-    """Raise UserError for files, classes or tokens that are not there, before anything is started."""
-    for model in config.models:
-        check_term(model.term)
-    if config.vae:
-        find_vae(config.vae)
-    tokens = read_tokens(config.http.tokens)
-    if not config.http.on_loopback and not tokens:
-        raise UserError(
-            f"http.host={config.http.host} listens beyond this machine, which needs tokens: set http.tokens to a file "
-            "of name:token lines, or listen on 127.0.0.1"
-        )
-
-
-# -- private applications of a run -----------------------------------------------------------------------------------
-
-
-def private_name(run_folder: str | Path) -> str:
-    """Name of the application that belongs to the run in `run_folder` alone, whatever other runs are called."""
-    folder = Path(run_folder).resolve()
-    return f"dipp-ray-reward-{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
-
-
-def private_config(
-    name: str,
-    terms: list[RewardTerm],
-    vae: str | None,
-    role: RoleSection,
-    replicas: int,
-    deterministic: bool,
-    rows: int,
-) -> ServiceConfig:
-    """A run's own service: every term as one model with the role's resources, for calls of `rows` rows."""
-    models = [ServedModel(**term.model_dump(), role=role, replicas=replicas) for term in terms]
-    wide = LimitsSection().rows
-    return ServiceConfig(
-        name=name,
-        models=models,
-        vae=vae,
-        batch_rows=rows,
-        deterministic=deterministic,
-        limits=LimitsSection(rows=max(rows, wide), prompt_chars=LONGEST_PROMPT),
-        queue=QueueSection(rows=8 * max(rows, wide)),
-    )
-
-
-# -- start and end ---------------------------------------------------------------------------------------------------
-
-
-def deploy_rewards(config: ServiceConfig, route: str | None = None) -> None:
-    """Ask Serve for the application `config.name` without waiting for it. Needs Ray.
-
-    Starts Serve without its HTTP proxy if it does not run yet, and leaves it running. An application of that name is
-    brought to this configuration: what did not change of it goes on.
-    """
-    # Its messages announce every step of a deployment; what goes wrong is raised by `await_rewards`.
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(proxy_location="Disabled", logging_config=SERVE_LOGGING)
-    target = serve.RunTarget(
-        target=application(config), name=config.name, route_prefix=route, logging_config=SERVE_LOGGING
-    )
-    serve.run_many([target], wait_for_applications_running=False)
-
-
-def await_rewards(name: str, wait_s: float, say: Say) -> None:
-    """Wait until the application runs, visibly and at most `wait_s` seconds. Raises UserError; removing it is left."""
-    start, said = time.monotonic(), 0.0
-    while (status := serve.status().applications[name].status) != ApplicationStatus.RUNNING:
-        waited = time.monotonic() - start
-        if status in FAILED or waited > wait_s:
-            reason = _reason(name) or f"{status} after {waited:.0f} s: is there room for it? Raise the longest wait"
-            raise UserError(f"the reward application {name} did not start: {reason}")
-        if waited - said >= SAY_EVERY_S:
-            said = waited
-            held_up = f": {reason}" if (reason := _reason(name)) else ""
-            say(f"waiting for the reward service {name}: {waited:.0f} of {wait_s:.0f} s so far{held_up}")
-        time.sleep(POLL_S)
-
-
-def stop_rewards(name: str) -> None:
-    """Remove the application `name`, if it is there. Serve and everybody else's applications stay."""
-    if name in serve.status().applications:
-        serve.delete(name)
-
-
-def drain_rewards(name: str, wait_s: float) -> int:
-    """Let the application take no more calls and finish what it took; answers how many are left after `wait_s`."""
-    return serve.get_app_handle(name).drain.remote(wait_s).result(timeout_s=wait_s + 10)
-
-
-def _reason(name: str) -> str | None:
-    """The exception that a replica of the application died of, as one line."""
-    application = serve.status().applications.get(name)
-    messages = [deployment.message for deployment in application.deployments.values()] if application else []
-    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line.split(":")[0]]
-    reason = errors[-1] if errors else (lines[-1] if lines else None)
-    return reason.removeprefix(f"{UserError.__module__}.UserError: ") if reason else None

@@ -10,7 +10,8 @@ from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, U
 from dipp_ray.serving.client import by_http
 from dipp_ray.serving.client import reward_client as module
 from dipp_ray.serving.client.by_http import HttpTransport
-from dipp_ray.serving.client.reward_client import RewardClient, TransportError
+from dipp_ray.serving.client.reward_client import RewardClient
+from dipp_ray.serving.client.transport import TransportError
 from dipp_ray.serving.contract.records import LimitsRecord, ModelRecord, ServiceRecord
 
 X, PROMPTS = np.zeros((3, 1, 8, 8), np.float32), ["a", "b", "c"]

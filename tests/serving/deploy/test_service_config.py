@@ -7,9 +7,12 @@ import pytest
 import yaml
 
 from dipp_ray.errors import UserError
-from dipp_ray.serving.deploy import application, command
-from dipp_ray.serving.deploy.command import how_to_call, models_table
+from dipp_ray.serving.deploy import application, command, listening
+from dipp_ray.serving.deploy.check import check_service
 from dipp_ray.serving.deploy.config import HttpSection, ServiceConfig
+from dipp_ray.serving.deploy.entry import build
+from dipp_ray.serving.deploy.overview import how_to_call, models_table
+from dipp_ray.serving.deploy.reloading import restarts
 from dipp_ray.settings import load_settings, validate
 from tiny_models import save_clip, save_pipeline
 
@@ -57,13 +60,13 @@ def test_what_cannot_be_is_one_sentence(models, settings, message):
 )
 def test_what_is_not_there_is_found_before_anything_starts(models, settings, message):
     with pytest.raises(UserError, match=message):
-        application.check_service(config(*models, **settings))
+        check_service(config(*models, **settings))
 
 
 def test_beyond_loopback_it_starts_with_tokens_and_warns(tmp_path):
     (tmp_path / "tokens").write_text(TOKENS)
     open_to_all = config(http={"host": "0.0.0.0", "tokens": str(tmp_path / "tokens")})
-    application.check_service(open_to_all)
+    check_service(open_to_all)
     said = "\n".join(how_to_call(open_to_all))
     assert "tokens are required, of: alice, bob" in said and "in the clear" in said and "Bearer $TOKEN" in said
     assert f"chmod 600 {tmp_path / 'tokens'}" in said
@@ -98,18 +101,18 @@ def test_a_version_does_not_depend_on_how_the_same_was_written():
 
 def test_serve_that_runs_already_is_listened_to_where_it_listens(monkeypatch):
     proxies = {"node": "HEALTHY"}
-    monkeypatch.setattr(command.serve, "status", lambda: SimpleNamespace(proxies=proxies, applications={}))
-    monkeypatch.setattr(command.serve, "start", lambda **_: pytest.fail("Serve runs already"))
+    monkeypatch.setattr(listening.serve, "status", lambda: SimpleNamespace(proxies=proxies, applications={}))
+    monkeypatch.setattr(listening.serve, "start", lambda **_: pytest.fail("Serve runs already"))
     there = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1", port=8123))
-    monkeypatch.setattr(command, "_get_global_client", lambda **_: there)
-    command.start_http(HttpSection(port=8123))
+    monkeypatch.setattr(listening, "_get_global_client", lambda **_: there)
+    listening.start_http(HttpSection(port=8123))
     with pytest.raises(
         UserError, match=r"listens on 127\.0\.0\.1:8123 .* set http\.host=127\.0\.0\.1 and http\.port=8123"
     ):
-        command.start_http(HttpSection(port=8000))
+        listening.start_http(HttpSection(port=8000))
     proxies.clear()
     with pytest.raises(UserError, match="without HTTP"):
-        command.start_http(HttpSection(port=8123))
+        listening.start_http(HttpSection(port=8123))
 
 
 def test_an_application_of_the_same_name_is_left_alone(monkeypatch):
@@ -153,14 +156,14 @@ def test_the_serve_config_is_valid_strictly_and_its_application_is_built(tmp_pat
     schema = ServeDeploySchema.model_validate(data)
     known = schema.model_dump(exclude_unset=True)  # Serve itself ignores keys that it does not know
     assert known.keys() == data.keys() and known["applications"][0].keys() == data["applications"][0].keys()
-    assert schema.applications[0].import_path == "dipp_ray.serving.deploy.application:build"
+    assert schema.applications[0].import_path == "dipp_ray.serving.deploy.entry:build"
     validate(data["applications"][0]["args"], ServiceConfig, "args")
     args = {"models": [BRIGHT | {"model": "clip", "folder": save_clip(tmp_path / "clip")}], "vae": None}
     (tmp_path / "pipeline").mkdir()
     args["vae"] = save_pipeline(tmp_path / "pipeline")
-    assert application.build(args)._bound_deployment.name == "Rewards"
+    assert build(args)._bound_deployment.name == "Rewards"
     with pytest.raises(UserError, match="did you mean batch_rows"):
-        application.build(args | {"batch_row": 3})
+        build(args | {"batch_row": 3})
 
 
 def test_serve_build_finds_the_application_of_a_file(tmp_path, monkeypatch):
@@ -168,15 +171,15 @@ def test_serve_build_finds_the_application_of_a_file(tmp_path, monkeypatch):
 
     (tmp_path / "service.yaml").write_text(yaml.safe_dump({"models": [BRIGHT]}))
     monkeypatch.setenv("DIPP_RAY_SERVICE", str(tmp_path / "service.yaml"))
-    assert import_attr("dipp_ray.serving.deploy.application:app")._bound_deployment.name == "Rewards"
+    assert import_attr("dipp_ray.serving.deploy.entry:app")._bound_deployment.name == "Rewards"
     monkeypatch.delenv("DIPP_RAY_SERVICE")
     with pytest.raises(UserError, match="set DIPP_RAY_SERVICE"):
-        import_attr("dipp_ray.serving.deploy.application:app")
+        import_attr("dipp_ray.serving.deploy.entry:app")
 
 
 def test_what_starts_replicas_anew_is_known_before_it_happens():
     old = config(BRIGHT)
-    assert not command.restarts(old, config(BRIGHT | {"weight": 2.0, "cap": 1.0, "required": False, "held_out": True}))
-    assert command.restarts(old, config(BRIGHT | {"replicas": 2}))
-    assert command.restarts(old, config(BRIGHT, BRIGHT | {"name": "second"}))
-    assert command.restarts(old, config(BRIGHT, batch_rows=8))
+    assert not restarts(old, config(BRIGHT | {"weight": 2.0, "cap": 1.0, "required": False, "held_out": True}))
+    assert restarts(old, config(BRIGHT | {"replicas": 2}))
+    assert restarts(old, config(BRIGHT, BRIGHT | {"name": "second"}))
+    assert restarts(old, config(BRIGHT, batch_rows=8))
