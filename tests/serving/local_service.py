@@ -7,7 +7,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.serving.core.ingress import Rewards
+from dipp_ray.serving.core.ingress import RewardIngress
 from dipp_ray.serving.core.scoring import ModelScorer
 from dipp_ray.serving.deploy.application import ingress_settings
 from dipp_ray.serving.deploy.config import ServiceConfig
@@ -49,11 +49,11 @@ class LocalHandle:
             raise RayTaskError("answer", "", error) from error
 
 
-def local_service(config: ServiceConfig) -> Rewards:
+def local_service(config: ServiceConfig) -> RewardIngress:
     """The ingress of `config`, with its sum and tokens in force, in front of models in this process."""
     decoder = LatentDecoder.from_folder(config.vae) if config.vae else None
     handles = {model.name: LocalHandle(ModelScorer(model.term, decoder)) for model in config.models}
-    service = Rewards(ingress_settings(config), handles)
+    service = RewardIngress(ingress_settings(config), handles)
     service.handles, service.reward_terms = handles, [model.term for model in config.models]
     service.reconfigure({"terms": [term.part.model_dump() for term in service.reward_terms], "tokens": {}})
     return service

@@ -1,4 +1,4 @@
-"""Replicas grow with the load and answer right values while they come."""
+"""Replicas grow with the load and return right values while they come."""
 
 import asyncio
 import time

@@ -8,7 +8,7 @@ A call is `POST /v1/score`, in one of two forms that say the same:
 
 Rows are independent: row i of every answer belongs to row i of what was sent, and `gradient` row i is the derivative of
 reward i by x_i, in the units of what was sent (for uint8 images: of pixels in [0, 1]). Values that are not finite are
-answered as they are (null in JSON). No torch here: callers do without it.
+returned as they are (null in JSON). No torch here: callers do without it.
 """
 
 from typing import Annotated, Literal
@@ -32,8 +32,8 @@ class ScoreOptions(Record):
 
     prompts: list[str] = Field(min_length=1, description="One prompt a row.")
     space: Space = Field("images", description="`images` in [0, 1], or `latents` in the diffusion model's scale.")
-    gradient: bool = Field(False, description="Answer the gradient of the weighted reward too.")
-    reply_dtype: WireDtype = Field("fp32", description="Of the answered gradient; fp16 comes with a scale a row.")
+    gradient: bool = Field(False, description="Return the gradient of the weighted reward too.")
+    reply_dtype: WireDtype = Field("fp32", description="Of the returned gradient; fp16 comes with a scale a row.")
     deadline_s: float = Field(60.0, gt=0, le=86400, description="Seconds after which nobody waits for the answer.")
     trainer: str = Field("anonymous", pattern=TRAINER, description="Who calls, where no token says it.")
 
@@ -64,7 +64,7 @@ class JsonCall(ScoreOptions):
 
 
 class ReplyRecord(Record):
-    """What is answered beside the tensors."""
+    """What is returned beside the tensors."""
 
     held_out: list[str] = Field(description="Models that were scored and did not enter the sum.")
     failed: dict[str, str] = Field(description="Models that are not required and did not answer, and why.")

@@ -1,4 +1,4 @@
-"""Asking the replicas of the models by their Serve handles: deadlines, failover, and which fault is whose."""
+"""The models by their Serve handles: deadlines, failover between replicas, and which fault is whose."""
 
 import asyncio
 import time
@@ -38,7 +38,7 @@ LOST = (
 )
 
 
-class Replicas:
+class ModelHandles:
     """handles: a Serve handle to each reward model, by its name. optional_wait_s: longest wait for one that is not
     required."""
 

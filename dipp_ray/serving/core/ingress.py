@@ -19,8 +19,8 @@ from dipp_ray.serving.contract.calls import validate_call
 from dipp_ray.serving.contract.failures import Draining
 from dipp_ray.serving.contract.limits import MIB, LimitsSection, check_limits
 from dipp_ray.serving.contract.records import HealthRecord, LimitsRecord, ModelRecord, ServiceRecord, Space
-from dipp_ray.serving.core.handles import Replicas
-from dipp_ray.serving.core.joining import ServiceReply, joined
+from dipp_ray.serving.core.handles import ModelHandles
+from dipp_ray.serving.core.joining import IngressReply, joined
 from dipp_ray.serving.core.metrics import ServiceMetrics, outcome_of
 from dipp_ray.serving.core.queue import FairQueue, QueueSection
 from dipp_ray.serving.core.scheduler import Call, Scheduler
@@ -57,13 +57,13 @@ class IngressSettings:
     queue: QueueSection
 
 
-class Rewards:
+class RewardIngress:
     """models: a Serve handle to each reward model, by its name."""
 
     def __init__(self, settings: IngressSettings, models: dict):
         self.settings = settings
         self.metrics = ServiceMetrics()
-        self._replicas = Replicas(models, settings.optional_wait_s)
+        self._models = ModelHandles(models, settings.optional_wait_s)
         self._terms: tuple[SumTerm, ...] = ()
         self.tokens: dict[str, str] = {}  # of callers by HTTP: digest to trainer, empty for none
         self._draining = False
@@ -72,7 +72,7 @@ class Rewards:
         self._open = 0  # calls that were taken and not answered yet
         queue = FairQueue(settings.queue.rows, int(settings.queue.mib * MIB))
         self._scheduler = Scheduler(
-            self._replicas.ask, queue, settings.batch_rows, settings.deterministic, settings.slots
+            self._models.ask, queue, settings.batch_rows, settings.deterministic, settings.slots
         )
         self._scheduler.began = self._count_batch
 
@@ -152,13 +152,13 @@ class Rewards:
         return health.model_copy(update={"ok": health.ok and not self._draining})
 
     async def _ask_health(self) -> HealthRecord:
-        said = await asyncio.gather(*(self._replicas.health_of(name) for name in self._replicas.names))
-        models = dict(zip(self._replicas.names, said, strict=True))
+        said = await asyncio.gather(*(self._models.health_of(name) for name in self._models.names))
+        models = dict(zip(self._models.names, said, strict=True))
         required = [term.name for term in self._terms if term.required]
         return HealthRecord(ok=all(models[name] == "ok" for name in required), models=models)
 
     async def drain(self, wait_s: float) -> int:
-        """Take no more calls and wait for those that were taken; answers how many are left after `wait_s` seconds."""
+        """Take no more calls and wait for those that were taken; returns how many are left after `wait_s` seconds."""
         self._draining = True
         until = time.monotonic() + wait_s
         while self._open and time.monotonic() < until:
@@ -169,7 +169,7 @@ class Rewards:
 
     async def answer(
         self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
-    ) -> ServiceReply:
+    ) -> IngressReply:
         """The reply to one call; raises as `score` does, and counts how it ended."""
         start, label, outcome = time.monotonic(), self.metrics.trainer(trainer), "failed"
         self._open += 1
@@ -189,7 +189,7 @@ class Rewards:
             self._open -= 1
             self.metrics.calls.labels(label, outcome).inc()
 
-    async def _answer(self, x, prompts, space, gradient, trainer, expires_s) -> ServiceReply:
+    async def _answer(self, x, prompts, space, gradient, trainer, expires_s) -> IngressReply:
         if self._draining:
             raise Draining("the service is being stopped: call another one")
         if x.dtype not in (np.float32, np.float64):
@@ -208,7 +208,7 @@ class Rewards:
         answers, failed = joined(terms, outcomes)
         self._count_failures(failed.keys() - without)
         held_out = [term.name for term in terms if term.held_out]
-        return ServiceReply(combine(terms, answers, gradient), held_out, failed)
+        return IngressReply(combine(terms, answers, gradient), held_out, failed)
 
     def _count_batch(self, batch) -> None:
         self.metrics.batch_rows.observe(sum(chunk.rows for chunk in batch))

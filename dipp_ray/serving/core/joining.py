@@ -11,7 +11,7 @@ from dipp_ray.serving.core.scheduler import Outcome
 
 
 @dataclass(frozen=True)
-class ServiceReply:
+class IngressReply:
     combined: Combined
     held_out: list[str]
     failed: dict[str, ModelError]

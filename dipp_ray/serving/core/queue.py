@@ -99,7 +99,7 @@ class FairQueue:
     def take(self, most_rows: int, now: float, only_full: bool = False) -> tuple[list[Chunk], list[Chunk]]:
         """(the next batch, chunks whose time was over before it began).
 
-        A batch is of one kind and of at most `most_rows` rows; chunks are never split. only_full: answer an empty
+        A batch is of one kind and of at most `most_rows` rows; chunks are never split. only_full: return an empty
         batch, and take nothing, unless more rows of that kind would not fit.
         """
         late = self._drop(lambda chunk: chunk.expires <= now)

@@ -19,7 +19,7 @@ from dipp_ray.serving.contract.records import Space
 from dipp_ray.serving.core.scoring import ModelScorer
 
 
-class RewardModel:
+class ModelReplica:
     """One reward model on one device.
 
     term: name, model and folder of a RewardTerm. vae: pipeline folder of the decoder, None for images only.

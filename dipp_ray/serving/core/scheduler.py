@@ -66,7 +66,7 @@ class Scheduler:
         return len(self._tasks)
 
     async def score(self, call: Call, trainer: str, expires_s: float) -> list[dict[str, Outcome]]:
-        """What each model of the call's terms answered, for one chunk of `batch_rows` rows after the other.
+        """What each model of the call's terms returned, for one chunk of `batch_rows` rows after the other.
 
         Raises QueueFull at once, DeadlineError where the time was over before the work began.
         """

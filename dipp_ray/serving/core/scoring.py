@@ -40,7 +40,7 @@ class ModelScorer:
         """The raw score of one chunk and, if asked, its derivative by what was sent; arrays in x's dtype or better.
 
         x: latents [B, C, h, w] in the model's scale, or images [B, 3, H, W] in [0, 1]; fp32 or fp64. Raises
-        CallError where a gradient was asked for and there is none, RuntimeError where the model answers another shape.
+        CallError where a gradient was asked for and there is none, RuntimeError where the model returns another shape.
         """
         autocast = torch.autocast(self.device.type, self._autocast) if self._autocast else contextlib.nullcontext()
         with torch.set_grad_enabled(gradient), autocast:
@@ -48,7 +48,7 @@ class ModelScorer:
             images = self.decoder.decode(sent) if space == "latents" else sent
             score = self.model.reward(images, prompts)
         if score.shape != (len(x),):
-            raise RuntimeError(f"reward '{self.name}' answered shape {list(score.shape)}, not [{len(x)}]")
+            raise RuntimeError(f"reward '{self.name}' returned shape {list(score.shape)}, not [{len(x)}]")
         slope = None
         if gradient:
             if not score.requires_grad:
@@ -69,7 +69,7 @@ class ScoreReply:
 
 
 class Scorer:
-    """All reward models of `terms` in this process: what the service answers, without the service.
+    """All reward models of `terms` in this process: what the service returns, without the service.
 
     Every call is worked off in chunks of `chunk_size` rows (the last may be shorter), so an answer is a function of
     the call alone: a row's last bits change with the size of its batch.

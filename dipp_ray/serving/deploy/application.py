@@ -11,9 +11,9 @@ from dipp_ray.models.vae_folder import find_vae
 from dipp_ray.reporting.quiet import SERVE_LOGGING
 from dipp_ray.rewards.loading import is_differentiable, reward_class
 from dipp_ray.serving.core.ingress import IngressSettings
-from dipp_ray.serving.core.replica import RewardModel
+from dipp_ray.serving.core.replica import ModelReplica
 from dipp_ray.serving.deploy.config import ServedModel, ServiceConfig
-from dipp_ray.serving.http.app import HttpRewards
+from dipp_ray.serving.http.app import HttpIngress
 from dipp_ray.serving.http.tokens import read_tokens
 
 INGRESS = "Rewards"  # no model is called so: their names begin with a small letter
@@ -29,7 +29,7 @@ def application(config: ServiceConfig) -> serve.Application:
     settings = ingress_settings(config)
     models = {model.name: model_deployment(model, config) for model in config.models}
     ingress = serve.deployment(
-        serve.ingress()(HttpRewards),
+        serve.ingress()(HttpIngress),
         name=INGRESS,
         num_replicas=1,
         max_ongoing_requests=ONGOING_CALLS,
@@ -75,7 +75,7 @@ def model_deployment(model: ServedModel, config: ServiceConfig) -> serve.Applica
         actor["runtime_env"] = _environment()
     scaled = isinstance(model.replicas, tuple)
     deployment = serve.deployment(
-        RewardModel,
+        ModelReplica,
         name=model.name,
         num_replicas=None if scaled else model.replicas,
         # One batch in work for each replica is what full means: what waits lies in the ingress's queue.

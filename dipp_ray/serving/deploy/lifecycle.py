@@ -61,7 +61,7 @@ def stop_rewards(name: str) -> None:
 
 
 def drain_rewards(name: str, wait_s: float) -> int:
-    """Let the application take no more calls and finish what it took; answers how many are left after `wait_s`."""
+    """Let the application take no more calls and finish what it took; returns how many are left after `wait_s`."""
     return serve.get_app_handle(name).drain.remote(wait_s).result(timeout_s=wait_s + 10)
 
 

@@ -22,7 +22,7 @@ from dipp_ray.serving.contract.records import (
     JsonReply,
     ServiceRecord,
 )
-from dipp_ray.serving.core.ingress import Rewards
+from dipp_ray.serving.core.ingress import RewardIngress
 from dipp_ray.serving.http.bodies import parse, rendered
 from dipp_ray.serving.http.document import BINARY, MEANINGS, REQUEST_CONTENT, TEXT_CONTENT, page
 from dipp_ray.serving.http.errors import HttpError, as_http
@@ -34,14 +34,14 @@ ANYBODY = ""  # where no tokens are, callers say who they are in the body
 log = logging.getLogger("ray.serve")
 
 
-class HttpRewards(Rewards):
+class HttpIngress(RewardIngress):
     """The ingress with its face for Ray Serve's HTTP proxy."""
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_http(self)
 
 
-def build_http(service: Rewards) -> FastAPI:
+def build_http(service: RewardIngress) -> FastAPI:
     """The ASGI application in front of `service`."""
     app = FastAPI(
         title="dipp-ray reward service",
@@ -136,7 +136,7 @@ def build_http(service: Rewards) -> FastAPI:
     return app
 
 
-def identified(request: Request, service: Rewards) -> str | None:
+def identified(request: Request, service: RewardIngress) -> str | None:
     """The trainer whose token came, or None where no tokens are configured: then only this machine may call."""
     if not service.tokens:
         if on_loopback(request):

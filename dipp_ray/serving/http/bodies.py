@@ -23,7 +23,7 @@ from dipp_ray.serving.contract.records import (
     TensorRecord,
 )
 from dipp_ray.serving.contract.wire import pack, tensor_of, tensor_record, to_half, unpack
-from dipp_ray.serving.core.joining import ServiceReply
+from dipp_ray.serving.core.joining import IngressReply
 from dipp_ray.serving.http.pictures import pixels_of
 from dipp_ray.settings import fault, unknown_key
 
@@ -87,7 +87,7 @@ def record_of(model: type[Options], text: bytes, limits: LimitsSection) -> Optio
         raise CallError(fault(error, model)) from None
 
 
-def rendered(kind: str, reply: ServiceReply, options: ScoreOptions) -> Response:
+def rendered(kind: str, reply: IngressReply, options: ScoreOptions) -> Response:
     """The reply in the form in which the call came."""
     combined = reply.combined
     if kind == JSON:
@@ -109,7 +109,7 @@ def rendered(kind: str, reply: ServiceReply, options: ScoreOptions) -> Response:
     return Response(pack(tensors, REPLY, record), media_type=SAFETENSORS)
 
 
-def public(reply: ServiceReply) -> dict[str, str]:
+def public(reply: IngressReply) -> dict[str, str]:
     return {name: error.public for name, error in reply.failed.items()}
 
 

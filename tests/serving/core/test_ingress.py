@@ -12,7 +12,7 @@ from local_service import local_service
 from dipp_ray.errors import UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
-from dipp_ray.serving.core.ingress import Rewards
+from dipp_ray.serving.core.ingress import RewardIngress
 from dipp_ray.serving.core.scoring import Scorer
 from dipp_ray.serving.deploy.config import ServiceConfig
 from tiny_models import PROMPTS, save_clip, save_pipeline
@@ -270,7 +270,7 @@ def test_terms_of_other_models_are_refused_and_the_old_ones_stay(caplog):
         made.reconfigure({"terms": [term], "tokens": {}})  # Serve would end a replica that raises
         assert re.search(message, caplog.text)
         with pytest.raises(UserError, match=message):
-            Rewards(made.settings, made.handles).reconfigure({"terms": [term], "tokens": {}})
+            RewardIngress(made.settings, made.handles).reconfigure({"terms": [term], "tokens": {}})
     for given in (
         {"terms": [{"name": "bright"}]},
         {"terms": None, "tokens": {}},

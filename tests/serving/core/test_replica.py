@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from dipp_ray.config import RoleSection
-from dipp_ray.serving.core.replica import RewardModel
+from dipp_ray.serving.core.replica import ModelReplica
 
 IMAGES = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
 
 
 def replica(model):
-    return RewardModel(
+    return ModelReplica(
         {"name": "it", "model": f"tiny_models:{model}", "folder": None}, None, False, RoleSection(), False, 600
     )
 

@@ -94,7 +94,7 @@ def test_a_reward_without_gradient_is_refused_only_for_a_gradient():
 
 def test_a_reward_of_another_shape_is_refused():
     scorer = Scorer([RewardTerm(name="odd", model="tiny_models:WrongShape")], None, CHUNK)
-    with pytest.raises(RuntimeError, match=r"'odd' answered shape \[4, 3\]"):
+    with pytest.raises(RuntimeError, match=r"'odd' returned shape \[4, 3\]"):
         scorer.score(torch.rand(4, 3, 8, 8), PROMPTS, "images", gradient=False)
 
 

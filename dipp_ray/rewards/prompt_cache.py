@@ -1,13 +1,10 @@
-"""The text side of reward models: tokenizers from a local folder, and what is known of a prompt kept for its return."""
+"""What a reward model has computed of a prompt, kept for the prompt's return."""
 
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
-
-from dipp_ray.errors import UserError
 
 CACHED_PROMPTS = 16_384
 
@@ -43,26 +40,3 @@ class PromptCache(nn.Module):
     def _apply(self, fn, recurse=True):
         self._known.clear()
         return super()._apply(fn, recurse)
-
-
-def load_tokenizer(kind: type, folder: str | Path, origin: str):
-    """A tokenizer of class `kind` from its files in a local folder.
-
-    Raises UserError where they are missing (transformers would give a tokenizer of no words) or do not load.
-    """
-    require_tokenizer(kind, folder, origin)
-    try:
-        return kind.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # The tokenizers library raises bare Exceptions.
-        raise UserError(f"the tokenizer in {folder} does not load: {' '.join(str(error).split())}") from error
-
-
-def require_tokenizer(kind: type, folder: str | Path, origin: str) -> None:
-    """Raise UserError where the folder holds no tokenizer's files."""
-    own = list(kind.vocab_files_names.values())
-    vocabulary = [name for name in own if name != "tokenizer.json"]
-    if (Path(folder) / "tokenizer.json").is_file() or all((Path(folder) / name).is_file() for name in vocabulary):
-        return
-    raise UserError(
-        f"tokenizer.json (or {' and '.join(vocabulary)}) is missing in {folder}: put there the tokenizer of {origin}"
-    )

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from dipp_ray.rewards.text import PromptCache
+from dipp_ray.rewards.prompt_cache import PromptCache
 
 
 def recorder():
