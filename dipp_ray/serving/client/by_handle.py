@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from dipp_ray.errors import CallError, UserError
 from dipp_ray.serving.client.transport import FAULT_ATTEMPTS, TransportError, another_version, ills
+from dipp_ray.serving.contract.calls import as_fp32
 from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
 from dipp_ray.serving.contract.records import ServiceRecord, Space
 
@@ -20,8 +21,7 @@ class HandleTransport:
     async def score(
         self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
     ) -> dict:
-        x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32, copy=False)  # as by HTTP
-        return await self._call("score", x, prompts, space, gradient, trainer, expires_s)
+        return await self._call("score", as_fp32(x), prompts, space, gradient, trainer, expires_s)
 
     async def describe(self) -> ServiceRecord:
         try:

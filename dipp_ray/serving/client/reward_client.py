@@ -17,6 +17,8 @@ import numpy as np
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.serving.client.transport import Transport, TransportError
+from dipp_ray.serving.contract.calls import finite_rows
+from dipp_ray.serving.contract.failures import first_line
 from dipp_ray.serving.contract.records import TRAINER, ServiceRecord, Space
 
 FIRST_PAUSE_S = 0.1
@@ -76,9 +78,9 @@ class RewardClient:
 
         reply = await self._retried(attempt, f"{len(x)} samples")
         _require_complete(reply, x, gradient)
-        finite = np.isfinite(reply["reward"])
+        finite = finite_rows(reply["reward"])
         if gradient:
-            finite &= np.isfinite(reply["gradient"]).reshape(len(x), -1).all(axis=1)
+            finite &= finite_rows(reply["gradient"])
         if self._on_nonfinite == "raise":
             _require_finite(reply)
         return {**reply, "finite": finite}
@@ -142,7 +144,7 @@ class RewardClient:
             except TimeoutError:
                 break
             except TransportError as error:
-                last, asked = (str(error).splitlines() or [type(error).__name__])[0], error.retry_after_s
+                last, asked = first_line(error), error.retry_after_s
                 faults += error.most_attempts is not None
                 if error.most_attempts is not None and faults >= error.most_attempts:
                     raise RewardUnavailableError(
@@ -178,5 +180,5 @@ def _require_finite(reply: dict) -> None:
     if reply["gradient"] is not None:
         named["the reward's gradient"] = reply["gradient"]
     for name, values in named.items():
-        if bad := int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).sum()):
+        if bad := int((~finite_rows(values)).sum()):
             raise NonFiniteError(f"{name} is not finite for {bad} of {len(values)} samples")

@@ -6,6 +6,7 @@ import numpy as np
 
 from dipp_ray.rewards.combination import Answer, Combined, trained
 from dipp_ray.rewards.terms import SumTerm
+from dipp_ray.serving.contract.calls import finite_rows
 from dipp_ray.serving.contract.failures import DeadlineError, ModelError
 from dipp_ray.serving.core.scheduler import Outcome
 
@@ -50,7 +51,7 @@ def joined(
 
 def nonfinite(answer: Answer) -> str | None:
     """What is wrong with an answer that is not finite."""
-    bad = ~np.isfinite(answer.score)
+    bad = ~finite_rows(answer.score)
     if answer.gradient is not None:
-        bad |= ~np.isfinite(answer.gradient).reshape(len(bad), -1).all(axis=1)
+        bad |= ~finite_rows(answer.gradient)
     return f"not finite for {int(bad.sum())} of {len(bad)} samples" if bad.any() else None

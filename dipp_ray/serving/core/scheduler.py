@@ -18,6 +18,7 @@ from dipp_ray.serving.contract.failures import DeadlineError, ModelError
 from dipp_ray.serving.contract.records import Space
 from dipp_ray.serving.core.queue import Chunk, FairQueue
 
+AHEAD = 2  # batches for each replica: one that is computed, one that is already there
 SPEED_MEMORY = 0.8  # weight of the past in the measured speed
 
 
@@ -93,7 +94,7 @@ class Scheduler:
 
     def _pump(self) -> None:
         """Begin what can be begun."""
-        while self.in_flight < 2 * self._slots:
+        while self.in_flight < AHEAD * self._slots:
             ahead = self.in_flight >= self._slots
             batch, late = self.queue.take(self._batch_rows, time.monotonic(), only_full=ahead)
             for chunk in late:

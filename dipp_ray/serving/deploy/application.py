@@ -12,13 +12,13 @@ from dipp_ray.reporting.quiet import SERVE_LOGGING
 from dipp_ray.rewards.loading import is_differentiable, reward_class
 from dipp_ray.serving.core.ingress import IngressSettings
 from dipp_ray.serving.core.replica import ModelReplica
+from dipp_ray.serving.core.scheduler import AHEAD
 from dipp_ray.serving.deploy.config import ServedModel, ServiceConfig
 from dipp_ray.serving.http.app import HttpIngress
 from dipp_ray.serving.http.tokens import read_tokens
 
 INGRESS = "Rewards"  # no model is called so: their names begin with a small letter
 ONGOING_CALLS = 10_000  # of the ingress: its own queue bounds them
-AHEAD = 2  # batches for each replica: one that is computed, one that is already there
 # glibc reads these when a process starts. It would give large blocks back to the system at once, and a batch's
 # activations would be gigabytes of fresh pages each time.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}

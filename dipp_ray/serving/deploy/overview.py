@@ -37,8 +37,13 @@ def models_table(config: ServiceConfig) -> Table:
     return table
 
 
+def _trainers(config: ServiceConfig) -> list[str]:
+    """Those who have a token."""
+    return sorted(set(read_tokens(config.http.tokens).values()))
+
+
 def who_may_call(config: ServiceConfig) -> str:
-    trainers = sorted(set(read_tokens(config.http.tokens).values()))
+    trainers = _trainers(config)
     return f"tokens are required, of: {', '.join(trainers)}" if trainers else "no tokens: this machine alone may call"
 
 
@@ -46,7 +51,6 @@ def how_to_call(config: ServiceConfig) -> list[str]:
     """For a person: where the service listens, who may call, and one call to try."""
     host = f"[{config.http.host}]" if ":" in config.http.host else config.http.host
     url = f"http://{host}:{config.http.port}"
-    trainers = sorted(set(read_tokens(config.http.tokens).values()))
     lines = [f"listening on {url}: {url}/docs says how to call, {url}/healthz whether it is well"]
     lines.append(who_may_call(config))
     if not config.http.on_loopback:
@@ -59,5 +63,5 @@ def how_to_call(config: ServiceConfig) -> list[str]:
         if not model.held_out and not is_differentiable(reward_class(model.term))
     ]
     lines.append("what a model raises stands in its replica's log: /tmp/ray/session_latest/logs/serve on its node")
-    lines.append(f"try: {example(url, bool(trainers))}")
+    lines.append(f"try: {example(url, bool(_trainers(config)))}")
     return lines

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from dipp_ray.errors import CallError
+from dipp_ray.serving.contract.calls import as_fp32, require_shape
 from dipp_ray.serving.contract.failures import WireError
 from dipp_ray.serving.contract.limits import MIB, LimitsSection, check_limits
 from dipp_ray.serving.contract.records import (
@@ -47,15 +48,11 @@ def parse(kind: str, body: bytes, limits: LimitsSection) -> tuple[np.ndarray, Sc
             x = pixels_of(options.images, limits.image_side, int(limits.body_mib * MIB))
         else:
             x = tensor_of(options.x)
-    if x.ndim != 4 or 0 in x.shape or (options.space == "images" and x.shape[1] != 3):
-        channels = 3 if options.space == "images" else "C"
-        raise CallError(f"x of shape {list(x.shape)[:8]} was sent: expected [B, {channels}, height, width]")
+    require_shape(x.shape, options.space, latent_channels=None)
     check_limits(x.shape, options.prompts, options.space, limits)
-    if x.dtype == np.uint8:
-        if options.space != "images":
-            raise CallError("latents were sent as uint8: send fp32 or fp16")
-        return x.astype(np.float32) / 255, options
-    return x.astype(np.float32), options
+    if x.dtype == np.uint8 and options.space != "images":
+        raise CallError("latents were sent as uint8: send fp32 or fp16")
+    return as_fp32(x), options
 
 
 def record_of(model: type[Options], text: bytes, limits: LimitsSection) -> Options:
