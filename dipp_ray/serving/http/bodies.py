@@ -10,7 +10,7 @@ from pydantic_core import from_json
 from dipp_ray.errors import CallError
 from dipp_ray.serving.contract.calls import as_fp32, require_shape
 from dipp_ray.serving.contract.failures import WireError
-from dipp_ray.serving.contract.limits import MIB, LimitsSection, check_limits
+from dipp_ray.serving.contract.limits import LimitsSection, check_limits
 from dipp_ray.serving.contract.records import (
     JSON,
     MOST_AXES,
@@ -44,10 +44,7 @@ def parse(kind: str, body: bytes, limits: LimitsSection) -> tuple[np.ndarray, Sc
         x = tensors["x"]
     else:
         options = record_of(JsonCall, body, limits)
-        if options.images is not None:
-            x = pixels_of(options.images, limits.image_side, int(limits.body_mib * MIB))
-        else:
-            x = tensor_of(options.x)
+        x = pixels_of(options.images, limits) if options.images is not None else tensor_of(options.x)
     require_shape(x.shape, options.space, latent_channels=None)
     check_limits(x.shape, options.prompts, options.space, limits)
     if x.dtype == np.uint8 and options.space != "images":

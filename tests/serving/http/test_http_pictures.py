@@ -1,12 +1,13 @@
 """Files of images in JSON: what is read of them, what is refused."""
 
 import base64
+import io
 import zlib
 
 import numpy as np
 import pytest
 from http_calls import ask_json, client, encoded, made, picture, pixels, png, refused
-from PIL import Image
+from PIL import ExifTags, Image
 
 
 def test_the_colors_and_the_orientation_of_files_are_kept(small):
@@ -29,16 +30,33 @@ def test_the_colors_and_the_orientation_of_files_are_kept(small):
         (encoded(np.full((3, 16, 16), 51, np.uint8), "PNG", "P"), 0.2),
         (encoded(np.full((3, 16, 16), 51, np.uint8), "PNG", "RGBA"), 0.2),
         (png(4, 4, (b"\0" + b"\x33\x33" * 12) * 4, bits=16), 0.2),
+        (png(4, 4, (b"\0" + b"\x33\x33" * 4) * 4, bits=16, color=0), 0.2),
     ],
-    ids=["JPEG", "JPEG in CMYK", "gray", "black and white", "palette", "transparency", "16 bits a channel"],
+    ids=["JPEG", "JPEG in CMYK", "gray", "black and white", "palette", "opaque", "16 bits a channel", "16-bit gray"],
 )
 def test_files_of_every_mode_are_read_as_rgb(small, file, mean):
     reply = ask_json(small, **picture(file))
     np.testing.assert_allclose(reply.json()["scores"]["bright"], [mean], atol=1.5 / 255)
 
 
-def test_a_gray_file_of_16_bits_is_refused_rather_than_cut_at_255(small):
-    refused(ask_json(small, **picture(png(4, 4, (b"\0" + b"\x33\x33" * 4) * 4, bits=16, color=0))), 400, "16 bits")
+def turned(image, orientation):
+    """A file of the image that says by EXIF how it must be turned."""
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(image.transpose(1, 2, 0)).save(file, "JPEG", exif=exif)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_sizes_are_those_of_the_upright_pictures(small):
+    upright, lying = np.full((3, 16, 8), 51, np.uint8), np.full((3, 8, 16), 51, np.uint8)
+    reply = ask_json(small, **picture(encoded(upright), turned(lying, 6)), gradient=True)
+    assert reply.json()["gradient"]["shape"] == [2, 3, 16, 8]
+    refused(ask_json(small, **picture(encoded(lying), turned(lying, 6))), 422, r"images\[1\] has 8 x 16 .* one size")
+
+
+def test_a_lopsided_picture_is_refused_before_it_is_decoded(small):
+    refused(ask_json(small, **picture(png(64, 4))), 422, r"images\[0\] has 64 x 4 pixels, more than 8 times")
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "BMP", "TIFF", "PPM"])
