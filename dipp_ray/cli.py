@@ -159,19 +159,20 @@ def run_export(given) -> None:
 
 
 def run_serve_rewards(given) -> None:
-    from dipp_ray.serving.config import ServiceConfig
+    from dipp_ray.serving.deploy.config import ServiceConfig
     from dipp_ray.settings import load_settings
 
     def read() -> ServiceConfig:
         return load_settings(given.config, given.settings, ServiceConfig)
 
     config = read()
-    from dipp_ray.serving.app import check_service
+    from dipp_ray.serving.deploy.check import check_service
 
     check_service(config)  # before Ray is started: bad input answers at once
     if given.detach and "RAY_ADDRESS" not in os.environ:
         raise UserError("--detach leaves the service in a running cluster: set RAY_ADDRESS to one")
-    from dipp_ray.serving.command import require_port, serve_rewards
+    from dipp_ray.serving.deploy.command import serve_rewards
+    from dipp_ray.serving.deploy.listening import require_port
 
     if "RAY_ADDRESS" not in os.environ:  # in a running cluster Serve may listen there already
         require_port(config.http)

@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from dipp_ray.config import RunConfig
 from dipp_ray.preferences.settings import FitConfig
-from dipp_ray.serving.config import ServiceConfig
+from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.settings import Section
 
 CONFIGURATIONS: dict[str, tuple[type[Section], str]] = {

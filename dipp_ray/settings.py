@@ -18,6 +18,7 @@ from dipp_ray.errors import UserError
 LONGEST_KEY = 200
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # of a Section, of a dataclass
 Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):

@@ -91,8 +91,9 @@ class Trainer:
     """Calls in a closed loop: the next one when the last one is answered."""
 
     def __init__(self, url: str | None, app: str, rows: int, latent: tuple[int, int, int], index: int, dtype: str):
-        from dipp_ray.serving.client import RewardClient
-        from dipp_ray.serving.transports import HandleTransport, HttpTransport
+        from dipp_ray.serving.client.by_handle import HandleTransport
+        from dipp_ray.serving.client.by_http import HttpTransport
+        from dipp_ray.serving.client.reward_client import RewardClient
 
         transport = HttpTransport([url], None, dtype) if url else HandleTransport(app)
         self.client = RewardClient(
@@ -153,7 +154,7 @@ class Base:
 
     def __init__(self, terms, world: World, batch: int, threads: int):
         from dipp_ray.models.latents import LatentDecoder
-        from dipp_ray.serving.scoring import Scorer
+        from dipp_ray.serving.core.scoring import Scorer
 
         torch.set_num_threads(threads)
         self.scorer = Scorer(terms, LatentDecoder.from_folder(world.pipeline), batch)
@@ -187,9 +188,10 @@ def main() -> None:
     given = parser.parse_args()
     connect()
 
-    from dipp_ray.serving.app import KEEP_MEMORY, await_rewards, deploy_rewards, stop_rewards
-    from dipp_ray.serving.command import start_http
-    from dipp_ray.serving.config import ServiceConfig
+    from dipp_ray.serving.deploy.application import KEEP_MEMORY
+    from dipp_ray.serving.deploy.config import ServiceConfig
+    from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
+    from dipp_ray.serving.deploy.listening import start_http
 
     with tempfile.TemporaryDirectory() as folder:
         world = {"vit-b": vit_b, "miniature": miniature}[given.world](Path(folder))

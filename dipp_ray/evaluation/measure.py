@@ -13,8 +13,8 @@ from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.rewards import ServiceScorer
 from dipp_ray.rewards.terms import RewardTerm
-from dipp_ray.serving.scoring import Scorer
-from dipp_ray.serving.wire import ModelRecord
+from dipp_ray.serving.contract.records import ModelRecord
+from dipp_ray.serving.core.scoring import Scorer
 
 Judge = Callable[[Tensor, list[str]], dict[str, float]]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dipp_ray.config import RunConfig
-from dipp_ray.serving.client import RewardClient
-from dipp_ray.serving.queue import MIB
-from dipp_ray.serving.scoring import Scorer, ScoreReply, Space
-from dipp_ray.serving.transports import transport_of
-from dipp_ray.serving.wire import ModelRecord
+from dipp_ray.serving.client.configured import transport_of
+from dipp_ray.serving.client.reward_client import RewardClient
+from dipp_ray.serving.contract.limits import MIB
+from dipp_ray.serving.contract.records import ModelRecord, Space
+from dipp_ray.serving.core.scoring import Scorer, ScoreReply
 
 Say = Callable[[str], None]
 HEADER_SHARE = 0.1  # of a body, for the prompts

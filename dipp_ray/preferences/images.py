@@ -2,13 +2,13 @@
 
 import base64
 import binascii
-import io
 
 import numpy as np
 import torch
 from PIL import Image
 
 from dipp_ray.errors import UserError
+from dipp_ray.rewards import pictures
 from dipp_ray.rewards.preprocess import to_square
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -22,22 +22,13 @@ BASE64_BEGINS = ("iVBORw0KGgo", "/9j/", "UklGR")
 def decode(data: bytes, size: int) -> np.ndarray:
     """Image file -> uint8 [3, size, size]: short side resized, middle of the long side kept. Raises UserError."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        usable = width * height <= LARGEST_PIXELS and max(width, height) <= LARGEST_ASPECT * min(width, height)
-        if usable:
-            image = image.convert("RGB")
-    except Exception as error:  # on damaged files the decoders raise whatever they stumble over
-        raise UserError(f"it does not decode ({error}): write PNG, JPEG or WebP") from None
-    if width * height > LARGEST_PIXELS:
-        raise UserError(f"its {width} x {height} pixels are over the limit of {LARGEST_PIXELS:,}: make it smaller")
-    if not usable:
-        raise UserError(f"its {width} x {height} pixels are more than {LARGEST_ASPECT} times as long as wide: crop it")
-    if max(width, height) > LARGEST_SIDE:
-        shrink = size / min(width, height)
-        image = image.resize(
-            (max(size, int(width * shrink)), max(size, int(height * shrink))), Image.Resampling.BICUBIC
-        )
+        image = pictures.decode(data, FORMATS, LARGEST_PIXELS, LARGEST_ASPECT)
+    except pictures.PictureError as error:
+        raise UserError(f"it {error}") from None
+    if max(image.size) > LARGEST_SIDE:
+        shrink = size / min(image.size)
+        width, height = (max(size, int(side * shrink)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image).transpose(2, 0, 1)
     if image.size == (size, size):
         return pixels

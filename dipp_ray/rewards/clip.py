@@ -12,7 +12,8 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from dipp_ray.errors import UserError
 from dipp_ray.rewards.preprocess import normalise, to_square
-from dipp_ray.rewards.text import PromptCache, load_tokenizer, require_tokenizer
+from dipp_ray.rewards.prompt_cache import PromptCache
+from dipp_ray.rewards.tokenizers import load_tokenizer, require_tokenizer
 from dipp_ray.rewards.weights import refuse_keys
 
 # The channel statistics that CLIP was trained with; a folder's preprocessor_config.json overrides them.

@@ -51,7 +51,7 @@ def bend(term: SumTerm, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def combine(terms: Sequence[SumTerm], answers: dict[str, Answer], gradient: bool) -> Combined:
-    """The sum of what the models of `terms` answered; a term without an answer is left out of it.
+    """The sum of what the models of `terms` returned; a term without an answer is left out of it.
 
     The reward has the scores' dtype, the gradient that of the models' gradients. Without trained terms the sum is
     empty: zero. A score that is not finite makes sum and gradient NaN.

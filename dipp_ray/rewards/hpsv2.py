@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from dipp_ray.errors import UserError
 from dipp_ray.rewards.clip import CLIP_MEAN, CLIP_STD, CosineReward
 from dipp_ray.rewards.preprocess import pad_to_square
-from dipp_ray.rewards.text import load_tokenizer, require_tokenizer
+from dipp_ray.rewards.tokenizers import load_tokenizer, require_tokenizer
 from dipp_ray.rewards.weights import fill, read_checkpoint, rename, require_file
 
 KEY = "state_dict"  # of the state dict in the file

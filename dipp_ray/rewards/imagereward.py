@@ -13,7 +13,8 @@ from dipp_ray.errors import UserError
 from dipp_ray.rewards.clip import CLIP_MEAN, CLIP_STD
 from dipp_ray.rewards.heads import LinearHead
 from dipp_ray.rewards.preprocess import normalise, to_square_torchvision
-from dipp_ray.rewards.text import PromptCache, load_tokenizer, require_tokenizer
+from dipp_ray.rewards.prompt_cache import PromptCache
+from dipp_ray.rewards.tokenizers import load_tokenizer, require_tokenizer
 from dipp_ray.rewards.weights import fill, read_checkpoint, rename, require_file
 
 FILE = "ImageReward.pt"

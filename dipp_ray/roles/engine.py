@@ -100,7 +100,7 @@ class Engine:
         return norm
 
     def _clip_at_stage_0(self) -> float:
-        """Clip the gradients, which are whole on every rank; returns their norm before. (DeepSpeed would not say it.)"""
+        """Clip the gradients, which are whole on every rank; returns their norm before. DeepSpeed would not say it."""
         gradients = [p.grad for _, p in self.named if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.optim.grad_clip:

@@ -12,8 +12,9 @@ from dipp_ray.config import RewardSection
 from dipp_ray.errors import RewardUnavailableError
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.report import Report, Stopwatch
-from dipp_ray.serving.client import RewardClient
-from dipp_ray.serving.transports import HandleTransport, transport_of
+from dipp_ray.serving.client.by_handle import HandleTransport
+from dipp_ray.serving.client.configured import transport_of
+from dipp_ray.serving.client.reward_client import RewardClient
 
 DESCRIBE_S = 10.0  # a checkpoint waits for it
 

@@ -22,7 +22,7 @@ from dipp_ray.models.denoiser import Denoiser
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.models.text import TextEncoder
-from dipp_ray.serving.scoring import Scorer
+from dipp_ray.serving.core.scoring import Scorer
 
 Reward = Callable[[Tensor, list[str]], RewardReply]
 

@@ -14,7 +14,8 @@ from dipp_ray.roles.score import ScoreRank
 from dipp_ray.roles.teacher import Teacher
 from dipp_ray.roles.text import Text
 from dipp_ray.roles.waiting import wait_all
-from dipp_ray.serving.app import await_rewards, deploy_rewards, private_config, private_name, stop_rewards
+from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
+from dipp_ray.serving.deploy.private import private_config, private_name
 from dipp_ray.training.placement import Placement
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dipp_ray.evaluation import rewards
-from dipp_ray.serving.wire import LimitsRecord, ModelRecord, ServiceRecord
+from dipp_ray.serving.contract.records import LimitsRecord, ModelRecord, ServiceRecord
 from settings import tiny_config
 
 TERM = {"model": "m:M", "differentiable": True, "weight": 1.0, "held_out": False, "mean": 0.0, "deviation": 1.0}

@@ -6,7 +6,7 @@ import pytest
 
 from dipp_ray.config import RunConfig, load_config
 from dipp_ray.preferences.settings import FitConfig
-from dipp_ray.serving.config import ServiceConfig
+from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.settings import load_settings
 
 OTHERS = {"rewards": ServiceConfig, "fit_reward": FitConfig}

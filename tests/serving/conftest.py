@@ -4,7 +4,7 @@ import pytest
 from http_calls import BRIGHT, CHUNK, client, made
 
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.serving.scoring import Scorer
+from dipp_ray.serving.core.scoring import Scorer
 from tiny_models import save_clip, save_pipeline
 
 

@@ -16,20 +16,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from dipp_ray.serving.config import ServiceConfig
-from dipp_ray.serving.http import build_http
-from dipp_ray.serving.tokens import Tokens
-from dipp_ray.serving.wire import (
-    JSON,
-    REPLY,
-    REQUEST,
-    SAFETENSORS,
-    ErrorReply,
-    ReplyRecord,
-    ScoreOptions,
-    pack,
-    unpack,
-)
+from dipp_ray.serving.contract.records import JSON, REPLY, REQUEST, SAFETENSORS, ErrorReply, ReplyRecord, ScoreOptions
+from dipp_ray.serving.contract.wire import pack, unpack
+from dipp_ray.serving.deploy.config import ServiceConfig
+from dipp_ray.serving.http.app import build_http
 from tiny_models import PROMPTS
 
 CHUNK = 8
@@ -131,7 +121,7 @@ def tokens(**names):
 
 def with_tokens(**names):
     service = made()
-    service.tokens = Tokens(tokens(**names))
+    service.tokens = tokens(**names)
     return service
 
 

@@ -7,10 +7,10 @@ import torch
 from ray.exceptions import RayTaskError
 
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.rewards.loading import is_differentiable
-from dipp_ray.serving.config import ServiceConfig
-from dipp_ray.serving.ingress import IngressSettings, Rewards
-from dipp_ray.serving.scoring import ModelScorer
+from dipp_ray.serving.core.ingress import RewardIngress
+from dipp_ray.serving.core.scoring import ModelScorer
+from dipp_ray.serving.deploy.application import ingress_settings
+from dipp_ray.serving.deploy.config import ServiceConfig
 
 
 class LocalResponse:
@@ -49,23 +49,11 @@ class LocalHandle:
             raise RayTaskError("answer", "", error) from error
 
 
-def local_service(config: ServiceConfig) -> Rewards:
+def local_service(config: ServiceConfig) -> RewardIngress:
     """The ingress of `config`, with its sum and tokens in force, in front of models in this process."""
     decoder = LatentDecoder.from_folder(config.vae) if config.vae else None
     handles = {model.name: LocalHandle(ModelScorer(model.term, decoder)) for model in config.models}
-    settings = IngressSettings(
-        config.name,
-        config.batch_rows,
-        config.deterministic,
-        config.optional_wait_s,
-        max(model.most_replicas for model in config.models),
-        decoder.latent_channels if decoder else None,
-        {model.name: model.model for model in config.models},
-        tuple(name for name, handle in handles.items() if not is_differentiable(handle.scorer.model)),
-        config.limits,
-        config.queue,
-    )
-    service = Rewards(settings, handles)
+    service = RewardIngress(ingress_settings(config), handles)
     service.handles, service.reward_terms = handles, [model.term for model in config.models]
-    service.reconfigure({"terms": [model.part.model_dump() for model in config.models], "tokens": {}})
+    service.reconfigure({"terms": [term.part.model_dump() for term in service.reward_terms], "tokens": {}})
     return service

@@ -1,4 +1,4 @@
-"""Replicas grow with the load and answer right values while they come."""
+"""Replicas grow with the load and return right values while they come."""
 
 import asyncio
 import time
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import ray
 
-from dipp_ray.serving.client import RewardClient
-from dipp_ray.serving.config import ServiceConfig
-from dipp_ray.serving.transports import HandleTransport
+from dipp_ray.serving.client.by_handle import HandleTransport
+from dipp_ray.serving.client.reward_client import RewardClient
+from dipp_ray.serving.deploy.config import ServiceConfig
 
 LONGEST_S = 240
 
@@ -29,7 +29,7 @@ class Trainer:
 def test_replicas_come_with_the_load(serve_url):
     from ray import serve
 
-    from dipp_ray.serving.app import await_rewards, deploy_rewards, stop_rewards
+    from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 
     model = {"name": "slow", "model": "tiny_models:Slow", "replicas": [1, 2], "role": {"cpus": 0.1}}
     deploy_rewards(ServiceConfig.model_validate({"name": "scaled", "models": [model], "batch_rows": 4}))

@@ -15,10 +15,13 @@ import torch
 from dipp_ray.errors import NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.terms import RewardTerm
-from dipp_ray.serving.client import RewardClient
-from dipp_ray.serving.config import ServiceConfig
-from dipp_ray.serving.scoring import Scorer
-from dipp_ray.serving.transports import HandleTransport, HttpTransport
+from dipp_ray.serving.client.by_handle import HandleTransport
+from dipp_ray.serving.client.by_http import HttpTransport
+from dipp_ray.serving.client.reward_client import RewardClient
+from dipp_ray.serving.core.scoring import Scorer
+from dipp_ray.serving.deploy.config import ServiceConfig
+from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
+from dipp_ray.serving.deploy.private import private_config
 from tiny_models import PROMPTS, save_clip, save_pipeline
 
 CHUNK = 8
@@ -48,12 +51,10 @@ def local(config):
 
 @pytest.fixture(scope="module")
 def service(serve_url, config):
-    from dipp_ray.serving import app
-
-    app.deploy_rewards(config, "/")
-    app.await_rewards(config.name, 180, print)
-    yield app
-    app.stop_rewards(config.name)
+    deploy_rewards(config, "/")
+    await_rewards(config.name, 180, print)
+    yield
+    stop_rewards(config.name)
 
 
 def call(seed, count=3):
@@ -158,11 +159,11 @@ def test_weights_change_without_a_restart(ray_session, caller, service, config, 
     x, prompts = call(1)
     before = ray_session.get(caller.score.remote(x, prompts))
     heavier = [model.model_copy(update={"weight": 2 * model.weight}) for model in config.models]
-    service.deploy_rewards(config.model_copy(update={"models": heavier}), "/")
-    service.await_rewards(config.name, 60, print)
+    deploy_rewards(config.model_copy(update={"models": heavier}), "/")
+    await_rewards(config.name, 60, print)
     after = ray_session.get(caller.score.remote(x, prompts))
-    service.deploy_rewards(config, "/")
-    service.await_rewards(config.name, 60, print)
+    deploy_rewards(config, "/")
+    await_rewards(config.name, 60, print)
     np.testing.assert_allclose(after["reward"], 2 * before["reward"], rtol=1e-6)
     np.testing.assert_allclose(after["gradient"], 2 * before["gradient"], rtol=1e-5, atol=1e-8)
     assert np.array_equal(after["scores"]["pid"], before["scores"]["pid"])  # the same process
@@ -238,11 +239,11 @@ def test_a_model_that_does_not_load_is_one_sentence_and_others_are_left_alone(se
     from ray import serve
 
     broken = RewardTerm(name="broken", model="clip", folder=str(tmp_path))
-    made = service.private_config("private", [broken], None, config.models[0].role, 1, True, CHUNK)
-    service.deploy_rewards(made)
+    made = private_config("private", [broken], None, config.models[0].role, 1, True, CHUNK)
+    deploy_rewards(made)
     with pytest.raises(UserError, match=rf"did not start: .*there is no CLIP model in {tmp_path}"):
-        service.await_rewards("private", 120, print)
-    service.stop_rewards("private")  # nothing left to remove
+        await_rewards("private", 120, print)
+    stop_rewards("private")  # nothing left to remove
     assert "private" not in serve.status().applications and config.name in serve.status().applications
 
 

@@ -15,8 +15,8 @@ from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.reporting.metrics import read_metrics
-from dipp_ray.serving.app import await_rewards, deploy_rewards, stop_rewards
-from dipp_ray.serving.config import ServiceConfig
+from dipp_ray.serving.deploy.config import ServiceConfig
+from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.training.plain import plain_loop
 from dipp_ray.training.train import train
 from dipp_ray.training.trajectory import difference

@@ -1,0 +1,114 @@
+"""One replica of one reward model: it scores the batches that the ingress sends, one after the other."""
+
+import asyncio
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from dipp_ray.config import RoleSection
+from dipp_ray.errors import CallError, NonFiniteError, UserError
+from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.reporting.quiet import quiet_libraries
+from dipp_ray.rewards.combination import Answer
+from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.serving.contract.failures import DeadlineError
+from dipp_ray.serving.contract.records import Space
+from dipp_ray.serving.core.scoring import ModelScorer
+
+
+class ModelReplica:
+    """One reward model on one device.
+
+    term: name, model and folder of a RewardTerm. vae: pipeline folder of the decoder, None for images only.
+    Torch runs in one thread beside the event loop, so that the replica answers while it computes.
+    """
+
+    def __init__(
+        self,
+        term: dict,
+        vae: str | None,
+        checkpoint_decoder: bool,
+        role: RoleSection,
+        deterministic: bool,
+        stuck_s: float,
+    ):
+        quiet_libraries()
+        torch.set_num_threads(role.threads)
+        device = "cuda" if role.gpus > 0 else "cpu"
+        if deterministic and device == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product.
+            torch.use_deterministic_algorithms(True)
+        decoder = LatentDecoder.from_folder(vae, checkpoint=checkpoint_decoder) if vae is not None else None
+        self._scorer = ModelScorer(
+            RewardTerm(**term), decoder, device, torch.bfloat16 if role.dtype == "bf16" else None
+        )
+        _require_finite_weights(self._scorer.name, self._scorer.model)
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
+        self._stuck_s = stuck_s
+        self._since: float | None = None  # when the batch that is computed now was begun
+        self._probe: tuple | None = None
+        self._failed: str | None = None  # what the last call met; the error itself would hold its batch in memory
+
+    async def answer(self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, expires_s: float) -> Answer:
+        """The raw score of x [B, C, h, w] (fp32 or fp64) and, if asked, d score / d x. Non-finite values stay.
+
+        Raises DeadlineError where `expires_s` seconds are over before the work begins; what the model raises, else.
+        """
+        expires = time.monotonic() + expires_s
+        try:
+            answer = await self._run(np.array(x), list(prompts), space, gradient, expires)  # x came read-only
+        except (CallError, DeadlineError):
+            raise
+        except Exception as error:
+            self._failed = str(error) or type(error).__name__
+            raise
+        self._failed = None
+        if self._probe is None and np.isfinite(answer.score[0]):
+            self._probe = (np.array(x[:1]), prompts[:1], space)
+        return answer
+
+    async def _run(self, x, prompts, space, gradient, expires: float) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._compute, x, prompts, space, gradient, expires
+        )
+
+    def _compute(self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, expires: float) -> Answer:
+        if time.monotonic() >= expires:
+            raise DeadlineError(f"reward '{self._scorer.name}': the deadline passed before the work began")
+        self._since = time.monotonic()
+        try:
+            return self._scorer.answer(torch.from_numpy(x), prompts, space, gradient)
+        finally:
+            self._since = None
+
+    async def check_health(self) -> None:
+        """Can score, and is finite: the first row ever answered is scored again. Ray Serve restarts it otherwise.
+
+        One that has answered nothing yet and failed at its last call is ill. A busy replica is taken for well, unless
+        one batch has lasted longer than `stuck_s`.
+        """
+        since = self._since
+        if since is not None:
+            if time.monotonic() - since > self._stuck_s:
+                raise TimeoutError(
+                    f"reward '{self._scorer.name}': one batch has lasted longer than {self._stuck_s:g} s"
+                )
+            return
+        if self._probe is None:
+            if self._failed is not None:
+                raise RuntimeError(f"reward '{self._scorer.name}' has answered nothing yet: {self._failed}")
+            return
+        x, prompts, space = self._probe
+        answer = await self._run(x, prompts, space, False, float("inf"))
+        if not np.isfinite(answer.score).all():
+            raise NonFiniteError(f"reward '{self._scorer.name}': a row that was finite before no longer is")
+
+
+def _require_finite_weights(name: str, model) -> None:
+    if isinstance(model, torch.nn.Module):
+        for key, value in model.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise UserError(f"reward '{name}': weight {key} is not finite: replace the file")

@@ -1,0 +1,117 @@
+"""Scores and exact gradients of reward models: plain torch, the same in a service's replica and in one process."""
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dipp_ray.errors import CallError
+from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.rewards.combination import Answer, combine
+from dipp_ray.rewards.loading import is_differentiable, load_reward
+from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.serving.contract.calls import validate_call
+from dipp_ray.serving.contract.records import Space
+
+
+class ModelScorer:
+    """One reward model on one device, with the decoder in front for latents.
+
+    `autocast`: the dtype of the networks' arithmetic, None for that of their weights.
+    """
+
+    def __init__(
+        self,
+        term: RewardTerm,
+        decoder: LatentDecoder | None,
+        device: str | torch.device = "cpu",
+        autocast: torch.dtype | None = None,
+    ):
+        self.name = term.name
+        self.model = load_reward(term)
+        if isinstance(self.model, torch.nn.Module):
+            self.model.to(device)
+        self.decoder = decoder.to(device) if decoder is not None else None
+        self.device = torch.device(device)
+        self._autocast = autocast
+
+    def answer(self, x: torch.Tensor, prompts: list[str], space: Space, gradient: bool) -> Answer:
+        """The raw score of one chunk and, if asked, its derivative by what was sent; arrays in x's dtype or better.
+
+        x: latents [B, C, h, w] in the model's scale, or images [B, 3, H, W] in [0, 1]; fp32 or fp64. Raises
+        CallError where a gradient was asked for and there is none, RuntimeError where the model returns another shape.
+        """
+        autocast = torch.autocast(self.device.type, self._autocast) if self._autocast else contextlib.nullcontext()
+        with torch.set_grad_enabled(gradient), autocast:
+            sent = x.detach().to(self.device).requires_grad_(gradient)
+            images = self.decoder.decode(sent) if space == "latents" else sent
+            score = self.model.reward(images, prompts)
+        if score.shape != (len(x),):
+            raise RuntimeError(f"reward '{self.name}' returned shape {list(score.shape)}, not [{len(x)}]")
+        slope = None
+        if gradient:
+            if not score.requires_grad:
+                raise CallError(f"reward '{self.name}' has no gradient: hold it out, or ask for scores only")
+            # Rows do not depend on each other, so the gradient of the sum is each row's own.
+            (slope,) = torch.autograd.grad(score.sum(), sent)
+            slope = slope.cpu().numpy()
+        return Answer(score.detach().to(torch.promote_types(score.dtype, torch.float32)).cpu().numpy(), slope)
+
+
+@dataclass(frozen=True)
+class ScoreReply:
+    """reward [B]: the weighted sum. scores: {name: [B]}, raw. gradient [B, C, h, w]: d reward_i / d x_i, or None."""
+
+    reward: torch.Tensor
+    scores: dict[str, torch.Tensor]
+    gradient: torch.Tensor | None
+
+
+class Scorer:
+    """All reward models of `terms` in this process: what the service returns, without the service.
+
+    Every call is worked off in chunks of `chunk_size` rows (the last may be shorter), so an answer is a function of
+    the call alone: a row's last bits change with the size of its batch.
+    """
+
+    def __init__(
+        self,
+        terms: list[RewardTerm],
+        decoder: LatentDecoder | None,
+        chunk_size: int,
+        device: str | torch.device = "cpu",
+        autocast: torch.dtype | None = None,
+    ):
+        self.terms = list(terms)
+        self.models = {term.name: ModelScorer(term, decoder, device, autocast) for term in terms}
+        self.decoder = decoder
+        self.chunk_size = chunk_size
+
+    def score(self, x: torch.Tensor, prompts: list[str], space: Space, gradient: bool) -> ScoreReply:
+        """Score x and, if asked, differentiate the weighted reward by what was sent.
+
+        x: latents [B, C, h, w] in the model's scale, or images [B, 3, H, W] in [0, 1]; fp32 or fp64. prompts: B texts.
+        The reply lies on x's device; its gradient has x's shape and dtype. Non-finite values are returned as they
+        are: what to do about them is the caller's policy. Raises CallError for what cannot be scored.
+        """
+        channels = self.decoder.latent_channels if self.decoder is not None else None
+        flat = [name for name, scorer in self.models.items() if not is_differentiable(scorer.model)]
+        validate_call(x, prompts, space, gradient, channels, self.terms, flat)
+        parts = []
+        for i in range(0, len(x), self.chunk_size):
+            rows, texts = x[i : i + self.chunk_size], prompts[i : i + self.chunk_size]
+            answers = {
+                term.name: self.models[term.name].answer(rows, texts, space, gradient and not term.held_out)
+                for term in self.terms
+            }
+            parts.append(combine(self.terms, answers, gradient))
+
+        def tensor(arrays: list[np.ndarray]) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate(arrays)).to(x.device)
+
+        return ScoreReply(
+            tensor([part.reward for part in parts]),
+            {term.name: tensor([part.scores[term.name] for part in parts]) for term in self.terms},
+            tensor([part.gradient for part in parts]) if gradient else None,
+        )
