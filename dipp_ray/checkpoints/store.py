@@ -149,6 +149,14 @@ class CheckpointStore:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no record of a checkpoint: {error}; remove that step's folder") from None
 
+    def require(self, step: int) -> Checkpoint:
+        """The committed checkpoint of `step`. Raises UserError where there is none."""
+        checkpoint = self.at(step)
+        if checkpoint is None:
+            have = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(f"{self.url} has no committed checkpoint of step {step}; committed steps: {have}")
+        return checkpoint
+
     def latest(
         self, difference: Callable[[dict], str | None] = lambda record: None, thorough: bool = False
     ) -> Checkpoint | None:

@@ -1,4 +1,4 @@
-"""The online score model's ranks: learn the generator's distribution, and answer x0_psi."""
+"""The online score model's ranks: learn the generator's distribution, and predict x0_psi."""
 
 import numpy as np
 import ray

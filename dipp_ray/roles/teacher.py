@@ -1,4 +1,4 @@
-"""The frozen teacher: a stateless pool that answers x0_ref."""
+"""The frozen teacher: a stateless pool that predicts x0_ref."""
 
 import numpy as np
 import ray

@@ -41,7 +41,7 @@ class TrainedRank:
         return ray.util.get_node_ip_address(), free_port(*self.config.roles.ports)
 
     def meet(self, host: str, port: int, folder: str) -> int:
-        """Join the group's world and load the network of the pipeline in `folder`; answers its parameters' number."""
+        """Join the group's world and load the network of the pipeline in `folder`; returns its parameters' number."""
         join(self.rank, self.role.workers, host, port, self.device, self.config.roles.step_timeout_s)
         network = load_denoiser(folder, self.role.dtype).to(self.device)
         self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.role.workers)
@@ -61,9 +61,9 @@ class TrainedRank:
     def restore(self, url: str, step: int) -> None:
         """Load the group's state from a committed checkpoint, whatever sizes it was written at."""
         store = CheckpointStore(url)
-        self.engine.load(*store.read_group(store.at(step), self.group))
+        self.engine.load(*store.read_group(store.require(step), self.group))
 
     def take_weights(self, url: str, step: int) -> None:
         """Start from the weights of another run's checkpoint, with fresh moments."""
         store = CheckpointStore(url)
-        self.engine.load_weights(store.read_group(store.at(step), self.group)[0])
+        self.engine.load_weights(store.read_group(store.require(step), self.group)[0])

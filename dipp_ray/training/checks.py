@@ -53,7 +53,7 @@ def check_generator(config: RunConfig, frame) -> None:
 
 def score_checkpoint(config: RunConfig) -> tuple[str, int]:
     """(URL, step) of the checkpoint whose score model the run starts from: a run's folder or its checkpoints."""
-    given = config.init.score_checkpoint.rstrip("/")
+    given = (config.init.score_checkpoint or "").rstrip("/")
     for url in (f"{given}/checkpoints", given):
         latest = CheckpointStore(url, say=lambda _: None).latest()
         if latest is not None:

@@ -109,7 +109,8 @@ class Executor:
 
     def add(self, tasks: Iterable[Task], send: Send) -> None:
         """List tasks, each after all that it waits for, and send what can go. `send` makes the call of each."""
-        now, going = self.clock(), deque()
+        now = self.clock()
+        going: deque[_Listed] = deque()
         if not self.listed:
             self.moved = self.said = now
         for task in tasks:
@@ -143,7 +144,7 @@ class Executor:
         kind, key = event
         return key not in self.listed or (kind == "out" and self.listed[key].answer is not None)
 
-    def _send(self, going: deque) -> None:
+    def _send(self, going: deque[_Listed]) -> None:
         while going:
             entry = going.popleft()
             task = entry.task

@@ -29,15 +29,15 @@ def export_command(checkpoint_path: str | Path, out: str | Path) -> Path:
         raise UserError(f"{run} is no run's folder (no config.yaml): give RUN, RUN@best or RUN/checkpoints/step_NNNNNN")
     config = load_config(run / "config.yaml")
     store = CheckpointStore(config.checkpoint.url or str(run / "checkpoints"))
+    checkpoint: Checkpoint | None
     if step:
-        checkpoint = store.at(int(step[1]))
+        checkpoint = store.require(int(step[1]))
     elif best:
         checkpoint = _best(store)
     else:
         checkpoint = store.latest()
     if checkpoint is None:
-        have = ", ".join(map(str, store.steps())) or "none"
-        raise UserError(f"{checkpoint_path} is no committed checkpoint; committed steps: {have}")
+        raise UserError(f"{checkpoint_path} holds no committed checkpoint: train it for `checkpoint.every` steps first")
     out.parent.mkdir(parents=True, exist_ok=True)
     return export_checkpoint(config, store, checkpoint, out)
 

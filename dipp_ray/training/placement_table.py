@@ -18,7 +18,7 @@ def plan_table(plan) -> Table:
         table.add_column(column, overflow="fold")
     for role in dict.fromkeys(request.role for request in plan.requests):
         workers = [request for request in plan.requests if request.role == role]
-        goes = defaultdict(int)
+        goes: defaultdict[str, int] = defaultdict(int)
         for request in workers:
             node = plan.where.get((role, request.index))
             goes[node.name if node else "nowhere"] += 1
@@ -59,6 +59,7 @@ def labels(pairs: dict[str, str]) -> str:
 
 def as_text(table: Table) -> str:
     """The table as plain text, TEXT_WIDTH columns wide at most."""
-    console = Console(file=StringIO(), width=TEXT_WIDTH, color_system=None, force_terminal=False)
+    text = StringIO()
+    console = Console(file=text, width=TEXT_WIDTH, color_system=None, force_terminal=False)
     console.print(table)
-    return console.file.getvalue().rstrip()
+    return text.getvalue().rstrip()

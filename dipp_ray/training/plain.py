@@ -37,7 +37,7 @@ class Trained:
         )
 
     def step(self) -> float:
-        """One update from the accumulated gradient; answers its norm before clipping."""
+        """One update from the accumulated gradient; returns its norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.optim, self.updates)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.grad_clip or float("inf"))
@@ -75,7 +75,7 @@ class PlainLoop:
             self.train_score([self.sample(draws, False) for draws in self.micro_batches(SCORE_WARMUP, i)])
 
     def step(self, step: int) -> dict[str, float]:
-        """One generator update with its K_TA score updates, in the configured order; answers what it measured."""
+        """One generator update with its K_TA score updates, in the configured order; returns what it measured."""
         last = self.objective.score_updates - 1
         repeats = [
             [self.sample(draws, graph=k == last) for draws in self.micro_batches(step, k)] for k in range(last + 1)
@@ -167,6 +167,7 @@ def local_reward(config: RunConfig) -> Reward:
 
     def reward(x0: Tensor, prompts: list[str]) -> RewardReply:
         reply = scorer.score(x0, prompts, "latents", gradient=True)
+        assert reply.gradient is not None, "it was asked for"
         finite = reply.reward.isfinite() & reply.gradient.flatten(1).isfinite().all(1)
         if config.reward.on_nonfinite == "raise" and not finite.all():
             raise NonFiniteError(f"the reward or its gradient is not finite for {int((~finite).sum())} samples")

@@ -132,7 +132,7 @@ class _Room:
         self.groups: list[set[str]] = [set() for _ in self.gpus]
 
     def place(self, request: Request) -> bool:
-        """Take the room for `request`, or leave all as it is and answer False."""
+        """Take the room for `request`, or leave all as it is and return False."""
         if any(self.left.get(name, 0.0) < amount - 1e-6 for name, amount in request.amounts.items()):
             return False
         exclusive = {request.role} & set(GROUPS)

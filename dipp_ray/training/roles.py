@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
 from dipp_ray.config import RunConfig
 from dipp_ray.roles.generator import GeneratorRank
 from dipp_ray.roles.group import Group
-from dipp_ray.roles.reward import Reward
+from dipp_ray.roles.reward_client import RewardClientActor
 from dipp_ray.roles.score import ScoreRank
 from dipp_ray.roles.teacher import Teacher
 from dipp_ray.roles.text import Text
@@ -63,11 +64,10 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
             )
         elif config.reward.shared:
             reward, service = call_rewards(None, config, say)
-        text = Text.options(**placement.options("text", 0)).remote(config)
+        text = start_actor(Text, placement.options("text", 0), config)
         null, encoded = text.encode.remote([""])
         teachers = [
-            Teacher.options(**placement.options("teacher", i)).remote(config)
-            for i in range(config.roles.teacher.workers)
+            start_actor(Teacher, placement.options("teacher", i), config) for i in range(config.roles.teacher.workers)
         ]
         say("starting generator and score model")
 
@@ -91,9 +91,14 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
     return Roles(generator, score, teachers, text, null, reward, service, private, placement)
 
 
+def start_actor(actor: Any, options: dict, *arguments):
+    """An actor of a class that Ray decorated, with arguments of its `.options()`."""
+    return actor.options(**options).remote(*arguments)
+
+
 def call_rewards(application: str | None, config: RunConfig, say: Callable[[str], None]) -> tuple:
     """(the reward-client actor, what the service said it is). application: the run's own; None for a shared one."""
-    reward = Reward.remote(application, config.reward, config.run.name)
+    reward = start_actor(RewardClientActor, {}, application, config.reward, config.run.name)
     asked = reward.check.remote(config.micro_batch_size, config.objective.reward_scale > 0)
     (service,) = wait_all([asked], "the reward service", config.reward.deadline_s + 60, say)
     return reward, service

@@ -149,7 +149,8 @@ def _each(
 
 def _chained(tasks: list[Task], previous: Sequence[Task]) -> list[Task]:
     """The list with `after` set: each rank's tasks one behind the other, in the list's order."""
-    latest = {(task.role, task.rank): task.key for task in previous if task.rank is not None}
+    latest: dict[tuple[Role, int | None], Key] = {}
+    latest |= {(task.role, task.rank): task.key for task in previous if task.rank is not None}
     chained = []
     for task in tasks:
         if task.rank is not None:

@@ -66,7 +66,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
             raise KeyboardInterrupt
         if run.gives_up:
             say(f"stopped at step {done}: the held-out reward fell {run.state.falls} times since {run.state.best}")
-        export_run(config, store, store.at(done), say, controller)
+        export_run(config, store, store.require(done), say, controller)
     except BaseException:
         with suppress(Exception):  # what failed first is what a person must read
             if roles is not None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dipp_ray.config import RunConfig
 
-ELSEWHERE = {
+ELSEWHERE: dict[str, Any] = {
     "run": {"name", "folder", "steps"},
     "roles": True,
     "checkpoint": True,

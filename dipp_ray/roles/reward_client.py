@@ -1,4 +1,4 @@
-"""The reward-client actor of a trainer: it takes the reference of x0, owns deadline and retries, answers one reference.
+"""The reward-client actor of a trainer: it takes the reference of x0, owns deadline and retries, returns one reference.
 
 Calls run concurrently in its event loop; no rank and no controller ever waits on a Serve response.
 """
@@ -20,7 +20,7 @@ DESCRIBE_S = 10.0  # a checkpoint waits for it
 
 
 @ray.remote(num_cpus=0)
-class Reward:
+class RewardClientActor:
     """application: the run's own Serve application; None for the shared service of the settings. run: its name, by
     which the service's queue tells trainers apart."""
 
