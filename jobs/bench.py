@@ -20,8 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import rich
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from dipp_ray.cli import connect, guarded
@@ -29,6 +29,7 @@ from dipp_ray.config import RunConfig
 from dipp_ray.reporting.quiet import quiet_libraries
 
 CORES = 2
+WIDTH = 110  # columns, into a pipe too
 
 
 def main() -> None:
@@ -167,25 +168,27 @@ def show(times: dict[str, list[Cost]], ways: dict, batch: int) -> None:
     cpu = {name: statistics.median(cost.cpu_seconds for cost in found) for name, found in times.items()}
     plain, floor = wall["plain loop, 2 threads"], wall["plain loop, 1 thread"] / CORES
     one = cpu["plain loop, 1 thread"]
-    table = Table("", "ms a step", "images/s", "of the plain loop", "of the floor", "CPU ms", "of the plain loop's",
-                  title=f"one batch of {batch}")  # fmt: skip
-    for name, seconds in (wall | {f"floor: 1 thread over {CORES} cores": floor}).items():
+    table = Table(title=f"one batch of {batch}, a step")
+    for column in ("", "ms", "images/s", "x plain loop", "x floor", "CPU ms", "x plain loop's, 1 thread"):
+        table.add_column(column, no_wrap=True)
+    for name, seconds in (wall | {f"floor: that over {CORES} cores": floor}).items():
         spent = [f"{1000 * cpu[name]:.0f}", f"{cpu[name] / one:.2f}"] if name in cpu else ["", ""]
         ratios = [f"{seconds / plain:.2f}", f"{seconds / floor:.2f}"]
         table.add_row(name, f"{1000 * seconds:.1f}", f"{batch / seconds:.0f}", *ratios, *spent)
-    rich.print(table)
+    console = Console(width=WIDTH)
+    console.print(table)
     where = Table("", "process", "CPU ms a step", title="where a step's CPU time goes")
     for name, found in times.items():
         kinds = {kind for cost in found for kind in cost.cpu}
         means = {kind: statistics.mean(cost.cpu.get(kind, 0.0) for cost in found) for kind in kinds}
         for kind, seconds in sorted(means.items(), key=lambda item: -item[1]):
             where.add_row(name, kind, f"{1000 * seconds:.1f}")
-    rich.print(where)
+    console.print(where)
     shares = Table("", "role", "busy", "waiting", title="each role's share of the wall time (reward: with its way)")
     for name, way in ways.items():
         for role, seconds in getattr(way, "busy", {}).items():
             shares.add_row(name, role, f"{seconds / way.wall:.0%}", f"{max(0.0, 1 - seconds / way.wall):.0%}")
-    rich.print(shares)
+    console.print(shares)
 
 
 if __name__ == "__main__":
