@@ -121,7 +121,9 @@ class SimulatedActors:
                 elif all(given.state == "ended" for given in call.inputs):
                     lost = next((given.error for given in call.inputs if given.error), None)
                     if lost is not None:
-                        found.append((call, RuntimeError("an argument was lost")))
+                        # As Ray has it: the death belongs to the argument's actor, or only its loss is told.
+                        told = isinstance(lost, ActorLost) and self.random.random() < 0.5
+                        found.append((call, lost if told else RuntimeError("an argument was lost")))
                     elif call.task.key in self.raising:
                         found.append((call, self.raising[call.task.key]))
                     elif role in GROUPS:
