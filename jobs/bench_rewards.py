@@ -1,4 +1,5 @@
-"""The reward service under load: 1, 4 and 16 trainers at once, by handle and by HTTP, against one process.
+"""The reward service under load: 1, 4 and 16 trainers at once, by handle and by HTTP, against one process; and one
+trainer alone, straight to the models.
 
     python jobs/bench_rewards.py [--world vit-b|miniature] [--rounds 3] [--seconds 24] [--rows 4] [--batch 16]
 
@@ -8,10 +9,11 @@ the sizes of the demo's reward. The base is the same Scorer in one process witho
 rows with the same number of threads. A machine's speed drifts, so both take turns, and a round's ratio is against the
 base right before and right after it; the median of the rounds is shown, with their range. Share lost is what the way to
 the models costs: 1 minus the ratio. `unmerged` is a deterministic service, which never puts calls of several trainers
-into one batch.
+into one batch. CPU ms is what a call costs all processes between the trainer and the models, the trainer's included.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import ray
 import torch
 from rich.console import Console
@@ -32,6 +35,8 @@ from dipp_ray.reporting.quiet import quiet_libraries
 CALLERS = (1, 4, 16)
 PROMPTS = [f"a bold upright handwritten {digit}" for digit in ("zero", "one", "two", "three", "four", "five")]
 LONGEST_S = 600.0
+INGRESS = "Rewards"
+BETWEEN = ("ray::Trainer", "ray::ProxyActor", "ray::ServeController")
 SAME_BATCH_S = 0.05  # answers of one batch lie closer than this, those of two batches further apart
 
 
@@ -90,12 +95,17 @@ def save_vae(folder: Path, block_out_channels: tuple[int, ...], **sizes) -> None
 class Trainer:
     """Calls in a closed loop: the next one when the last one is answered."""
 
-    def __init__(self, url: str | None, app: str, rows: int, latent: tuple[int, int, int], index: int, dtype: str):
+    def __init__(self, way: str, url: str, app: str, rows: int, latent: tuple[int, int, int], index: int, dtype: str):
         from dipp_ray.serving.client.by_handle import HandleTransport
         from dipp_ray.serving.client.by_http import HttpTransport
         from dipp_ray.serving.client.reward_client import RewardClient
+        from dipp_ray.serving.direct import DirectTransport
 
-        transport = HttpTransport([url], None, dtype) if url else HandleTransport(app)
+        transport = {
+            "HTTP": lambda: HttpTransport([url], None, dtype),
+            "handle": lambda: HandleTransport(app),
+            "direct": lambda: DirectTransport(app),
+        }[way]()
         self.client = RewardClient(
             transport, LONGEST_S, on_nonfinite="raise", space="latents", trainer=f"trainer-{index}"
         )
@@ -131,8 +141,11 @@ def rounds(trainers: list, base, given) -> dict:
     """What one way with so many trainers reaches: see the module's text."""
     ray.get([trainer.warm.remote() for trainer in trainers])
     based, speeds, ratios, seconds_of = [ray.get(base.measure.remote(given.seconds / 2))], [], [], []
+    busy_s = 0.0
     for _ in range(given.rounds):
+        before = cpu_seconds()
         speed, seconds = load(trainers, given.seconds, given.rows)
+        busy_s += cpu_seconds() - before
         based.append(ray.get(base.measure.remote(given.seconds / 2)))
         speeds.append(speed)
         ratios.append(2 * speed / (based[-2] + based[-1]))
@@ -145,7 +158,20 @@ def rounds(trainers: list, base, given) -> dict:
         "p50_s": float(np.percentile(seconds_of, 50)),
         "p99_s": float(np.percentile(seconds_of, 99)),
         "calls": len(seconds_of),
+        "cpu_ms": 1000 * busy_s / len(seconds_of),
     }
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of what lies between a trainer and the models: its own process, proxy, ingress, controller."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error, IndexError):
+            name = process.cmdline()[0]
+            if name.startswith(BETWEEN) or name.endswith(f":{INGRESS}"):
+                spent = process.cpu_times()
+                total += spent.user + spent.system
+    return total
 
 
 @ray.remote(num_cpus=0)
@@ -205,12 +231,13 @@ def main() -> None:
         same = {"env_vars": KEEP_MEMORY}  # as a replica has it
         base = Base.options(runtime_env=same).remote(terms, world, given.batch, given.threads)
         rows = []
-        ways = [("handle", merging, False, "fp32", CALLERS), ("HTTP", merging, True, "fp32", CALLERS),
-                ("HTTP, fp16", merging, True, "fp16", CALLERS[1:2]),
-                ("handle, unmerged", single, False, "fp32", CALLERS[1:2])]  # fmt: skip
+        ways = [("handle", merging, "fp32", CALLERS), ("direct", merging, "fp32", CALLERS[:1]),
+                ("HTTP", merging, "fp32", CALLERS), ("HTTP, fp16", merging, "fp16", CALLERS[1:2]),
+                ("handle, unmerged", single, "fp32", CALLERS[1:2])]  # fmt: skip
+        url = f"http://127.0.0.1:{given.port}"
         running = None
         try:
-            for way, config, http, dtype, numbers in ways:
+            for way, config, dtype, numbers in ways:
                 if running is not config:  # one service at a time, so that an idle one takes no core
                     if running:
                         stop_rewards(running.name)
@@ -218,9 +245,10 @@ def main() -> None:
                     deploy_rewards(config, "/")
                     await_rewards(config.name, config.wait_s, print)
                 for callers in numbers:
-                    url = f"http://127.0.0.1:{given.port}" if http else None
+                    transport = way.partition(",")[0]
                     trainers = [
-                        Trainer.remote(url, config.name, given.rows, world.latent, i, dtype) for i in range(callers)
+                        Trainer.remote(transport, url, config.name, given.rows, world.latent, i, dtype)
+                        for i in range(callers)
                     ]
                     found = rounds(trainers, base, given)
                     for trainer in trainers:
@@ -235,15 +263,16 @@ def main() -> None:
 def show(rows: list[dict], given) -> None:
     based = [speed for row in rows for speed in row["base"]]
     speed = statistics.median(based)
-    table = Table("", "trainers", "images/s", "ratio", "range", "lost", "p50 s", "p99 s", "calls")
+    table = Table("", "trainers", "images/s", "ratio", "range", "lost", "p50 s", "p99 s", "calls", "CPU ms")
     table.title = f"{given.world}: calls of {given.rows} latents, scores and gradients, batches of up to {given.batch}"
-    table.add_row("one process", "", f"{speed:.2f}", "1.00", "", "", "", "", "")
+    table.add_row("one process", "", f"{speed:.2f}", "1.00", "", "", "", "", "", "")
     for row in rows:
         low, high = min(row["ratios"]), max(row["ratios"])
         table.add_row(
             row["way"], str(row["trainers"]), f"{row['images_per_second']:.2f}",
             f"{row['ratio']:.2f}", f"{low:.2f}-{high:.2f}",
             f"{1 - row['ratio']:.0%}", f"{row['p50_s']:.3f}", f"{row['p99_s']:.3f}", str(row["calls"]),
+            f"{row['cpu_ms']:.1f}",
         )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 110).print(table)
     print(f"one process was measured {len(based)} times: {min(based):.2f} to {max(based):.2f} images/s")

@@ -12,9 +12,9 @@ from dipp_ray.config import RewardSection
 from dipp_ray.errors import RewardUnavailableError
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.report import Report, Stopwatch
-from dipp_ray.serving.client.by_handle import HandleTransport
 from dipp_ray.serving.client.configured import transport_of
 from dipp_ray.serving.client.reward_client import RewardClient
+from dipp_ray.serving.direct import DirectTransport
 
 DESCRIBE_S = 10.0  # a checkpoint waits for it
 
@@ -26,7 +26,7 @@ class RewardClientActor:
 
     def __init__(self, application: str | None, settings: RewardSection, run: str):
         quiet_libraries()
-        transport = HandleTransport(application) if application is not None else transport_of(settings)
+        transport = DirectTransport(application) if application is not None else transport_of(settings)
         self.settings = settings
         self.client = RewardClient(
             transport, settings.deadline_s, on_nonfinite=settings.on_nonfinite, space="latents", trainer=run[:64]

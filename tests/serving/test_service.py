@@ -22,6 +22,7 @@ from dipp_ray.serving.core.scoring import Scorer
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.serving.deploy.private import private_config
+from dipp_ray.serving.direct import DirectTransport
 from tiny_models import PROMPTS, save_clip, save_pipeline
 
 CHUNK = 8
@@ -66,8 +67,8 @@ def call(seed, count=3):
 class Caller:
     """A trainer's client in a process of its own."""
 
-    def __init__(self, name, trainer):
-        self.client = RewardClient(HandleTransport(name), 90.0, on_nonfinite="raise", space="latents", trainer=trainer)
+    def __init__(self, name, trainer, way=HandleTransport):
+        self.client = RewardClient(way(name), 90.0, on_nonfinite="raise", space="latents", trainer=trainer)
 
     async def score(self, x, prompts, gradient=True):
         return await self.client.score(x, prompts, gradient)
@@ -76,6 +77,11 @@ class Caller:
 @pytest.fixture(scope="module")
 def caller(service, config):
     return Caller.remote(config.name, "by-handle")
+
+
+@pytest.fixture(scope="module")
+def alone(service, config):
+    return Caller.remote(config.name, "alone", DirectTransport)
 
 
 def client_of(url, deadline_s=90.0, space="latents", dtype="fp32"):
@@ -113,6 +119,13 @@ def test_by_handle_it_equals_local_to_the_bit_whoever_else_calls(ray_session, ca
         assert reply["finite"].all() and reply["held_out"] == ["pid"]
 
 
+def test_directly_it_equals_local_to_the_bit(ray_session, alone, local):
+    replies = ray_session.get([alone.score.remote(ray_session.put(x), prompts) for x, prompts in CALLS])
+    for (x, prompts), reply in zip(CALLS, replies, strict=True):
+        same(reply, local.score(torch.from_numpy(x), prompts, "latents", True))
+        assert reply["finite"].all() and reply["held_out"] == ["pid"]
+
+
 def test_by_http_it_equals_local_to_the_bit_in_fp32(service, serve_url, local):
     for (x, prompts), reply in zip(CALLS, by_http(serve_url, CALLS), strict=True):
         same(reply, local.score(torch.from_numpy(x), prompts, "latents", True))
@@ -140,17 +153,20 @@ def test_what_it_serves_is_checked_at_the_start(service, serve_url):
         asyncio.run(run(["aesthetic"]))
 
 
-def test_a_nan_is_refused_by_the_client(ray_session, caller):
+@pytest.mark.parametrize("way", ["caller", "alone"])
+def test_a_nan_is_refused_by_the_client(ray_session, way, request):
+    caller = request.getfixturevalue(way)
     x, prompts = call(2)
     prompts[1] = "nan"
     with pytest.raises(NonFiniteError, match="reward 'bright' is not finite for 1 of 3 samples"):
         ray_session.get(caller.score.remote(x, prompts))
 
 
-def test_a_refused_call_says_why_by_both_ways(ray_session, caller, service, serve_url):
+def test_a_refused_call_says_why_by_every_way(ray_session, caller, alone, service, serve_url):
     x, prompts = call(1)
-    with pytest.raises(ValueError, match="3 latents but 1 prompts"):
-        ray_session.get(caller.score.remote(x, prompts[:1]))
+    for way in (caller, alone):
+        with pytest.raises(ValueError, match="3 latents but 1 prompts"):
+            ray_session.get(way.score.remote(x, prompts[:1]))
     with pytest.raises(ValueError, match="3 latents but 1 prompts"):
         by_http(serve_url, [(x, prompts[:1])])
 
@@ -170,7 +186,9 @@ def test_weights_change_without_a_restart(ray_session, caller, service, config, 
     same(ray_session.get(caller.score.remote(x, prompts)), local.score(torch.from_numpy(x), prompts, "latents", True))
 
 
-def test_a_killed_replica_costs_no_call(ray_session, caller, service, serve_url, local):
+@pytest.mark.parametrize("way", ["caller", "alone"])
+def test_a_killed_replica_costs_no_call(ray_session, way, request, service, serve_url, local):
+    caller = request.getfixturevalue(way)
     calls = [call(seed, 20) for seed in range(12)]
     victim = int(ray_session.get(caller.score.remote(*calls[0]))["scores"]["pid"][0])
     references = [caller.score.remote(*c) for c in calls]

@@ -5,10 +5,9 @@ import asyncio
 import numpy as np
 from pydantic import ValidationError
 
-from dipp_ray.errors import CallError, UserError
-from dipp_ray.serving.client.transport import FAULT_ATTEMPTS, TransportError, another_version, ills
+from dipp_ray.errors import UserError
+from dipp_ray.serving.client.transport import TransportError, another_version, as_client_error, ills
 from dipp_ray.serving.contract.calls import as_fp32
-from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
 from dipp_ray.serving.contract.records import ServiceRecord, Space
 
 
@@ -58,18 +57,12 @@ class HandleTransport:
         except lost as error:
             raise TransportError(f"{type(error).__name__}: {error}") from error
         except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, (*lost, QueueFull, Draining, DeadlineError)):
-                pause = getattr(cause, "retry_after_s", 0.0)
-                raise TransportError(f"{type(cause).__name__}: {cause}", pause) from error
-            if isinstance(cause, ModelError):
-                if cause.kind == "refused":
-                    raise CallError(str(cause)) from error
-                most = FAULT_ATTEMPTS if cause.kind == "failed" else None
-                raise TransportError(str(cause), most_attempts=most) from error
-            if isinstance(cause, CallError):
-                raise CallError(str(cause)) from error
-            raise
+            if isinstance(error.cause, lost):
+                raise TransportError(f"{type(error.cause).__name__}: {error.cause}") from error
+            known = as_client_error(error.cause)
+            if known is None:
+                raise
+            raise known from error
         except (RayError, RayServeException) as error:
             raise TransportError(f"{type(error).__name__}: {error}") from error
 

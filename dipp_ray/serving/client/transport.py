@@ -5,7 +5,8 @@ from typing import Protocol
 import numpy as np
 from pydantic import ValidationError
 
-from dipp_ray.errors import UserError
+from dipp_ray.errors import CallError, UserError
+from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
 from dipp_ray.serving.contract.records import HealthRecord, ServiceRecord, Space
 
 FAULT_ATTEMPTS = 3  # where a model raised: once may be chance
@@ -42,6 +43,19 @@ class Transport(Protocol):
         """Raises TransportError, with what is wrong, where a required model cannot score."""
 
     async def close(self) -> None: ...
+
+
+def as_client_error(raised: BaseException) -> Exception | None:
+    """What an error of the service is to its caller: CallError or TransportError, and None for what is a bug."""
+    match raised:
+        case ModelError(kind="refused") | CallError():
+            return CallError(str(raised))
+        case ModelError():
+            return TransportError(str(raised), most_attempts=FAULT_ATTEMPTS if raised.kind == "failed" else None)
+        case QueueFull() | Draining() | DeadlineError():
+            pause = raised.retry_after_s if isinstance(raised, QueueFull) else 0.0
+            return TransportError(f"{type(raised).__name__}: {raised}", pause)
+    return None
 
 
 def another_version(service: str, error: ValidationError, setting: str) -> UserError:

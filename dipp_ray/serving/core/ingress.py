@@ -142,6 +142,10 @@ class RewardIngress:
         """`describe` as a record of plain values."""
         return self.describe().model_dump()
 
+    async def opening(self) -> tuple[IngressSettings, dict]:
+        """What another ingress of the same models is made of: its settings and its `user_config`, without tokens."""
+        return self.settings, {"terms": [term.model_dump() for term in self._terms], "tokens": {}}
+
     async def health(self) -> HealthRecord:
         """Each model's own health, asked for at most every HEALTH_EVERY_S seconds, whoever wants to know."""
         if self._health is None or time.monotonic() - self._health_asked > HEALTH_EVERY_S:

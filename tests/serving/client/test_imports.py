@@ -3,11 +3,18 @@
 import subprocess
 import sys
 
-CLIENT = ("reward_client", "by_http", "by_handle", "configured")
-HEAVY = ("torch", "ray", "fastapi", "prometheus_client", "PIL", "dipp_ray.serving.core", "dipp_ray.serving.deploy")
+CLIENT = [f"dipp_ray.serving.client.{name}" for name in ("reward_client", "by_http", "by_handle", "configured")]
+MODELS = ("torch", "PIL", "dipp_ray.serving.http", "dipp_ray.serving.deploy")
 
 
-def test_the_client_brings_neither_models_nor_the_service():
-    imports = ", ".join(f"dipp_ray.serving.client.{name}" for name in CLIENT)
-    program = f"import sys, {imports}\nprint([name for name in {HEAVY} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+def loaded(imports, suspected):
+    program = f"import sys, {', '.join(imports)}\nprint(*[name for name in {suspected} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_the_client_brings_neither_ray_nor_the_service():
+    assert loaded(CLIENT, (*MODELS, "ray", "fastapi", "prometheus_client", "dipp_ray.serving.core")) == []
+
+
+def test_the_way_straight_to_the_models_brings_neither_torch_nor_a_deployment():
+    assert loaded(["dipp_ray.serving.direct"], MODELS) == []
