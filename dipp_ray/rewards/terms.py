@@ -3,6 +3,8 @@
 A `RewardTerm` is a model and its part in the sum, a `SumTerm`, which a service can change while it runs.
 """
 
+from collections.abc import Sequence
+
 from pydantic import Field, model_validator
 
 from dipp_ray.settings import Positive, Section
@@ -35,7 +37,7 @@ class RewardTerm(SumTerm):
         return SumTerm(**{name: getattr(self, name) for name in SumTerm.model_fields})
 
 
-def unique_names(terms: list[RewardTerm], where: str) -> None:
+def unique_names(terms: Sequence[RewardTerm], where: str) -> None:
     """Raise ValueError where two terms bear one name."""
     names = [term.name for term in terms]
     twice = next((name for name in names if names.count(name) > 1), None)

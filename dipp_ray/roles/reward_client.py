@@ -47,7 +47,7 @@ class RewardClientActor:
             raise RewardUnavailableError(f"the reward service did not say within {DESCRIBE_S:g} s what it is") from None
 
     @ray.method(num_returns=2)
-    async def score(self, x0: np.ndarray, prompts: list[str], gradient: bool) -> tuple[dict, Report]:
+    async def score(self, x0: np.ndarray, prompts: list[str], gradient: bool, held_out: bool) -> tuple[dict, Report]:
         """What the service says about latents x0 [b, C, h, w]: see `RewardClient.score`."""
         watch = Stopwatch()
-        return await self.client.score(x0, prompts, gradient), watch.report()
+        return await self.client.score(x0, prompts, gradient, held_out), watch.report()

@@ -11,8 +11,7 @@ import numpy as np
 
 from dipp_ray.serving.client.by_handle import HandleTransport
 from dipp_ray.serving.client.transport import as_client_error
-from dipp_ray.serving.contract.calls import as_fp32
-from dipp_ray.serving.contract.records import Space
+from dipp_ray.serving.contract.calls import Question, as_fp32
 from dipp_ray.serving.core.ingress import RewardIngress
 
 
@@ -25,11 +24,11 @@ class DirectTransport(HandleTransport):
         self._opening = asyncio.Lock()
 
     async def score(
-        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+        self, x: np.ndarray, prompts: list[str], question: Question, trainer: str, expires_s: float
     ) -> dict:
         ingress = await self._opened()
         try:
-            return await ingress.score(as_fp32(x), prompts, space, gradient, trainer, expires_s)
+            return await ingress.score(as_fp32(x), prompts, question, trainer, expires_s)
         except Exception as error:
             known = as_client_error(error)
             if known is None:

@@ -98,7 +98,7 @@ class Controller:
             case "guide":
                 return Answer(*actor.guide.remote(draws, given["sample"], given["encode"], self.roles.null))
             case "reward":
-                return Answer(*actor.score.remote(given["sample"], self.texts(draws), task.gradient))
+                return Answer(*actor.score.remote(given["sample"], self.texts(draws), task.gradient, held_out=False))
             case "predict":
                 return Answer(*actor.predict.remote(draws, given["sample"], given["encode"]))
             case "train":
@@ -124,7 +124,7 @@ class Controller:
 
     def rewards(self, batches: Sequence[tuple[np.ndarray, list[str]]]) -> list[dict]:
         """What the reward service says, without gradients, about each (x0, prompts)."""
-        return self._of_each("reward", "score", [(x0, prompts, False) for x0, prompts in batches])
+        return self._of_each("reward", "score", [(x0, prompts, False, True) for x0, prompts in batches])
 
     def _of_each(self, role: Role, method: str, batches: list[tuple]) -> list:
         tasks = [Task(Key(method, BARRIER, 0, m), role) for m in range(len(batches))]

@@ -26,7 +26,7 @@ class Service:
             name="s", version="1", deterministic=True, batch_rows=8, latent_channels=None, models=MODELS, limits=limits
         )
 
-    async def score(self, x, prompts, space, gradient, trainer, expires_s):
+    async def score(self, x, prompts, question, trainer, expires_s):
         self.calls.append((len(x), prompts))
         mean = x.mean((1, 2, 3))
         scores, failed = {"a": mean, "b": 2 * mean}, {}

@@ -18,6 +18,7 @@ from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.client.by_handle import HandleTransport
 from dipp_ray.serving.client.by_http import HttpTransport
 from dipp_ray.serving.client.reward_client import RewardClient
+from dipp_ray.serving.contract.calls import Question
 from dipp_ray.serving.core.scoring import Scorer
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
@@ -224,7 +225,7 @@ def test_a_caller_who_leaves_by_http_is_noticed(service, serve_url):
         transport = HttpTransport([serve_url], None, "fp32")
         try:
             async with asyncio.timeout(patience_s):
-                await transport.score(*call(0, 250), "latents", True, "leaver", 600.0)
+                await transport.score(*call(0, 250), Question("latents", True, True), "leaver", 600.0)
         except TimeoutError:
             pass  # before the call was taken, or while it was in work: that is what is tried for
         await transport.close()

@@ -41,6 +41,7 @@ class SimulatedActors:
         self.random, self.now = Random(seed), 0.0
         self.queues = defaultdict(deque)
         self.seen = defaultdict(list)  # (role, index) -> the tasks that it was called with
+        self.probed = []
         self.log = []  # ("sent" | "ended", key)
         self.dead, self.hung, self.raising = {}, set(), {}
         self.places = defaultdict(int)
@@ -75,6 +76,7 @@ class SimulatedActors:
 
     def probe(self, role, index):
         call = Call(role, index, None)
+        self.probed.append((role, index))
         self.queues[role, index].append(call)
         return call
 

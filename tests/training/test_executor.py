@@ -148,6 +148,7 @@ def test_a_rank_that_hangs_is_named_and_not_those_that_wait_for_it(shape, seed, 
     assert 50 <= actors.now <= 50 + 2 * PROBE_S + 2 * GRACE_S + 1
     assert len(said) in range(3, 9), "told after two seconds, then every ten"
     assert all("waiting for" in line for line in said)
+    assert victim not in actors.probed, "what is busy is not asked whether it is there"
 
 
 def test_an_actor_that_works_too_long_is_named_with_its_work():
@@ -164,8 +165,9 @@ def test_what_a_role_says_is_what_is_raised(shape, seed, data):
     step = data.draw(st.integers(0, STEPS - 1))
     key = data.draw(st.sampled_from([t.key for t in lists(shape)[step]]))
     actors.raising[key] = NonFiniteError(f"not finite in {key}")
-    with pytest.raises(NonFiniteError, match="not finite in"):
+    with pytest.raises(NonFiniteError, match="not finite in") as raised:
         run(actors, shape)
+    assert not hasattr(raised.value, "__notes__"), "it is a cause by itself: no death is looked for"
 
 
 @quick

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from dipp_ray.errors import UserError
 from dipp_ray.serving.client.transport import TransportError, another_version, as_client_error, ills
-from dipp_ray.serving.contract.calls import as_fp32
-from dipp_ray.serving.contract.records import ServiceRecord, Space
+from dipp_ray.serving.contract.calls import Question, as_fp32
+from dipp_ray.serving.contract.records import ServiceRecord
 
 
 class HandleTransport:
@@ -18,9 +18,9 @@ class HandleTransport:
         self._application, self._handle = application, None
 
     async def score(
-        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+        self, x: np.ndarray, prompts: list[str], question: Question, trainer: str, expires_s: float
     ) -> dict:
-        return await self._call("score", as_fp32(x), prompts, space, gradient, trainer, expires_s)
+        return await self._call("score", as_fp32(x), prompts, question, trainer, expires_s)
 
     async def describe(self) -> ServiceRecord:
         try:

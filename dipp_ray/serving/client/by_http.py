@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from dipp_ray.errors import CallError, UserError
 from dipp_ray.serving.client.transport import FAULT_ATTEMPTS, TransportError, another_version, ills
-from dipp_ray.serving.contract.calls import HEALTH_S
+from dipp_ray.serving.contract.calls import HEALTH_S, Question
 from dipp_ray.serving.contract.failures import WireError
 from dipp_ray.serving.contract.records import (
     REPLY,
@@ -26,7 +26,6 @@ from dipp_ray.serving.contract.records import (
     ReplyRecord,
     ScoreOptions,
     ServiceRecord,
-    Space,
     WireDtype,
 )
 from dipp_ray.serving.contract.wire import from_half, pack, unpack
@@ -64,12 +63,13 @@ class HttpTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def score(
-        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+        self, x: np.ndarray, prompts: list[str], question: Question, trainer: str, expires_s: float
     ) -> dict:
         options = ScoreOptions(
             prompts=list(prompts),
-            space=space,
-            gradient=gradient,
+            space=question.space,
+            gradient=question.gradient,
+            held_out=question.held_out,
             reply_dtype=self._dtype,
             deadline_s=min(expires_s, 86400.0),
             trainer=trainer,
@@ -92,9 +92,11 @@ class HttpTransport:
         """Of all that answer, which must serve the same; TransportError where none does."""
         asked = [self._bounded(url, "/v1/models") for url in self._urls]
         answers = dict(zip(self._urls, await asyncio.gather(*asked, return_exceptions=True), strict=True))
-        found = {}
+        found: dict[str, ServiceRecord] = {}
+        last: TransportError | None = None
         for url, answer in answers.items():
             if isinstance(answer, TransportError):
+                last = answer
                 continue
             if isinstance(answer, BaseException):
                 raise answer
@@ -102,8 +104,8 @@ class HttpTransport:
                 found[url] = ServiceRecord.model_validate_json(answer)
             except ValidationError as error:
                 raise another_version(url, error, "reward.urls") from None
-        if not found:
-            raise answers[self._urls[-1]]
+        if not found and last is not None:
+            raise last
         first, *others = found
         for url in others:
             if found[url].model_copy(update=INCIDENTAL) != found[first].model_copy(update=INCIDENTAL):

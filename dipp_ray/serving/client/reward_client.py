@@ -17,7 +17,7 @@ import numpy as np
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.serving.client.transport import Transport, TransportError
-from dipp_ray.serving.contract.calls import finite_rows
+from dipp_ray.serving.contract.calls import Question, finite_rows
 from dipp_ray.serving.contract.failures import first_line
 from dipp_ray.serving.contract.records import TRAINER, ServiceRecord, Space
 
@@ -61,20 +61,23 @@ class RewardClient:
     async def close(self) -> None:
         await self._transport.close()
 
-    async def score(self, x: np.ndarray, prompts: list[str], gradient: bool) -> dict:
+    async def score(self, x: np.ndarray, prompts: list[str], gradient: bool, held_out: bool = True) -> dict:
         """x [B, C, h, w] (latents in the model's scale, images in [0, 1] or in uint8) and B prompts -> dict of arrays.
 
-        reward [B]; scores {name: [B]}, raw and held-out ones too; gradient [B, C, h, w], the derivative of each row's
-        reward by that row, or None; finite [B], where reward and gradient are finite. held_out [name]: models that
-        entered no sum. failed {name: reason}: models that are not required and gave no answer.
+        reward [B]; scores {name: [B]}, raw, and with `held_out` those of models that are held out too; gradient
+        [B, C, h, w], the derivative of each row's reward by that row, or None; finite [B], where reward and gradient
+        are finite. held_out [name]: models that entered no sum. failed {name: reason}: models that are not required
+        and gave no answer.
         Raises RewardUnavailableError past the deadline, NonFiniteError by policy, and CallError for a refused call.
         """
         x = np.asarray(x)
         if isinstance(prompts, str):
             raise CallError("prompts is one text: give a list of them, one a row")
 
+        question = Question(self._space, gradient, held_out)
+
         async def attempt(left: float) -> dict:
-            return await self._transport.score(x, prompts, self._space, gradient, self._trainer, left)
+            return await self._transport.score(x, prompts, question, self._trainer, left)
 
         reply = await self._retried(attempt, f"{len(x)} samples")
         _require_complete(reply, x, gradient)

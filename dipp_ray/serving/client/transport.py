@@ -6,8 +6,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from dipp_ray.errors import CallError, UserError
+from dipp_ray.serving.contract.calls import Question
 from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
-from dipp_ray.serving.contract.records import HealthRecord, ServiceRecord, Space
+from dipp_ray.serving.contract.records import HealthRecord, ServiceRecord
 
 FAULT_ATTEMPTS = 3  # where a model raised: once may be chance
 
@@ -34,7 +35,7 @@ class Transport(Protocol):
     """How one attempt travels. Raises TransportError for what a retry may cure, CallError for a refused call."""
 
     async def score(
-        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+        self, x: np.ndarray, prompts: list[str], question: Question, trainer: str, expires_s: float
     ) -> dict: ...
 
     async def describe(self) -> ServiceRecord: ...

@@ -1,6 +1,7 @@
 """What a call to reward models is, whoever carries it: no torch here, for callers and the ingress do without it."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,10 +13,20 @@ from dipp_ray.serving.contract.records import MOST_AXES, Space
 HEALTH_S = 3.0  # so long a service asks each model for a sign of life; callers wait longer for the service's own
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked about rows that are sent: in which space they are, whether the gradient of the weighted reward is
+    wanted too, and the scores of models that are held out of the sum."""
+
+    space: Space
+    gradient: bool
+    held_out: bool
+
+
 def validate_call(
     x,
     prompts: list[str],
-    space: str,
+    space: Space,
     gradient: bool,
     latent_channels: int | None,
     terms: Sequence[SumTerm],

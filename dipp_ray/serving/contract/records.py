@@ -33,6 +33,7 @@ class ScoreOptions(Record):
     prompts: list[str] = Field(min_length=1, description="One prompt a row.")
     space: Space = Field("images", description="`images` in [0, 1], or `latents` in the diffusion model's scale.")
     gradient: bool = Field(False, description="Return the gradient of the weighted reward too.")
+    held_out: bool = Field(True, description="Score the models that are held out of the sum too.")
     reply_dtype: WireDtype = Field("fp32", description="Of the returned gradient; fp16 comes with a scale a row.")
     deadline_s: float = Field(60.0, gt=0, le=86400, description="Seconds after which nobody waits for the answer.")
     trainer: str = Field("anonymous", pattern=TRAINER, description="Who calls, where no token says it.")

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 from dipp_ray.serving.contract.failures import WireError
 from dipp_ray.serving.contract.records import MOST_AXES, Record, TensorRecord
 
-DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
+DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
 NAMES = {"fp32": "F32", "fp16": "F16", "uint8": "U8"}
 
 

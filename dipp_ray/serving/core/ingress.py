@@ -13,12 +13,12 @@ import numpy as np
 from pydantic import Field
 
 from dipp_ray.errors import CallError, UserError
-from dipp_ray.rewards.combination import combine
+from dipp_ray.rewards.combination import combine, trained
 from dipp_ray.rewards.terms import SumTerm
-from dipp_ray.serving.contract.calls import validate_call
+from dipp_ray.serving.contract.calls import Question, validate_call
 from dipp_ray.serving.contract.failures import Draining
 from dipp_ray.serving.contract.limits import MIB, LimitsSection, check_limits
-from dipp_ray.serving.contract.records import HealthRecord, LimitsRecord, ModelRecord, ServiceRecord, Space
+from dipp_ray.serving.contract.records import HealthRecord, LimitsRecord, ModelRecord, ServiceRecord
 from dipp_ray.serving.core.handles import ModelHandles
 from dipp_ray.serving.core.joining import IngressReply, joined
 from dipp_ray.serving.core.metrics import ServiceMetrics, outcome_of
@@ -65,6 +65,7 @@ class RewardIngress:
         self.metrics = ServiceMetrics()
         self._models = ModelHandles(models, settings.optional_wait_s)
         self._terms: tuple[SumTerm, ...] = ()
+        self._summed: tuple[SumTerm, ...] = ()  # those that are not held out
         self.tokens: dict[str, str] = {}  # of callers by HTTP: digest to trainer, empty for none
         self._draining = False
         self._health: asyncio.Future | None = None
@@ -91,6 +92,7 @@ class RewardIngress:
             log.error("the old sum and tokens stay: %s", error)
             return
         self._terms, self.tokens = terms, tokens
+        self._summed = tuple(trained(terms))
 
     def _read(self, user_config: dict) -> tuple[tuple[SumTerm, ...], dict[str, str]]:
         given = validate(user_config, UserConfig, "user_config")
@@ -102,7 +104,7 @@ class RewardIngress:
     # -- by handle ---------------------------------------------------------------------------------------------------
 
     async def score(
-        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+        self, x: np.ndarray, prompts: list[str], question: Question, trainer: str, expires_s: float
     ) -> dict:
         """x [B, C, h, w] float32, B prompts -> arrays: reward [B], scores {name: [B]}, gradient [B, C, h, w] or None.
 
@@ -110,7 +112,7 @@ class RewardIngress:
         CallError for a call that cannot be answered, QueueFull, Draining, DeadlineError, ModelError. Values that are
         not finite are returned as they are.
         """
-        reply = await self.answer(np.asarray(x), list(prompts), space, gradient, trainer, expires_s)
+        reply = await self.answer(np.asarray(x), list(prompts), question, trainer, expires_s)
         combined = reply.combined
         return {
             "reward": combined.reward,
@@ -172,13 +174,13 @@ class RewardIngress:
     # -- both transports ---------------------------------------------------------------------------------------------
 
     async def answer(
-        self, x: np.ndarray, prompts: list[str], space: Space, gradient: bool, trainer: str, expires_s: float
+        self, x: np.ndarray, prompts: list[str], question: Question, trainer: str, expires_s: float
     ) -> IngressReply:
         """The reply to one call; raises as `score` does, and counts how it ended."""
         start, label, outcome = time.monotonic(), self.metrics.trainer(trainer), "failed"
         self._open += 1
         try:
-            reply = await self._answer(x, prompts, space, gradient, trainer, expires_s)
+            reply = await self._answer(x, prompts, question, trainer, expires_s)
             outcome = "answered"
             self.metrics.rows.labels(label).inc(len(x))
             self.metrics.seconds.observe(time.monotonic() - start)
@@ -193,12 +195,15 @@ class RewardIngress:
             self._open -= 1
             self.metrics.calls.labels(label, outcome).inc()
 
-    async def _answer(self, x, prompts, space, gradient, trainer, expires_s) -> IngressReply:
+    async def _answer(self, x, prompts, question, trainer, expires_s) -> IngressReply:
         if self._draining:
             raise Draining("the service is being stopped: call another one")
         if x.dtype not in (np.float32, np.float64):
             raise CallError(f"{x.dtype} was sent: send float32")
-        terms = self._terms
+        space, gradient = question.space, question.gradient
+        terms = self._terms if question.held_out else self._summed
+        if not terms:
+            raise CallError("every reward term is held out, and held-out scores were not asked for")
         validate_call(x, prompts, space, gradient, self.settings.latent_channels, terms, self.settings.flat)
         check_limits(x.shape, prompts, space, self.settings.limits)
         if not np.isfinite(x).all():

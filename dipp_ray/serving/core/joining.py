@@ -26,15 +26,16 @@ def joined(
     A model fails the whole call or none of it. Raises the error of a required model, and that of the last one where
     every trained model failed: an empty sum is no reward.
     """
-    answers, failed, last = {}, {}, None
+    answers: dict[str, Answer] = {}
+    failed: dict[str, ModelError] = {}
+    last: ModelError | None = None
     for term in terms:
-        parts = [by_model[term.name] for by_model in outcomes]
-        error = next((part for part in parts if isinstance(part, Exception)), None)
+        said = [by_model[term.name] for by_model in outcomes]
+        error = next((part for part in said if isinstance(part, Exception)), None)
         if error is None:
-            slopes = [part.gradient for part in parts]
-            answer = Answer(
-                np.concatenate([part.score for part in parts]), None if slopes[0] is None else np.concatenate(slopes)
-            )
+            parts = [part for part in said if isinstance(part, Answer)]
+            slopes = [part.gradient for part in parts if part.gradient is not None]
+            answer = Answer(np.concatenate([part.score for part in parts]), np.concatenate(slopes) if slopes else None)
             if term.required or not (reason := nonfinite(answer)):
                 answers[term.name] = answer
                 continue

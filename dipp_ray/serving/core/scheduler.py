@@ -112,8 +112,8 @@ class Scheduler:
     def _ended(self, task: asyncio.Task) -> None:
         self._tasks.discard(task)
         self._pump()
-        if not task.cancelled() and task.exception() is not None:
-            raise task.exception()  # a bug: to the loop's handler; its callers were told
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error  # a bug: to the loop's handler; its callers were told
 
     async def _compute(self, batch: list[Chunk]) -> None:
         start = time.monotonic()

@@ -45,17 +45,19 @@ class ModelScorer:
         autocast = torch.autocast(self.device.type, self._autocast) if self._autocast else contextlib.nullcontext()
         with torch.set_grad_enabled(gradient), autocast:
             sent = x.detach().to(self.device).requires_grad_(gradient)
-            images = self.decoder.decode(sent) if space == "latents" else sent
+            images = sent
+            if space == "latents":
+                assert self.decoder is not None, "validate_call refuses latents where there is none"
+                images = self.decoder.decode(sent)
             score = self.model.reward(images, prompts)
         if score.shape != (len(x),):
             raise RuntimeError(f"reward '{self.name}' returned shape {list(score.shape)}, not [{len(x)}]")
-        slope = None
+        slope: np.ndarray | None = None
         if gradient:
             if not score.requires_grad:
                 raise CallError(f"reward '{self.name}' has no gradient: hold it out, or ask for scores only")
             # Rows do not depend on each other, so the gradient of the sum is each row's own.
-            (slope,) = torch.autograd.grad(score.sum(), sent)
-            slope = slope.cpu().numpy()
+            slope = torch.autograd.grad(score.sum(), sent)[0].cpu().numpy()
         return Answer(score.detach().to(torch.promote_types(score.dtype, torch.float32)).cpu().numpy(), slope)
 
 
@@ -113,5 +115,5 @@ class Scorer:
         return ScoreReply(
             tensor([part.reward for part in parts]),
             {term.name: tensor([part.scores[term.name] for part in parts]) for term in self.terms},
-            tensor([part.gradient for part in parts]) if gradient else None,
+            tensor([part.gradient for part in parts if part.gradient is not None]) if gradient else None,
         )

@@ -73,13 +73,14 @@ def model_deployment(model: ServedModel, config: ServiceConfig) -> serve.Applica
         actor["label_selector"] = role.labels
     if not role.gpus:
         actor["runtime_env"] = _environment()
+    least, most = model.replicas if isinstance(model.replicas, tuple) else (model.replicas, model.replicas)
     scaled = isinstance(model.replicas, tuple)
     deployment = serve.deployment(
         ModelReplica,
         name=model.name,
-        num_replicas=None if scaled else model.replicas,
+        num_replicas=None if scaled else least,
         # One batch in work for each replica is what full means: what waits lies in the ingress's queue.
-        autoscaling_config={"min_replicas": model.replicas[0], "max_replicas": model.replicas[1],
+        autoscaling_config={"min_replicas": least, "max_replicas": most,
                             "target_ongoing_requests": 1} if scaled else None,
         # All batches that the ingress sends ahead, for it counts the replicas of the model that has most and this one
         # may have fewer; and one more, so that the question for its health gets through.

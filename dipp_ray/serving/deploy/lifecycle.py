@@ -49,7 +49,7 @@ def await_rewards(name: str, wait_s: float, say: Say) -> None:
             raise UserError(f"the reward application {name} did not start: {reason}")
         if waited - said >= SAY_EVERY_S:
             said = waited
-            held_up = f": {reason}" if (reason := _reason(name)) else ""
+            held_up = f": {why}" if (why := _reason(name)) else ""
             say(f"waiting for the reward service {name}: {waited:.0f} of {wait_s:.0f} s so far{held_up}")
         time.sleep(POLL_S)
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
@@ -11,6 +12,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from dipp_ray.errors import CallError
+from dipp_ray.serving.contract.calls import Question
 from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
 from dipp_ray.serving.contract.limits import MIB
 from dipp_ray.serving.contract.records import (
@@ -54,16 +56,18 @@ def build_http(service: RewardIngress) -> FastAPI:
     limits = service.settings.limits
     readers = ThreadPoolExecutor(AT_A_TIME, "read")  # a thread that reads goes on where its caller is gone
     uploads = Uploads(int(service.settings.queue.mib * MIB))
-    errors = {status: {"model": ErrorReply, "description": meaning} for status, meaning in MEANINGS.items()}
-    refusals = {status: errors[status] for status in (401, 403)}
-    answer = {"model": JsonReply, "content": {SAFETENSORS: {"schema": BINARY}}}
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorReply, "description": meaning} for status, meaning in MEANINGS.items()
+    }
+    refusals: dict[int | str, dict[str, Any]] = {status: errors[status] for status in (401, 403)}
+    answer: dict[str, Any] = {"model": JsonReply, "content": {SAFETENSORS: {"schema": BINARY}}}
 
     @app.post(
         "/v1/score",
         dependencies=bearer,
         summary="Score images or latents, and differentiate the weighted reward by them.",
         response_description="Rewards, scores and, if asked for, the gradient, in the form of the call.",
-        responses={200: answer} | errors,
+        responses={200: answer, **errors},
         openapi_extra={"requestBody": {"required": True, "content": REQUEST_CONTENT}},
     )
     async def score(request: Request) -> Response:
@@ -77,7 +81,11 @@ def build_http(service: RewardIngress) -> FastAPI:
             x, options = await loop.run_in_executor(readers, parse, kind, body, limits)
             del body
         reply = await service.answer(
-            x, options.prompts, options.space, options.gradient, trainer or options.trainer, options.deadline_s
+            x,
+            options.prompts,
+            Question(options.space, options.gradient, options.held_out),
+            trainer or options.trainer,
+            options.deadline_s,
         )
         return await asyncio.to_thread(rendered, kind, reply, options)
 
@@ -101,7 +109,7 @@ def build_http(service: RewardIngress) -> FastAPI:
         dependencies=bearer,
         response_class=Response,
         response_description="Counters and histograms.",
-        responses={200: {"content": TEXT_CONTENT}} | refusals,
+        responses={200: {"content": TEXT_CONTENT}, **refusals},
     )
     async def metrics(request: Request) -> Response:
         """Counters for Prometheus."""

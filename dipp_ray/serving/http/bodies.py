@@ -44,7 +44,11 @@ def parse(kind: str, body: bytes, limits: LimitsSection) -> tuple[np.ndarray, Sc
         x = tensors["x"]
     else:
         options = record_of(JsonCall, body, limits)
-        x = pixels_of(options.images, limits) if options.images is not None else tensor_of(options.x)
+        if options.images is not None:
+            x = pixels_of(options.images, limits)
+        else:
+            assert options.x is not None, "JsonCall has one of both"
+            x = tensor_of(options.x)
     require_shape(x.shape, options.space, latent_channels=None)
     check_limits(x.shape, options.prompts, options.space, limits)
     if x.dtype == np.uint8 and options.space != "images":
@@ -99,8 +103,8 @@ def rendered(kind: str, reply: IngressReply, options: ScoreOptions) -> Response:
         tensors["gradient"] = combined.gradient.astype(np.float32)
         if options.reply_dtype == "fp16":
             tensors["gradient"], tensors["gradient_scale"] = to_half(tensors["gradient"])
-    record = ReplyRecord(held_out=reply.held_out, failed=public(reply))
-    return Response(pack(tensors, REPLY, record), media_type=SAFETENSORS)
+    beside = ReplyRecord(held_out=reply.held_out, failed=public(reply))
+    return Response(pack(tensors, REPLY, beside), media_type=SAFETENSORS)
 
 
 def public(reply: IngressReply) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """What a caller by HTTP is told where there is no answer."""
 
+from collections.abc import Mapping
+
 from dipp_ray.errors import CallError
 from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull, WireError
 
@@ -10,9 +12,9 @@ MODEL_STATUS = {"refused": 422, "failed": 500, "lost": 503}
 class HttpError(Exception):
     """What a caller by HTTP is answered where it is no call at all."""
 
-    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None):
         super().__init__(message)
-        self.status, self.code, self.headers = status, code, headers or {}
+        self.status, self.code, self.headers = status, code, dict(headers or {})
 
 
 def as_http(error: Exception) -> HttpError:

@@ -45,7 +45,7 @@ def read_tokens(path: str | None) -> dict[str, str]:
         entries += [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1)]
     given = os.environ.get(VARIABLE, "").split(",")
     entries += [(f"{VARIABLE}, entry {number}", entry) for number, entry in enumerate(given, start=1)]
-    found = {}
+    found: dict[str, str] = {}
     for where, entry in entries:
         entry = entry.strip()
         if not entry or entry.startswith("#"):

@@ -19,7 +19,8 @@ class Uploads:
     """Bodies that are on their way or being read, at most so many bytes, shared among trainers as the queue is."""
 
     def __init__(self, most: int):
-        self._most, self._bytes = most, Counter()
+        self._most = most
+        self._bytes: Counter[str] = Counter()
 
     @contextmanager
     def room(self, trainer: str, size: int):

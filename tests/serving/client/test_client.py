@@ -29,7 +29,7 @@ class Flaky:
         self.faults, self.error, self.attempts = faults, error, 0
         self.reply = {"reward": np.ones(3, np.float32), "scores": {}, "gradient": None, "failed": {}} | reply
 
-    async def score(self, x, prompts, space, gradient, trainer, expires_s):
+    async def score(self, x, prompts, question, trainer, expires_s):
         self.attempts += 1
         if self.attempts <= self.faults:
             raise self.error

@@ -9,8 +9,9 @@ import pytest
 import torch
 from local_service import local_service
 
-from dipp_ray.errors import UserError
+from dipp_ray.errors import CallError, UserError
 from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.serving.contract.calls import Question
 from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
 from dipp_ray.serving.core.ingress import RewardIngress
 from dipp_ray.serving.core.scoring import Scorer
@@ -29,6 +30,7 @@ def folders(tmp_path_factory):
 
 
 BRIGHT = {"name": "bright", "model": "tiny_models:Brightness", "weight": 5.0}
+WATCHED = {"weight": 1.0, "held_out": True}
 WATCH = {"name": "watch", "model": "tiny_models:NoGradient", "held_out": True}
 
 
@@ -48,8 +50,8 @@ def prompts(seed, count=2):
     return [PROMPTS[(seed + i) % len(PROMPTS)] for i in range(count)]
 
 
-def ask(made, x, texts, space="images", gradient=True, trainer="me", expires_s=60.0):
-    return made.answer(x, texts, space, gradient, trainer, expires_s)
+def ask(made, x, texts, space="images", gradient=True, trainer="me", expires_s=60.0, held_out=True):
+    return made.answer(x, texts, Question(space, gradient, held_out), trainer, expires_s)
 
 
 def together(*coroutines):
@@ -82,6 +84,20 @@ def test_calls_of_several_trainers_share_batches_and_get_their_own_rows(folders)
             np.testing.assert_allclose(reply.combined.gradient, expected.gradient, rtol=1e-5, atol=1e-7)
     batches = [rows for rows, _ in made.handles["clip"].calls]
     assert max(batches) <= CHUNK and len(batches) < sum(-(-n // CHUNK) for n in sizes)
+
+
+def test_models_that_are_held_out_do_no_work_where_nobody_looks(folders):
+    made = service([BRIGHT, WATCH], folders["vae"])
+    x, texts = latents(0, 3), prompts(0, 3)
+    whole, summed = together(ask(made, x, texts, "latents"), ask(made, x, texts, "latents", held_out=False))
+    assert whole.combined.scores.keys() == {"bright", "watch"} and whole.held_out == ["watch"]
+    assert summed.combined.scores.keys() == {"bright"} and summed.held_out == []
+    assert np.array_equal(whole.combined.reward, summed.combined.reward)
+    assert np.array_equal(whole.combined.gradient, summed.combined.gradient)
+    assert (len(made.handles["bright"].calls), len(made.handles["watch"].calls)) == (2, 1)
+    made.reconfigure({"terms": [WATCHED | {"name": name} for name in ("bright", "watch")], "tokens": {}})
+    (refused,) = together(ask(made, x, texts, "latents", gradient=False, held_out=False))
+    assert isinstance(refused, CallError) and "held out" in str(refused)
 
 
 def test_deterministic_calls_are_never_merged_and_equal_local_to_the_bit(folders):
@@ -149,7 +165,7 @@ def test_a_model_that_is_away_and_not_required_leaves_time_to_answer_without_it(
     """Also to a call that has less time than such a model is waited for."""
     made = service([BRIGHT, {"name": "away", "model": "tiny_models:Brightness", "required": False}])
     made.handles["away"].gate = asyncio.Event()
-    reply = asyncio.run(made.answer(images(), prompts(0), "images", True, "t", 0.5))
+    reply = asyncio.run(ask(made, images(), prompts(0), expires_s=0.5))
     assert "no answer within" in str(reply.failed["away"])
     np.testing.assert_allclose(reply.combined.reward, 5 * images().mean((1, 2, 3)), rtol=1e-6)
 

@@ -46,6 +46,12 @@ def test_in_fp32_scores_and_gradients_equal_local_to_the_bit(web, local, x, spac
     assert record.held_out == ["watch"] and record.failed == {}
 
 
+def test_held_out_scores_are_left_out_where_they_are_not_asked_for(web, local):
+    tensors, record = tensors_of(ask(web, packed(images(), space="images", gradient=True, held_out=False)))
+    assert "scores/watch" not in tensors and record.held_out == []
+    assert np.array_equal(tensors["reward"], local.score(torch.from_numpy(images()), TEXTS, "images", True).reward)
+
+
 def test_a_call_of_several_chunks_equals_local_to_the_bit(web, local):
     x, texts = latents(19), [PROMPTS[i % 4] for i in range(19)]
     tensors, _ = tensors_of(ask(web, packed(x, texts, space="latents", gradient=True)))
