@@ -4,8 +4,6 @@
 `section.key=value` on the command line. Unknown keys are refused with the nearest right one.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +11,7 @@ from pydantic import Field, model_validator
 
 from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.settings import Positive, Section, load_settings
+from dipp_ray.storage.hashing import hash_of_json
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Timesteps = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]]
@@ -272,7 +271,7 @@ class RunConfig(Section):
         for key in ("deadline_s", "replicas", "app", "urls", "token"):
             data["reward"].pop(key)
         data["dtype"] = {name: getattr(self.roles, name).dtype for name in ROLES_OF_TRAJECTORY}
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        return hash_of_json(data)
 
 
 def allowed_group_sizes(micro_batches: int) -> list[int]:

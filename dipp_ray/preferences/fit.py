@@ -5,10 +5,8 @@ While a fit is unfinished, `.OUT.fit` beside its out folder holds
     ray/session_000/checkpoint_*/                   Ray Train's checkpoints, one session for each start of the driver
 """
 
-import fcntl
 import json
 import logging
-import os
 import shutil
 import signal
 import threading
@@ -27,13 +25,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dipp_ray.errors import NonFiniteError, RoleFailure, UserError
 from dipp_ray.preferences.dataset import split, store_pairs
 from dipp_ray.preferences.identity import configuration_hash, refuse_other, trajectory
-from dipp_ray.preferences.output import put_in_place, read_record, write_output
+from dipp_ray.preferences.output import read_record, write_output
 from dipp_ray.preferences.reading import Labels, read_labels
 from dipp_ray.preferences.room import await_room, cluster_has
 from dipp_ray.preferences.settings import FitConfig
 from dipp_ray.preferences.state import WEIGHTS, latest_state
 from dipp_ray.preferences.worker import fit_worker
 from dipp_ray.rewards.clip import load_clip
+from dipp_ray.storage.aside import rename_folder
+from dipp_ray.storage.locks import alone
 
 CONFIGURATION = "configuration.json"
 SILENCE_S = 60.0  # without a word from the workers that is said, seconds
@@ -77,7 +77,8 @@ def prepared(config: FitConfig, say: Say = print) -> Iterator["RewardFit"]:
         config.work_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{config.out_folder} cannot be written: {error.strerror}: choose another `out`") from None
-    with _only_driver(config.work_folder):
+    refusal = f"another program is fitting in {config.work_folder}: wait for it, or choose another `out`"
+    with alone(config.work_folder / "lock", refusal):
         fit.take_over()
         fit.decode(shares)
         yield fit
@@ -143,7 +144,7 @@ class RewardFit:
         shutil.rmtree(fitted, ignore_errors=True)
         fitted.mkdir()
         write_output(fitted, config, folder / WEIGHTS, record)
-        put_in_place(fitted, config.out_folder)
+        rename_folder(fitted, config.out_folder)
         shutil.rmtree(self.work)
         return record
 
@@ -261,18 +262,6 @@ def _interruptible() -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _only_driver(work: Path) -> Iterator[None]:
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another program is fitting in {work}: wait for it, or choose another `out`") from None
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 def _ticker(what: str, total: int, say: Say) -> Callable[[int], None]:

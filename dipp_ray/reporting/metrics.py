@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from dipp_ray.errors import UserError
+from dipp_ray.storage.aside import whole_file
 
 FILE = "metrics.jsonl"
 
@@ -141,13 +142,8 @@ def _ends_clean(path: Path) -> bool:
 
 
 def _rewrite(folder: Path, records: list[dict]) -> None:
-    """Replace metrics.jsonl in one rename: a crash leaves the old file or the new one."""
-    aside = folder / (FILE + ".new")
-    with aside.open("w", encoding="utf-8") as file:
+    with whole_file(folder / FILE) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, folder / FILE)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

@@ -7,7 +7,6 @@ import ray
 import torch
 from torch import Tensor
 
-from dipp_ray.checkpoints.files import FileRecord
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import OptimSection, RunConfig, TrainedRoleSection
 from dipp_ray.models.embeds import PromptEmbeds
@@ -15,6 +14,7 @@ from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.engine import Engine
 from dipp_ray.roles.process import free_port, join, prepare
+from dipp_ray.storage.files import FileRecord
 
 
 class TrainedRank:

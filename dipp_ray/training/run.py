@@ -1,6 +1,5 @@
 """One run from its configuration to the exported pipeline: start or resume, train, watch, save, end."""
 
-import fcntl
 import json
 import signal
 import time
@@ -21,6 +20,7 @@ from dipp_ray.models.export import export_error, export_pipeline
 from dipp_ray.models.pipeline import one_step_of, read_frame
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
+from dipp_ray.storage.locks import alone
 from dipp_ray.training.checks import check, score_checkpoint
 from dipp_ray.training.controller import Controller, Step
 from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
@@ -168,7 +168,8 @@ def train(config: RunConfig, say: Say = print) -> Path:
     command goes on from there.
     """
     prompts = check(config)
-    with only_trainer(config.path):
+    refusal = f"{config.path}: another process trains in this folder: wait for it, or set run.name"
+    with alone(config.path / ".lock", refusal):
         return _train(config, prompts, say)
 
 
@@ -249,17 +250,6 @@ def export_checkpoint(config: RunConfig, store: CheckpointStore, checkpoint: Che
     export_pipeline(config.model.teacher, weights, one_step, out)
     write_card(out, config, checkpoint.step)
     return out
-
-
-@contextmanager
-def only_trainer(folder: Path):
-    """Hold the run's folder for this process. Raises UserError where another one trains in it."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process trains in this folder: wait for it, or set run.name") from None
-        yield
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dipp_ray.checkpoints import CheckpointStore, files
+from dipp_ray.checkpoints import CheckpointStore
 from dipp_ray.errors import UserError
+from dipp_ray.storage import files
 
 HASH = "a" * 64
 
@@ -229,7 +230,7 @@ def test_full_disk_is_one_sentence_and_loses_nothing(local, monkeypatch, room):
     with pytest.raises(UserError, match=r"no space left.*checkpoint\.url"):
         save(local, 200)
     monkeypatch.undo()
-    assert not list(Path(local.root).rglob("*.part"))
+    assert not list(Path(local.root).rglob(".*.part"))
     assert local.latest(HASH, thorough=True).step == 100
     assert_same_bits(local.read_group(local.at(100), "generator")[0], tensors())
 
