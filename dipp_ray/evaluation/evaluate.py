@@ -18,7 +18,8 @@ from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.models.export import load_pipeline, one_step_of_folder
 from dipp_ray.models.pipeline import device_of_this_process, read_frame
 from dipp_ray.reporting.grid import save_grid
-from dipp_ray.reporting.progress import number, waiting
+from dipp_ray.reporting.progress import number
+from dipp_ray.reporting.waiting import waiting
 from dipp_ray.storage.aside import whole_file
 
 Say = Callable[[str], None]

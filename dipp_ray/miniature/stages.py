@@ -1,4 +1,4 @@
-"""Stages of a build: each built aside, sealed with its recipe and renamed into place; and progress lines."""
+"""Stages of a build: each built aside, sealed with its recipe and renamed into place."""
 
 import json
 import time
@@ -47,24 +47,3 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-class Ticker:
-    """A progress line every few seconds: what, how far, elapsed and remaining time."""
-
-    EVERY_S = 5.0
-
-    def __init__(self, progress: Progress, what: str, total: int):
-        self.progress, self.what, self.total = progress, what, total
-        self.started = self.told = time.monotonic()
-
-    def tick(self, done: int, note: str = "") -> None:
-        """`done` of `total` are done; `note` is added to the line."""
-        now = time.monotonic()
-        if now - self.told < self.EVERY_S:
-            return
-        self.told = now
-        elapsed = now - self.started
-        left = elapsed / done * (self.total - done)
-        line = f"miniature: {self.what} {done}/{self.total}, {elapsed:.0f} s, {left:.0f} s left"
-        self.progress(f"{line}, {note}" if note else line)
