@@ -65,7 +65,7 @@ def remove_file(fs, path: str) -> None:
         if fs.exists(path):
             fs.rm_file(path)
     except FileNotFoundError:
-        return
+        pass
     if isinstance(fs, LocalFileSystem) and Path(path).parent.is_dir():
         sync(Path(path).parent)
 
