@@ -9,8 +9,8 @@ from dipp_ray.config import RunConfig, load_config
 from dipp_ray.evaluation.evaluate import evaluate_run
 from dipp_ray.miniature.build import Miniature, build_miniature
 from dipp_ray.miniature.stages import Progress, build_stage, only_builder
+from dipp_ray.preferences.config import FitConfig, FitSettings, WorkerSettings
 from dipp_ray.preferences.fit import fit_reward
-from dipp_ray.preferences.settings import FitConfig, FitSettings, WorkerSettings
 from dipp_ray.reporting.report import write_report
 from dipp_ray.storage.hashing import hash_of_file
 from dipp_ray.training.run import train

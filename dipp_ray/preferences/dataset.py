@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dipp_ray.errors import UserError
+from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.reading import Labels, read_images
-from dipp_ray.preferences.settings import ColumnSettings
 from dipp_ray.storage.aside import whole_folder
 
 

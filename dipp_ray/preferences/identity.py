@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from dipp_ray.errors import UserError
+from dipp_ray.preferences.config import FitConfig
 from dipp_ray.preferences.dataset import digest
 from dipp_ray.preferences.reading import Labels
-from dipp_ray.preferences.settings import FitConfig
 from dipp_ray.storage.hashing import hash_of_file, hash_of_json
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from dipp_ray.errors import UserError
 from dipp_ray.preferences.calibration import measure_rows, reliability_cells
-from dipp_ray.preferences.settings import FitConfig
+from dipp_ray.preferences.config import FitConfig
 from dipp_ray.rewards.clip import image_statistics, load_clip
 
 RECORD = "fit.json"

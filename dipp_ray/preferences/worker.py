@@ -12,9 +12,9 @@ from ray import train
 from ray.train.torch import prepare_model
 
 from dipp_ray.preferences.calibration import measure
+from dipp_ray.preferences.config import FitSettings
 from dipp_ray.preferences.dataset import Pairs, load_pairs
 from dipp_ray.preferences.model import PairModel, augment, batches, bradley_terry_loss, rate
-from dipp_ray.preferences.settings import FitSettings
 from dipp_ray.preferences.state import load_state, save_state
 from dipp_ray.rewards.clip import image_statistics, load_clip, tokenize
 

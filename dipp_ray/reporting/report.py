@@ -14,9 +14,9 @@ import yaml
 from dipp_ray.errors import UserError
 from dipp_ray.reporting.chart import Series, chart, series
 from dipp_ray.reporting.findings import findings, held_out_keys
+from dipp_ray.reporting.key_settings import key_settings
 from dipp_ray.reporting.metrics import read_metrics
 from dipp_ray.reporting.progress import duration, number
-from dipp_ray.reporting.settings import key_settings
 from dipp_ray.reporting.table import evaluation_table
 from dipp_ray.storage.aside import whole_file
 

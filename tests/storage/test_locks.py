@@ -20,9 +20,9 @@ with alone(Path(sys.argv[1]), "taken"):
 
 
 def test_a_second_holder_is_refused_until_the_first_is_gone(tmp_path):
-    with alone(tmp_path / "lock", "taken: wait"):
-        with pytest.raises(UserError, match="taken: wait"), alone(tmp_path / "lock", "taken: wait"):
-            pass
+    held = alone(tmp_path / "lock", "taken: wait")
+    with held, pytest.raises(UserError, match="taken: wait"), alone(tmp_path / "lock", "taken: wait"):
+        pass
     with alone(tmp_path / "lock", "taken: wait"):
         pass
 
