@@ -164,7 +164,6 @@ def _curves(records: list[dict]) -> str:
         chart("Gradient norms", "before clipping", lines("grad_norm/generator", "grad_norm/score")),
         chart("Pull on a sample", "mean norm", _pull(records)),
         chart("Speed", "images/s", lines("images_per_second")),
-        chart("Learning rates", "", lines("lr/generator", "lr/score"), smoothed=False),
     ]
     drawn = "".join(charts)
     note = "The raw value is drawn behind its centred moving average; a cross marks a value that is not finite."
