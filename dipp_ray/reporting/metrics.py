@@ -9,8 +9,6 @@ import os
 import time
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from dipp_ray.errors import UserError
 from dipp_ray.storage.aside import whole_file
 
@@ -26,7 +24,7 @@ class MetricsLog:
     def __init__(self, folder: Path, tensorboard: bool):
         self.folder = Path(folder)
         self._tensorboard = tensorboard
-        self._scalars: SummaryWriter | None = None
+        self._scalars = None  # a SummaryWriter, from the first record on
         self._first_step: int | None = None  # scalars of earlier runs from here on do not count
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +70,9 @@ class MetricsLog:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _open_scalars(self) -> SummaryWriter:
+    def _open_scalars(self):
+        from torch.utils.tensorboard import SummaryWriter  # torch, for which a report need not wait
+
         folder = self.folder / "tensorboard"
         fresh = not any(folder.glob("events.out.tfevents.*"))
         scalars = SummaryWriter(str(folder), purge_step=self._first_step)
@@ -101,7 +101,7 @@ def read_metrics(folder: Path) -> list[dict]:
     return records
 
 
-def _add(scalars: SummaryWriter, record: dict) -> None:
+def _add(scalars, record: dict) -> None:
     for key, value in record.items():
         if key not in ("step", "time"):
             scalars.add_scalar(key, math.nan if value is None else float(value), record["step"], record["time"])

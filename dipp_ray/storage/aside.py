@@ -19,10 +19,10 @@ def aside_of(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, remedy: str = "free space or choose another place") -> Iterator[Path]:
     """Yields the path to write; the file appears under `path` when the block ends well, else nothing is left of it.
 
-    Raises UserError where it cannot be written.
+    Raises UserError with `remedy` where it cannot be written.
     """
     aside = aside_of(path)
     try:
@@ -30,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield aside
         rename_file(aside, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}: free space or choose another place") from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}: {remedy}") from None
     finally:
         with suppress(OSError):  # the error that matters is on its way up
             aside.unlink()

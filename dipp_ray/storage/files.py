@@ -1,15 +1,16 @@
 """Whole files on any fsspec file system: written with size and checksum, read with both verified."""
 
-import errno
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from dipp_ray.errors import UserError
-from dipp_ray.storage.aside import aside_of, make_folder, rename_file, sync
+from dipp_ray.storage.aside import sync, whole_file
 
 BLOCK = 8 * 1024 * 1024  # bytes read at a time
 
@@ -26,34 +27,25 @@ class FileRecord:
 def write_file(fs, path: str, chunks: Iterable[bytes | memoryview], remedy: str) -> tuple[int, str]:
     """Write `chunks` as the file `path`; returns (size in bytes, SHA-256). The name appears when all of it is there.
 
-    Raises UserError with `remedy` when the disk is full; what was written before stays, and nothing is left of this
-    file.
+    Raises UserError with `remedy` when a local disk is full or refuses; what was written before stays, and nothing is
+    left of this file.
     """
-    # An object store shows an object once its upload is complete. A local file is written aside and renamed.
-    local = isinstance(fs, LocalFileSystem)
-    aside = str(aside_of(Path(path))) if local else path
-    digest, size = hashlib.sha256(), 0
-    file = None
+    if isinstance(fs, LocalFileSystem):
+        with whole_file(Path(path), remedy) as aside, closing(fs.open(str(aside), "wb")) as file:
+            return _copy(chunks, file)
+    # An object store shows an object once its upload is complete.
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    file = fs.open(path, "wb")
     try:
-        if local:
-            make_folder(Path(path).parent)
-        else:
-            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        file = fs.open(aside, "wb")
-        for chunk in chunks:
-            file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
+        written = _copy(chunks, file)
         file.close()
-        if local:
-            rename_file(Path(aside), Path(path))
-    except BaseException as error:
-        if file is not None:
-            _abandon(file, Path(aside) if local else None)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left for {path}: {remedy}") from None
+    except BaseException:
+        # Closing a half-written upload would complete it under its final name.
+        file.discard()
+        if isinstance(file, AbstractBufferedFile):
+            file.closed = True  # or it finishes the upload when it is collected
         raise
-    return size, digest.hexdigest()
+    return written
 
 
 def remove_file(fs, path: str) -> None:
@@ -96,15 +88,10 @@ def checksum(fs, path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _abandon(file, aside: Path | None) -> None:
-    # Closing a half-written upload would complete it under its final name, so it is discarded where that exists.
-    try:
-        if aside is None and hasattr(file, "discard"):
-            file.discard()
-            file.closed = True  # or fsspec tries to finish the upload when the object is collected
-        else:
-            file.close()
-    except OSError:
-        pass  # a full disk refuses the last flush as well; the error that matters is on its way up
-    if aside is not None:
-        aside.unlink(missing_ok=True)
+def _copy(chunks: Iterable[bytes | memoryview], file) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        file.write(chunk)
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()

@@ -227,7 +227,7 @@ def test_full_disk_is_one_sentence_and_loses_nothing(local, monkeypatch, room):
     save(local, 100)
     opened = type(local.fs).open
     monkeypatch.setattr(type(local.fs), "open", lambda *a, **k: FullDisk(opened(*a, **k), room))
-    with pytest.raises(UserError, match=r"no space left.*checkpoint\.url"):
+    with pytest.raises(UserError, match=r"No space left on device: .*checkpoint\.url"):
         save(local, 200)
     monkeypatch.undo()
     assert not list(Path(local.root).rglob(".*.part"))
