@@ -15,7 +15,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from dipp_ray.config import RunConfig
-from dipp_ray.preferences.settings import FitConfig
+from dipp_ray.preferences.config import FitConfig
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.settings import Section
 

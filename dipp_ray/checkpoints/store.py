@@ -15,14 +15,15 @@ import torch
 from fsspec.core import url_to_fs
 from safetensors.torch import load
 
-from dipp_ray.checkpoints.files import FileRecord, checksum, read_verified, write_file
 from dipp_ray.checkpoints.tensors import safetensors_chunks
 from dipp_ray.errors import UserError
+from dipp_ray.storage.files import FileRecord, checksum, read_verified, remove_file, write_file
 
 # 2: the record holds the settings of the trajectory. 1 held their hash alone, and is read as ever.
 FORMAT, READ = 2, (1, 2)
 COMMITTED = "COMMITTED.json"
 BEST = "best.json"
+FULL = "free some, or point checkpoint.url elsewhere; every checkpoint committed before is intact"
 STEP = re.compile(r"^step_(\d{6,})$")
 SHARE = re.compile(r"^(?P<group>[a-z_]+)/share_(?P<share>\d+)_of_(?P<shares>\d+)\.(?P<kind>safetensors|json)$")
 
@@ -75,7 +76,7 @@ class CheckpointStore:
         """
         if not 0 <= share < shares:
             raise ValueError(f"share {share} of {shares} does not exist: shares count from 0")
-        self._remove(f"{self.folder(step)}/{COMMITTED}")
+        remove_file(self.fs, f"{self.folder(step)}/{COMMITTED}")
         name = f"{group}/share_{share:02d}_of_{shares:02d}"
         if not SHARE.match(f"{name}.json"):
             raise ValueError(f"'{group}' is no group's name: use a to z and _")
@@ -98,19 +99,19 @@ class CheckpointStore:
         named = {f"{self.folder(step)}/{file.path}" for file in files}
         for path in self.fs.find(self.folder(step)):
             if path not in named:
-                self._remove(path)
+                remove_file(self.fs, path)
         body = {"format": FORMAT, "step": step, "record": record, "files": [asdict(file) for file in checkpoint.files]}
-        write_file(self.fs, f"{self.folder(step)}/{COMMITTED}", [_json(body)])
+        write_file(self.fs, f"{self.folder(step)}/{COMMITTED}", [_json(body)], FULL)
         return checkpoint
 
     def mark_best(self, step: int, value: float) -> None:
         """Remember `step` as the best so far; `value` is its held-out reward. Pruning spares it."""
         if self.at(step) is None:
             raise ValueError(f"step {step} has no committed checkpoint in {self.url}")
-        write_file(self.fs, f"{self.root}/{BEST}", [_json({"step": step, "value": value})])
+        write_file(self.fs, f"{self.root}/{BEST}", [_json({"step": step, "value": value})], FULL)
 
     def prune(self, keep: int) -> list[int]:
-        """Delete all but the newest `keep` whole checkpoints and the best; answers the steps that went.
+        """Delete all but the newest `keep` whole checkpoints and the best; returns the steps that went.
 
         What is newer than the newest whole checkpoint is being written and stays; without a whole one nothing goes.
         """
@@ -124,7 +125,7 @@ class CheckpointStore:
         gone = [step for step in self._folders() if step < whole[-1] and step not in kept]
         for step in gone:
             # First it stops being a checkpoint, then its files go: half deleted, it is never read.
-            self._remove(f"{self.folder(step)}/{COMMITTED}")
+            remove_file(self.fs, f"{self.folder(step)}/{COMMITTED}")
             self.fs.rm(self.folder(step), recursive=True)
         return gone
 
@@ -254,15 +255,7 @@ class CheckpointStore:
             return False
 
     def _write(self, step: int, name: str, chunks) -> FileRecord:
-        return FileRecord(name, *write_file(self.fs, f"{self.folder(step)}/{name}", chunks))
-
-    def _remove(self, path: str) -> None:
-        # Every rank may do this at once.
-        try:
-            if self.fs.exists(path):
-                self.fs.rm_file(path)
-        except FileNotFoundError:
-            pass
+        return FileRecord(name, *write_file(self.fs, f"{self.folder(step)}/{name}", chunks, FULL))
 
 
 def _check_shares(folder: str, files: tuple[FileRecord, ...]) -> None:

@@ -18,7 +18,9 @@ from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.models.export import load_pipeline, one_step_of_folder
 from dipp_ray.models.pipeline import device_of_this_process, read_frame
 from dipp_ray.reporting.grid import save_grid
-from dipp_ray.reporting.progress import number, waiting
+from dipp_ray.reporting.progress import number
+from dipp_ray.reporting.waiting import waiting
+from dipp_ray.storage.aside import whole_file
 
 Say = Callable[[str], None]
 LARGEST_BATCH = 64
@@ -30,7 +32,7 @@ JSON, GRID = "evaluation.json", "evaluation_grid.png"
 def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print, out: Path | None = None) -> dict:
     """Measure pipeline folders by name ('base', 'aligned', 'teacher') as the configuration says.
 
-    Answers {"prompts", "samples", "models": {name: {key: value or null}}, "metrics": {key: {"label", "better",
+    Returns {"prompts", "samples", "models": {name: {key: value or null}}, "metrics": {key: {"label", "better",
     "unit"}}, "grid"}. Exported one-step folders take one step, others `evaluation.teacher_steps` without guidance.
     With a folder `out`, evaluation.json and evaluation_grid.png are written there.
     Raises UserError, before anything is sampled, for a folder, prompt file, reward or judge that is not there.
@@ -65,7 +67,8 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
     if out is not None:
         result["grid"] = GRID
         write_grid(shown, [texts[i] for i in picked], out / GRID)
-        write_json(result, out / JSON)
+        with whole_file(out / JSON) as aside:
+            aside.write_text(json.dumps(result, indent=2, allow_nan=False), encoding="utf-8")
     return result
 
 
@@ -166,12 +169,3 @@ def write_grid(shown: dict[str, Tensor], prompts: list[str], path: Path) -> None
             images.append(some[start : start + columns])
             captions += [f"{name}: {prompt}" for prompt in prompts[start : start + columns]]
     save_grid(torch.cat(images), path, columns, captions)
-
-
-def write_json(result: dict, path: Path) -> None:
-    aside = path.with_name(path.name + ".new")
-    try:
-        aside.write_text(json.dumps(result, indent=2, allow_nan=False), encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None

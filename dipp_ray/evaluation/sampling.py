@@ -13,6 +13,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.models.export import call_arguments, load_pipeline, one_step_of_folder
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.models.pipeline import device_of_this_process
+from dipp_ray.storage.aside import whole_file
 
 SMALLEST_SIDE = 256  # of a written image, pixels; smaller ones are enlarged by a whole factor
 
@@ -38,10 +39,8 @@ def sample_to_file(folder: str | Path, prompt: str, seed: int, out: str | Path) 
     image = pipeline(prompt, generator=generator, **call_arguments(type(pipeline).__name__)).images[0]
     factor = math.ceil(SMALLEST_SIDE / min(image.size))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    try:
-        image.save(out, format="PNG")
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    with whole_file(out) as aside:
+        image.save(aside, format="PNG")
     return out
 
 

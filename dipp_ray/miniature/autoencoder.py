@@ -7,7 +7,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from dipp_ray.miniature.digits import Scans
-from dipp_ray.miniature.stages import Progress, Ticker, seeded
+from dipp_ray.miniature.stages import Progress, seeded
+from dipp_ray.reporting.pace import Ticker
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def train_autoencoder(scans: Scans, recipe: AutoencoderRecipe, progress: Progres
     data = to_model(scans.images)
     optimiser = torch.optim.Adam(vae.parameters(), lr=recipe.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=recipe.steps)
-    ticker = Ticker(progress, "autoencoder step", recipe.steps)
+    ticker = Ticker(progress, "miniature: autoencoder step", recipe.steps)
     vae.train()
     for step in range(1, recipe.steps + 1):
         clean = data[torch.randint(len(data), (recipe.batch,), generator=generator)]

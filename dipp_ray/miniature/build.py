@@ -16,7 +16,7 @@ from dipp_ray.miniature.digits import SPLIT_SEED, load_scans
 from dipp_ray.miniature.gold import GoldRecipe, GoldReward, classifier_accuracy, train_classifier
 from dipp_ray.miniature.pairs import PairsRecipe, draw_candidates, make_pairs
 from dipp_ray.miniature.reward_base import RewardBaseRecipe, save_reward_base
-from dipp_ray.miniature.stages import Progress, build_stage, only_builder, quiet_libraries
+from dipp_ray.miniature.stages import Progress, build_stage, only_builder
 from dipp_ray.miniature.teacher import TeacherRecipe, train_teacher
 
 REPORT = "report.json"
@@ -77,7 +77,7 @@ def build_miniature(folder: Path, progress: Progress, recipe: MiniatureRecipe | 
     if paths.root.exists() and not paths.root.is_dir():
         raise UserError(f"the miniature's folder {paths.root} is a file: name another folder")
     paths.root.mkdir(parents=True, exist_ok=True)
-    with only_builder(paths.root, progress), quiet_libraries():
+    with only_builder(paths.root, progress):
         for stage, ingredients, make in stages(paths, recipe, progress):
             build_stage(stage, {"version": recipe.version, "split_seed": SPLIT_SEED} | ingredients, make, progress)
     return paths

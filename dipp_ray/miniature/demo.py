@@ -1,6 +1,5 @@
 """The demo: the whole pipeline on the miniature, by the same code that a full-size run uses."""
 
-import hashlib
 import json
 import os
 import time
@@ -10,9 +9,10 @@ from dipp_ray.config import RunConfig, load_config
 from dipp_ray.evaluation.evaluate import evaluate_run
 from dipp_ray.miniature.build import Miniature, build_miniature
 from dipp_ray.miniature.stages import Progress, build_stage, only_builder
+from dipp_ray.preferences.config import FitConfig, FitSettings, WorkerSettings
 from dipp_ray.preferences.fit import fit_reward
-from dipp_ray.preferences.settings import FitConfig, FitSettings, WorkerSettings
 from dipp_ray.reporting.report import write_report
+from dipp_ray.storage.hashing import hash_of_file
 from dipp_ray.training.train import train
 
 PRESETS = Path(__file__).parent
@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def demo(out: Path, say: Progress) -> Path:
-    """Build, fit, distil, align, evaluate, report; answers the aligned run's folder. Needs a connected Ray.
+    """Build, fit, distil, align, evaluate, report; returns the aligned run's folder. Needs a connected Ray.
 
     What is finished already is kept: the miniature in the cache, the runs in `out`.
     """
@@ -53,7 +53,7 @@ def demo(out: Path, say: Progress) -> Path:
 def fitted_reward(miniature: Miniature, say: Progress) -> Path:
     """The folder of the reward model, fitted once and cached beside the miniature."""
     folder = miniature.root / "reward"
-    pairs = hashlib.sha256(miniature.pairs_train.read_bytes()).hexdigest()
+    pairs = hash_of_file(miniature.pairs_train)
 
     def make(aside: Path) -> None:
         def progress(step: int, values: dict) -> None:
@@ -65,7 +65,7 @@ def fitted_reward(miniature: Miniature, say: Progress) -> Path:
         # `replace`: an interrupted fit of an older recipe is not worth asking about.
         fit_reward(FitConfig(**paths, fit=FIT, workers=FIT_WORKERS, replace=True), progress, say)
 
-    base = hashlib.sha256((miniature.reward_base / "model.safetensors").read_bytes()).hexdigest()
+    base = hash_of_file(miniature.reward_base / "model.safetensors")
     with only_builder(miniature.root, say):
         build_stage(folder, {"pairs": pairs, "base": base, "settings": FIT.model_dump(mode="json")}, make, say)
     return folder

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from dipp_ray.errors import UserError
 from dipp_ray.miniature.digits import Scans, parse_prompts
-from dipp_ray.miniature.stages import Progress, Ticker, seeded
+from dipp_ray.miniature.stages import Progress, seeded
+from dipp_ray.reporting.pace import Ticker
 
 LOWEST_LOG_PROBABILITY = -5.0
 CRISPNESS_WEIGHT = 16.0
@@ -58,7 +59,7 @@ def train_classifier(scans: Scans, recipe: GoldRecipe, progress: Progress) -> Di
     generator = torch.Generator().manual_seed(recipe.seed)
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=recipe.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=recipe.steps)
-    ticker = Ticker(progress, "gold classifier step", recipe.steps)
+    ticker = Ticker(progress, "miniature: gold classifier step", recipe.steps)
     for step in range(1, recipe.steps + 1):
         rows = torch.randint(len(scans), (recipe.batch,), generator=generator)
         grey = shifted(scans.images[rows, :1], recipe.shift, generator)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from dipp_ray.miniature.digits import Scans, parse_prompts
 from dipp_ray.miniature.gold import GoldReward
-from dipp_ray.miniature.stages import Progress, Ticker
+from dipp_ray.miniature.stages import Progress
 from dipp_ray.miniature.teacher import sample_teacher
+from dipp_ray.reporting.pace import Ticker
 
 SCHEMA = pa.schema(
     [("prompt", pa.string()), ("image_a", pa.binary()), ("image_b", pa.binary()), ("label", pa.float32())]
@@ -70,7 +71,7 @@ def draw_candidates(
     """The scans of one part and `samples` teacher samples for each number of steps in the recipe."""
     generator = torch.Generator().manual_seed(seed)
     images, prompts = [], []
-    ticker = Ticker(progress, "teacher samples for the pairs, set", len(recipe.sample_steps))
+    ticker = Ticker(progress, "miniature: teacher samples for the pairs, set", len(recipe.sample_steps))
     for index, steps in enumerate(recipe.sample_steps, start=1):
         rows = torch.randint(len(scans), (samples,), generator=generator)
         chosen = [scans.prompts[row] for row in rows]

@@ -10,7 +10,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from dipp_ray.miniature.autoencoder import encode
 from dipp_ray.miniature.digits import ALL_PROMPTS, Scans
-from dipp_ray.miniature.stages import Progress, Ticker, seeded
+from dipp_ray.miniature.stages import Progress, seeded
+from dipp_ray.reporting.pace import Ticker
 
 # "a", ink, slant, "handwritten", digit and </s>: the longest prompt, and with it all that padding needs.
 PROMPT_TOKENS = 6
@@ -114,7 +115,7 @@ def train_teacher(vae: AutoencoderKL, scans: Scans, recipe: TeacherRecipe, progr
     schedule = warm_cosine(optimiser, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     batch = recipe.batch
-    ticker = Ticker(progress, "teacher step", recipe.steps)
+    ticker = Ticker(progress, "miniature: teacher step", recipe.steps)
     for step in range(1, recipe.steps + 1):
         rows = torch.randint(len(latents), (batch,), generator=generator)
         prompts = torch.where(torch.rand(batch, generator=generator) < recipe.null_share, len(texts), prompt_of[rows])

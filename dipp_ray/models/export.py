@@ -17,6 +17,7 @@ from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.diffusion.schedule import FlowSchedule
 from dipp_ray.errors import UserError
 from dipp_ray.models.pipeline import load_denoiser, read_frame
+from dipp_ray.storage.aside import whole_folder
 
 # Read beside the weights by whoever trains on from this folder.
 ONE_STEP_FILE = "one_step.json"
@@ -28,23 +29,21 @@ def export_pipeline(teacher: str | Path, weights: dict[str, Tensor], one_step: O
     It is built aside and renamed into place. Raises UserError where the weights do not fit the teacher's network.
     """
     frame, out = read_frame(teacher), Path(out)
-    aside = out.with_name(out.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(frame.folder, aside, ignore=shutil.ignore_patterns(frame.network_part, "scheduler", ONE_STEP_FILE))
     network = load_denoiser(teacher, "fp32").network
     missing, unexpected = network.load_state_dict(weights, strict=False)
     missing = [name for name in missing if name in dict(network.named_parameters())]
     if missing or unexpected:
         raise UserError(f"the weights do not fit {teacher}: missing {missing[:3]}, unexpected {list(unexpected)[:3]}")
-    network.save_pretrained(aside / frame.network_part)
     scheduler = one_step_scheduler(frame.folder, one_step)
-    scheduler.save_pretrained(aside / "scheduler")
-    index = json.loads((aside / "model_index.json").read_text())
-    index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    (aside / "model_index.json").write_text(json.dumps(index, indent=2))
-    (aside / ONE_STEP_FILE).write_text(json.dumps({"t_star": one_step.t_star, "input": one_step.convention}))
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    with whole_folder(out) as aside:
+        others = shutil.ignore_patterns(frame.network_part, "scheduler", ONE_STEP_FILE)
+        shutil.copytree(frame.folder, aside, ignore=others, dirs_exist_ok=True)
+        network.save_pretrained(aside / frame.network_part)
+        scheduler.save_pretrained(aside / "scheduler")
+        index = json.loads((aside / "model_index.json").read_text())
+        index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        (aside / "model_index.json").write_text(json.dumps(index, indent=2))
+        (aside / ONE_STEP_FILE).write_text(json.dumps({"t_star": one_step.t_star, "input": one_step.convention}))
     return out
 
 

@@ -1,5 +1,6 @@
 """Prompts to embeddings, by the pipeline's own tokenizers and text encoders."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ class TextEncoder:
     """Encodes prompts one by one, so that a prompt's bits never depend on its batch, and remembers them.
 
     `dtype`, 'fp32' or 'bf16', is that of the encoders' weights and arithmetic. `remember` bounds the memory: so many
-    prompts, the oldest forgotten first. Raises UserError for a folder whose pipeline is not supported.
+    prompts, the one unused for longest forgotten first. Raises UserError for a folder whose pipeline is not supported.
     """
 
     def __init__(self, folder: str | Path, device: torch.device, dtype: str = "fp32", remember: int = 20_000):
@@ -23,18 +24,11 @@ class TextEncoder:
         self.pipeline = DiffusionPipeline.from_pretrained(
             folder, use_safetensors=True, torch_dtype=DTYPES[dtype], **{frame.network_part: None, "vae": None}
         ).to(device)
-        self.device = device
-        self.remember = remember
-        self._known: dict[str, PromptEmbeds] = {}
-        self._encode = ENCODERS[frame.pipeline_class]
+        encode = ENCODERS[frame.pipeline_class]
+        self._embeds_of = lru_cache(remember)(lambda prompt: encode(self.pipeline, prompt, device).to("cpu"))
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> PromptEmbeds:
         """Embeddings of the prompts, trimmed to the longest, on the CPU; '' is the null prompt of guidance."""
-        for prompt in prompts:
-            if prompt not in self._known:
-                self._known[prompt] = self._encode(self.pipeline, prompt, self.device).to("cpu")
-        rows = [self._known[prompt] for prompt in prompts]
-        while len(self._known) > self.remember:  # only now: this batch may need the oldest
-            del self._known[next(iter(self._known))]
-        return PromptEmbeds.concatenate(*rows).trimmed()
+        rows = {prompt: self._embeds_of(prompt) for prompt in dict.fromkeys(prompts)}
+        return PromptEmbeds.concatenate(*(rows[prompt] for prompt in prompts)).trimmed()

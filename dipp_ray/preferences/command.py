@@ -7,9 +7,10 @@ from pathlib import Path
 import rich
 
 from dipp_ray.preferences.calibration import tables
+from dipp_ray.preferences.config import load_fit_config
 from dipp_ray.preferences.fit import prepared
-from dipp_ray.preferences.settings import load_fit_config
-from dipp_ray.reporting.progress import ProgressLine, duration, waiting
+from dipp_ray.reporting.progress import ProgressLine, duration
+from dipp_ray.reporting.waiting import waiting
 
 SHOWN = (("accuracy", "held_out/accuracy"), ("log_loss", "held_out/log loss"))
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dipp_ray.errors import UserError
+from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.reading import Labels, read_images
-from dipp_ray.preferences.settings import ColumnSettings
+from dipp_ray.storage.aside import whole_folder
 
 
 @dataclass(frozen=True)
@@ -71,28 +70,25 @@ def store_pairs(
 
     tick(n): n pairs are decoded. Raises UserError for an image that is refused, or a full disk.
     """
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     wanted = set(rows)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), 2, 3, size, size)}
     done = 0
     try:
-        # Written from end to end, not through a map: a full disk is then an error instead of a signal.
-        with open(aside / "images.npy", "wb") as file:
-            np.lib.format.write_array_header_2_0(file, header)
-            for images in read_images(labels.path, columns, size, wanted.__contains__):
-                file.write(images.tobytes())
-                done += len(images)
-                tick(done)
-        prompts = [labels.prompts[row] for row in rows]
-        distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-        (aside / "prompts.json").write_text(json.dumps(list(distinct)))
-        index = torch.tensor([distinct[prompt] for prompt in prompts])
-        save_file({"prompt": index, "label": torch.from_numpy(labels.label[rows])}, aside / "pairs.safetensors")
+        with whole_folder(folder) as aside:
+            # Written from end to end, not through a map: a full disk is then an error instead of a signal.
+            with open(aside / "images.npy", "wb") as file:
+                np.lib.format.write_array_header_2_0(file, header)
+                for images in read_images(labels.path, columns, size, wanted.__contains__):
+                    file.write(images.tobytes())
+                    done += len(images)
+                    tick(done)
+            prompts = [labels.prompts[row] for row in rows]
+            distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+            (aside / "prompts.json").write_text(json.dumps(list(distinct)))
+            index = torch.tensor([distinct[prompt] for prompt in prompts])
+            save_file({"prompt": index, "label": torch.from_numpy(labels.label[rows])}, aside / "pairs.safetensors")
     except OSError as error:
         raise UserError(f"the decoded pairs do not fit in {folder.parent}: {error.strerror or error}") from None
-    os.rename(aside, folder)
 
 
 def load_pairs(folder: Path) -> Pairs:

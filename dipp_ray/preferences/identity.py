@@ -1,15 +1,12 @@
 """Which fit a folder holds: two configurations are the same when the same weights and figures come out."""
 
-import hashlib
-import json
 from pathlib import Path
 
 from dipp_ray.errors import UserError
+from dipp_ray.preferences.config import FitConfig
 from dipp_ray.preferences.dataset import digest
 from dipp_ray.preferences.reading import Labels
-from dipp_ray.preferences.settings import FitConfig
-
-BLOCK = 8 * 1024 * 1024  # bytes hashed at a time
+from dipp_ray.storage.hashing import hash_of_file, hash_of_json
 
 
 def configuration_hash(config: FitConfig, parts: list[Labels]) -> str:
@@ -18,7 +15,7 @@ def configuration_hash(config: FitConfig, parts: list[Labels]) -> str:
     Workers, checkpoints, and where things lie may change.
     """
     body = {"settings": trajectory(config), "pairs": digest(parts), "base": base_digest(config.base)}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return hash_of_json(body)
 
 
 def trajectory(config: FitConfig) -> dict:
@@ -30,13 +27,8 @@ def trajectory(config: FitConfig) -> dict:
 
 def base_digest(folder: str) -> str:
     """SHA-256 of the weights and of the small files beside them."""
-    sha = hashlib.sha256()
-    for path in sorted(path for end in ("safetensors", "json", "txt") for path in Path(folder).glob(f"*.{end}")):
-        sha.update(path.name.encode())
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                sha.update(block)
-    return sha.hexdigest()
+    paths = [path for end in ("safetensors", "json", "txt") for path in Path(folder).glob(f"*.{end}")]
+    return hash_of_json({path.name: hash_of_file(path) for path in paths})
 
 
 def refuse_other(config: FitConfig, theirs: dict, where: Path, what: str) -> None:

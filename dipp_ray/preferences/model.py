@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dipp_ray.diffusion.noise import key_of
-from dipp_ray.preferences.settings import FitSettings
+from dipp_ray.preferences.config import FitSettings
 from dipp_ray.rewards.clip import image_features, text_features
 
 

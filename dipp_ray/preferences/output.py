@@ -1,16 +1,14 @@
 """The fitted model as a folder that `ClipReward` and transformers load, with its figures and a model card."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file
-from transformers.utils import logging as transformers_logging
 
 from dipp_ray.errors import UserError
 from dipp_ray.preferences.calibration import measure_rows, reliability_cells
-from dipp_ray.preferences.settings import FitConfig
+from dipp_ray.preferences.config import FitConfig
 from dipp_ray.rewards.clip import image_statistics, load_clip
 
 RECORD = "fit.json"
@@ -72,7 +70,6 @@ def write_output(folder: Path, config: FitConfig, weights: Path, record: dict) -
     """Fill `folder`: the base with `weights` (safetensors), its tokenizer, preprocessing, fit.json, README.md."""
     clip, tokenizer = load_clip(config.base)
     clip.load_state_dict(load_file(weights))
-    transformers_logging.disable_progress_bar()  # of one shard
     clip.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     preprocessor = Path(config.base) / "preprocessor_config.json"
@@ -85,16 +82,6 @@ def write_output(folder: Path, config: FitConfig, weights: Path, record: dict) -
     (folder / "README.md").write_text(card(config, record))
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors makes its files private, and the service may be another user's
-
-
-def put_in_place(whole: Path, out: Path) -> None:
-    """Rename `whole` to `out`; what was there goes only once it is."""
-    old = whole.with_name("replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.rename(out, old)
-    os.rename(whole, out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def card(config: FitConfig, record: dict) -> str:

@@ -19,8 +19,8 @@ import pyarrow.parquet
 from fsspec.core import url_to_fs
 
 from dipp_ray.errors import UserError
+from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.images import decode, from_base64
-from dipp_ray.preferences.settings import ColumnSettings
 
 ROWS = 64  # read, fetched and decoded together
 WORDS = {"a": 1.0, "b": 0.0, "tie": 0.5}

@@ -3,8 +3,8 @@
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from dipp_ray.preferences.settings import WorkerSettings
-from dipp_ray.reporting.progress import waiting
+from dipp_ray.preferences.config import WorkerSettings
+from dipp_ray.reporting.waiting import waiting
 
 LOOK_S = 1.0  # seconds between two looks
 

@@ -12,12 +12,14 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file
 
-from dipp_ray.checkpoints.files import checksum, write_file
 from dipp_ray.checkpoints.tensors import safetensors_chunks
+from dipp_ray.storage.files import write_file
+from dipp_ray.storage.hashing import hash_of_file
 
 STATE = "state.json"
 WEIGHTS = "model.safetensors"
 MOMENTS = "optimiser.safetensors"
+FULL = "free some, and give the same command again: it goes on from the last checkpoint"
 
 
 def save_state(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, state: dict) -> None:
@@ -30,12 +32,12 @@ def save_state(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Opti
         for key, value in values.items()
     }
     for name, tensors in ((WEIGHTS, model.state_dict()), (MOMENTS, moments)):
-        files[name] = write_file(fs, f"{folder}/{name}", safetensors_chunks(tensors))
-    write_file(fs, f"{folder}/{STATE}", [json.dumps(state | {"files": files}).encode()])
+        files[name] = write_file(fs, f"{folder}/{name}", safetensors_chunks(tensors), FULL)
+    write_file(fs, f"{folder}/{STATE}", [json.dumps(state | {"files": files}).encode()], FULL)
 
 
 def load_state(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict:
-    """Bring model and optimiser to the state in `folder`, to the bit; answers its JSON."""
+    """Bring model and optimiser to the state in `folder`, to the bit; returns its JSON."""
     model.load_state_dict(load_file(Path(folder) / WEIGHTS))
     moments = load_file(Path(folder) / MOMENTS)
     named = dict(model.named_parameters())
@@ -48,12 +50,11 @@ def load_state(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Opti
 
 def whole_state(folder: Path) -> dict | None:
     """The JSON of the state in `folder` if every file of it is there and undamaged, else None."""
-    fs = LocalFileSystem()
     try:
         state = json.loads((Path(folder) / STATE).read_text())
         for name, (size, sha256) in state["files"].items():
             path = Path(folder) / name
-            if path.stat().st_size != size or checksum(fs, str(path)) != sha256:
+            if path.stat().st_size != size or hash_of_file(path) != sha256:
                 return None
         return state
     except (OSError, ValueError, KeyError, TypeError):

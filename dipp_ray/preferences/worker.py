@@ -12,10 +12,11 @@ from ray import train
 from ray.train.torch import prepare_model
 
 from dipp_ray.preferences.calibration import measure
+from dipp_ray.preferences.config import FitSettings
 from dipp_ray.preferences.dataset import Pairs, load_pairs
 from dipp_ray.preferences.model import PairModel, augment, batches, bradley_terry_loss, rate
-from dipp_ray.preferences.settings import FitSettings
 from dipp_ray.preferences.state import load_state, save_state
+from dipp_ray.reporting.pace import Pace
 from dipp_ray.rewards.clip import image_statistics, load_clip, tokenize
 
 LARGEST_LOGIT_SCALE = math.log(100.0)  # CLIP's own bound
@@ -57,7 +58,7 @@ class Fit:
         self.optimiser = torch.optim.AdamW(self.clip.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         self.step, self.history, self.reliability = 0, [], []
         self.loss_sum, self.losses = 0.0, 0  # since the last measurement
-        self.told = time.monotonic()
+        self.pace = Pace(TELL_EVERY_S)
 
     def resume(self, folder: str | Path) -> None:
         state = load_state(folder, self.clip, self.optimiser)
@@ -83,7 +84,7 @@ class Fit:
                 self.loss_sum, self.losses = 0.0, 0
             if self.step % self.every == 0 or self.step == settings.steps:
                 self.checkpoint()
-            if self.step < settings.steps and time.monotonic() - self.told > TELL_EVERY_S:
+            if self.step < settings.steps and self.pace.due():
                 done = (self.step - first) * settings.batch_size
                 self.tell({"step": self.step, "pairs_per_second": done / (time.monotonic() - began)})
 
@@ -132,7 +133,6 @@ class Fit:
     def tell(self, message: dict) -> None:
         if self.rank == 0:
             self.queue.put(message)
-            self.told = time.monotonic()
 
 
 @torch.no_grad()

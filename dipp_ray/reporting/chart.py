@@ -43,7 +43,7 @@ def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return smoothed
 
 
-def chart(title: str, unit: str, lines: list[Series], marks: list[tuple[int, str]] = (), smoothed: bool = True) -> str:
+def chart(title: str, unit: str, lines: list[Series], marks: list[tuple[int, str]] = ()) -> str:
     """A <figure> with the curves of `lines` over the steps and `marks` (step, label); '' without points.
 
     `title` and `unit` are plain text. The picture is described in words for those who do not see it.
@@ -59,7 +59,7 @@ def chart(title: str, unit: str, lines: list[Series], marks: list[tuple[int, str
         if axes.first <= step <= axes.last:
             body.append(_mark(axes, step, label))
     for index, line in enumerate(lines):
-        body.append(_line(axes, line, f"s{index % 4}", smoothed))
+        body.append(_line(axes, line, f"s{index % 4}"))
     described = "; ".join(_in_words(line) for line in lines)
     legend = "".join(
         f'<span class="key s{index % 4}"><svg viewBox="0 0 18 6" aria-hidden="true"><path d="M0 3H18"/></svg>'
@@ -143,15 +143,15 @@ def _padded(values: list[float]) -> tuple[float, float]:
     return (0.0 if 0 <= low < 0.35 * high else low - air), high + air
 
 
-def _line(axes: _Axes, line: Series, style: str, smoothed: bool) -> str:
+def _line(axes: _Axes, line: Series, style: str) -> str:
     parts = []
     runs = _runs(line.points)
     many = len(line.finite) >= SMOOTH_FROM
     for run in runs:
-        if many and smoothed:
+        if many:
             parts.append(f'<path class="raw {style}" d="{_path(axes, _thinned(run))}"/>')
     for run in runs:
-        drawn = smooth(run) if many and smoothed else run
+        drawn = smooth(run) if many else run
         parts.append(f'<path class="line {style}" d="{_path(axes, _thinned(drawn))}"/>')
         if not many:
             parts += [f'<circle class="{style}" cx="{axes.x(s):.1f}" cy="{axes.y(v):.1f}" r="2.6"/>' for s, v in run]

@@ -1,13 +1,13 @@
 """A batch of images as one PNG: cells in rows, small images enlarged without blur, captions if wished."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dipp_ray.errors import NonFiniteError, UserError
+from dipp_ray.errors import NonFiniteError
+from dipp_ray.storage.aside import whole_file
 
 CELL = 96  # smallest width of a cell, pixels
 GAP = 6  # between cells, pixels
@@ -46,7 +46,9 @@ def save_grid(images, path: Path, columns: int, captions: list[str] | None = Non
         canvas.paste(Image.fromarray(cell, "RGB"), (x, y))
         for number, line in enumerate(lines[index]):
             draw.text((x, y + cell_height + 2 + number * line_height), line, CAPTION_COLOUR, font)
-    return _save(canvas, Path(path))
+    with whole_file(Path(path)) as aside:
+        canvas.save(aside, format="PNG", optimize=True)
+    return Path(path)
 
 
 def _pixels(images) -> np.ndarray:
@@ -82,14 +84,3 @@ def _cut(line: str, font, width: int) -> str:
     while line and font.getlength(line + "…") > width:
         line = line[:-1]
     return line + "…"
-
-
-def _save(image: Image.Image, path: Path) -> Path:
-    aside = path.with_name(path.name + ".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(aside, format="PNG", optimize=True)
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    return path

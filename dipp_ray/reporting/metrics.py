@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from dipp_ray.errors import UserError
+from dipp_ray.storage.aside import whole_file
 
 FILE = "metrics.jsonl"
 
@@ -22,13 +23,14 @@ class MetricsLog:
 
     def __init__(self, folder: Path, tensorboard: bool):
         self.folder = Path(folder)
-        self._scalars = None
         self._tensorboard = tensorboard
+        self._scalars = None  # a SummaryWriter, from the first record on
+        self._first_step: int | None = None  # scalars of earlier runs from here on do not count
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not _ends_clean(self.folder / FILE):
                 _rewrite(self.folder, read_metrics(self.folder))
-            self._open()
+            self._file = (self.folder / FILE).open("a", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self.folder / FILE, error) from None
 
@@ -37,10 +39,12 @@ class MetricsLog:
         record = {"step": int(step), "time": round(time.time(), 3)}
         record |= {key: _json_number(value) for key, value in values.items()}
         try:
+            if self._tensorboard and self._scalars is None:
+                self._scalars = self._open_scalars()
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
             if self._scalars:
-                self._scalars.add(record["step"], record["time"], values)
+                _add(self._scalars, values | {"step": record["step"], "time": record["time"]})
                 self._scalars.flush()
         except OSError as error:
             raise _cannot_write(self.folder / FILE, error) from None
@@ -48,11 +52,10 @@ class MetricsLog:
     def resume(self, step: int) -> None:
         """Drop all records beyond `step`, so that a killed and resumed run has each step once."""
         self.close()
+        self._scalars, self._first_step = None, step + 1
         try:
             _rewrite(self.folder, [record for record in read_metrics(self.folder) if record["step"] <= step])
-            for stale in (self.folder / "tensorboard").glob("events.out.tfevents.*"):
-                stale.unlink()
-            self._open()
+            self._file = (self.folder / FILE).open("a", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self.folder / FILE, error) from None
 
@@ -67,15 +70,15 @@ class MetricsLog:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _open(self) -> None:
-        self._file = (self.folder / FILE).open("a", encoding="utf-8")
-        if self._tensorboard:
-            folder = self.folder / "tensorboard"
-            fresh = not any(folder.glob("events.out.tfevents.*"))
-            self._scalars = _Scalars(folder)
-            for record in read_metrics(self.folder) if fresh else []:
-                self._scalars.add(record["step"], record["time"], record)
-            self._scalars.flush()
+    def _open_scalars(self):
+        from torch.utils.tensorboard import SummaryWriter  # torch, for which a report need not wait
+
+        folder = self.folder / "tensorboard"
+        fresh = not any(folder.glob("events.out.tfevents.*"))
+        scalars = SummaryWriter(str(folder), purge_step=self._first_step)
+        for record in read_metrics(self.folder) if fresh else []:
+            _add(scalars, record)
+        return scalars
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -98,30 +101,10 @@ def read_metrics(folder: Path) -> list[dict]:
     return records
 
 
-class _Scalars:
-    """TensorBoard's own event writer: no torch, no TensorFlow."""
-
-    def __init__(self, folder: Path):
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._writer = EventFileWriter(str(folder))
-
-    def add(self, step: int, when: float, values: dict[str, float | None]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        scalars = [
-            Summary.Value(tag=key, simple_value=math.nan if value is None else float(value))
-            for key, value in values.items()
-            if key not in ("step", "time")
-        ]
-        self._writer.add_event(Event(wall_time=when, step=step, summary=Summary(value=scalars)))
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
+def _add(scalars, record: dict) -> None:
+    for key, value in record.items():
+        if key not in ("step", "time"):
+            scalars.add_scalar(key, math.nan if value is None else float(value), record["step"], record["time"])
 
 
 def _json_number(value: float) -> int | float | None:
@@ -141,13 +124,8 @@ def _ends_clean(path: Path) -> bool:
 
 
 def _rewrite(folder: Path, records: list[dict]) -> None:
-    """Replace metrics.jsonl in one rename: a crash leaves the old file or the new one."""
-    aside = folder / (FILE + ".new")
-    with aside.open("w", encoding="utf-8") as file:
+    with whole_file(folder / FILE) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, folder / FILE)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

@@ -1,12 +1,9 @@
-"""What a person sees while a run works: one live line on a terminal, plain lines in a pipe, waits with their time."""
+"""The progress of a run: one live line on a terminal, plain lines in a pipe; and durations and numbers in words."""
 
 import math
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import rich
 from rich.live import Live
@@ -14,11 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dipp_ray.errors import UserError
+from dipp_ray.reporting.pace import Pace
 
 PLAIN_EVERY = 2.0  # shortest time between two plain lines, seconds
-WAIT_QUIET = 1.0  # a wait shorter than this is not shown, seconds
-WAIT_PLAIN_EVERY = 10.0  # time between two plain lines of one wait, seconds
 SHOWN = (
     ("reward", "reward"),
     ("score_gap", "score gap"),
@@ -43,11 +38,11 @@ class ProgressLine:
         self._times = deque([(time.monotonic(), start_step)], maxlen=50)
         self._live: Live | None = None
         self._printed_step: int | None = None
-        self._printed_at = -math.inf
+        self._pace = Pace(PLAIN_EVERY, first_s=0.0)
 
     def __enter__(self) -> "ProgressLine":
         self._times[0] = (time.monotonic(), self.step)
-        if _on_terminal():
+        if on_terminal():
             self._live = Live(get_renderable=self._render, console=rich.get_console(), refresh_per_second=4)
             self._live.start()
         return self
@@ -63,7 +58,7 @@ class ProgressLine:
         self.step = step
         self._values |= values
         self._times.append((time.monotonic(), step))
-        if not self._live and (step >= self.total or time.monotonic() - self._printed_at >= PLAIN_EVERY):
+        if not self._live and (self._pace.due() or step >= self.total):
             self._print()
 
     def say(self, text: str) -> None:
@@ -75,7 +70,7 @@ class ProgressLine:
 
     def _print(self) -> None:
         print(f"{self.label} {self.step}/{self.total} {self._details()}".strip(), flush=True)
-        self._printed_step, self._printed_at = self.step, time.monotonic()
+        self._printed_step = self.step
 
     def _details(self) -> str:
         values = self._values
@@ -105,54 +100,6 @@ class ProgressLine:
         return line
 
 
-@contextmanager
-def waiting(what: str, limit_s: float | None = None) -> Iterator[Callable[[str], None]]:
-    """Show 'waiting for `what`, 12 s so far (detail)' while the block runs; yields the function that sets the detail.
-
-    with waiting("4 GPUs", limit_s=600) as detail:
-        while not ready():
-            detail("the cluster has 2")
-            time.sleep(0.5)
-
-    The line keeps counting while the block is blocked. Calling the function past `limit_s` seconds raises UserError.
-    """
-    began = time.monotonic()
-    state = {"detail": ""}
-    finished = threading.Event()
-
-    def line() -> str:
-        text = f"waiting for {what}, {duration(time.monotonic() - began)} so far"
-        return f"{text} ({state['detail']})" if state["detail"] else text
-
-    def set_detail(detail: str = "") -> None:
-        state["detail"] = detail
-        waited = time.monotonic() - began
-        if limit_s is not None and waited > limit_s:
-            raise UserError(
-                f"gave up after {duration(waited)} of waiting for {what}" + (f": {detail}" if detail else "")
-            )
-
-    def show() -> None:
-        if finished.wait(WAIT_QUIET):
-            return
-        if not _on_terminal():
-            print(line(), flush=True)
-            while not finished.wait(WAIT_PLAIN_EVERY):
-                print(line(), flush=True)
-            return
-        console = rich.get_console()
-        with Live(get_renderable=lambda: Text(line(), "dim"), console=console, refresh_per_second=2, transient=True):
-            finished.wait()
-
-    thread = threading.Thread(target=show, daemon=True, name="waiting")
-    thread.start()
-    try:
-        yield set_detail
-    finally:
-        finished.set()
-        thread.join()
-
-
 def duration(seconds: float) -> str:
     """'12 s', '2:05 min' or '1:02:05 h'."""
     seconds = int(seconds)
@@ -174,5 +121,5 @@ def number(value: float | None) -> str:
     return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _on_terminal() -> bool:
+def on_terminal() -> bool:
     return sys.stdout.isatty() and not rich.get_console().is_dumb_terminal

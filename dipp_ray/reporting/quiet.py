@@ -2,7 +2,9 @@
 
 import logging
 import os
+import sys
 import warnings
+from importlib import import_module
 
 # What to give serve.start(logging_config=...) and @serve.deployment(logging_config=...): Ray Serve's level has no
 # environment variable.
@@ -49,6 +51,9 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(level)
     for name, drop in (("DeepSpeed", _deepspeed_routine), ("ray.serve", _below_warning)):
         logging.getLogger(name).addFilter(drop)  # DeepSpeed and Serve reset their logger's level; a filter stays
+    for library in ("diffusers", "transformers"):
+        if library in sys.modules:  # it has read the variables already
+            import_module(f"{library}.utils.logging").disable_progress_bar()
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=r"(ray|deepspeed|diffusers|transformers|torch)\b")
 

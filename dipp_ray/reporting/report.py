@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import time
 from html import escape
 from importlib.metadata import version
@@ -15,10 +14,11 @@ import yaml
 from dipp_ray.errors import UserError
 from dipp_ray.reporting.chart import Series, chart, series
 from dipp_ray.reporting.findings import findings, held_out_keys
+from dipp_ray.reporting.key_settings import key_settings
 from dipp_ray.reporting.metrics import read_metrics
 from dipp_ray.reporting.progress import duration, number
-from dipp_ray.reporting.settings import key_settings
 from dipp_ray.reporting.table import evaluation_table
+from dipp_ray.storage.aside import whole_file
 
 
 def write_report(run_folder: Path) -> Path:
@@ -51,7 +51,9 @@ def write_report(run_folder: Path) -> Path:
         version=version("dipp-ray"),
         written=time.strftime("%-d %B %Y, %H:%M"),
     )
-    return _save(folder / "report.html", page)
+    with whole_file(folder / "report.html") as aside:
+        aside.write_text(page, encoding="utf-8")
+    return folder / "report.html"
 
 
 def _lead(records: list[dict], config: dict) -> str:
@@ -162,7 +164,6 @@ def _curves(records: list[dict]) -> str:
         chart("Gradient norms", "before clipping", lines("grad_norm/generator", "grad_norm/score")),
         chart("Pull on a sample", "mean norm", _pull(records)),
         chart("Speed", "images/s", lines("images_per_second")),
-        chart("Learning rates", "", lines("lr/generator", "lr/score"), smoothed=False),
     ]
     drawn = "".join(charts)
     note = "The raw value is drawn behind its centred moving average; a cross marks a value that is not finite."
@@ -209,13 +210,3 @@ def _parsed(path: Path, text: str, parse) -> dict:
     if not isinstance(data, dict):
         raise UserError(f"{path} cannot be read: mend it or remove it, then write the report again")
     return data
-
-
-def _save(path: Path, page: str) -> Path:
-    aside = path.with_name(path.name + ".new")
-    try:
-        aside.write_text(page, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    return path

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from dipp_ray.alignment.hyperparameters import Optimiser
-from dipp_ray.checkpoints.files import FileRecord
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, TrainedRoleSection
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
@@ -13,6 +12,7 @@ from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.engine import Engine
 from dipp_ray.roles.process import free_port, join, prepare
+from dipp_ray.storage.files import FileRecord
 
 # Threads of a rank's process: `alive` has one of its own, so that it answers whatever the rank is busy with.
 HEALTH = {"health": 1}

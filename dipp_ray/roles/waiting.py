@@ -1,12 +1,12 @@
 """Waiting on Ray references: visible after two seconds, bounded always, the first failure raised at once."""
 
-import time
 from collections.abc import Callable, Sequence
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.reporting.pace import Pace
 
 SAY_EVERY_S = 10.0
 
@@ -45,17 +45,16 @@ def lost_actor(error: RayActorError) -> tuple[str, str]:
 
 def wait_all(references: Sequence, what: str, timeout_s: float, say: Callable[[str], None]) -> list:
     """The values of small results, in order. Raises what a task raised, or RoleFailure after `timeout_s` seconds."""
-    start, pending, said = time.monotonic(), list(references), 0.0
+    pending, pace = list(references), Pace(SAY_EVERY_S, first_s=2.0)
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=min(2.0, timeout_s))
         for reference in done:
             _value(reference, what)  # raises at once what it raised, whatever the others still do
-        waited = time.monotonic() - start
-        if pending and waited > timeout_s:
+        if pending and pace.elapsed > timeout_s:
             raise RoleFailure(f"{what}: {len(pending)} of {len(references)} did not answer within {timeout_s:g} s")
-        if pending and waited - said >= (SAY_EVERY_S if said else 2.0):
-            said = waited
-            say(f"waiting for {what}: {len(references) - len(pending)} of {len(references)}, {waited:.0f} s so far")
+        if pending and pace.due():
+            done = len(references) - len(pending)
+            say(f"waiting for {what}: {done} of {len(references)}, {pace.elapsed:.0f} s so far")
     return [_value(reference, what) for reference in references]
 
 

@@ -13,6 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from dipp_ray.errors import UserError
+from dipp_ray.reporting.pace import Pace
 from dipp_ray.training.placement_table import as_text
 from dipp_ray.training.plan import SERVED, Node, Plan, Request, plan, requests
 
@@ -81,10 +82,10 @@ def reserve(asked: Plan | list[Request], wait_s: float, say: Callable[[str], Non
     is over; nothing is held then.
     """
     wanted = list(asked.requests) if isinstance(asked, Plan) else list(asked)
-    start, said = time.monotonic(), None
+    pace = Pace(REPEAT_S, first_s=0.0)
     while True:
         current = plan(wanted, cluster_nodes())
-        waited = time.monotonic() - start
+        waited = pace.elapsed
         if current.possible and not current.waits:
             placement = _hold(current, max(POLL_S, wait_s - waited))
             if placement is not None:
@@ -94,8 +95,7 @@ def reserve(asked: Plan | list[Request], wait_s: float, say: Callable[[str], Non
                 f"after {waited:.0f} s the cluster still has no room for this run: ask for less, free or add nodes, "
                 f"or raise roles.wait_s\n{as_text(current.table())}"
             )
-        if said is None or time.monotonic() - said >= REPEAT_S:
-            said = time.monotonic()
+        if pace.due():
             say(_waiting(current, waited, wait_s))
         time.sleep(POLL_S)
 

@@ -1,6 +1,5 @@
 """One run from its configuration to the exported pipeline: check, place, start or resume, train, export, end."""
 
-import fcntl
 import signal
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,9 +9,9 @@ import yaml
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
-from dipp_ray.errors import UserError
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
+from dipp_ray.storage.locks import alone
 from dipp_ray.training.checks import check
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.export import export_run, exported_step
@@ -29,7 +28,8 @@ def train(config: RunConfig, say: Say = print) -> Path:
     command goes on from there.
     """
     prompts = check(config)
-    with only_trainer(config.path):
+    refusal = f"{config.path}: another process trains in this folder: wait for it, or set run.name"
+    with alone(config.path / ".lock", refusal):
         return _train(config, prompts, say)
 
 
@@ -76,17 +76,6 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
         raise
     roles.stop()
     return config.path
-
-
-@contextmanager
-def only_trainer(folder: Path):
-    """Hold the run's folder for this process. Raises UserError where another one trains in it."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process trains in this folder: wait for it, or set run.name") from None
-        yield
 
 
 @contextmanager

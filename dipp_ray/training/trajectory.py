@@ -4,7 +4,6 @@ Group sizes, placement, ZeRO stage, logging and storage are no part of it, nor i
 finished run can be made longer.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dipp_ray.config import RunConfig
+from dipp_ray.storage.hashing import hash_of_json
 
 ELSEWHERE: dict[str, Any] = {
     "run": {"name", "folder", "steps"},
@@ -32,7 +32,7 @@ def trajectory(config: RunConfig) -> dict[str, Any]:
 
 def trajectory_hash(config: RunConfig) -> str:
     """SHA-256 of the trajectory's settings: by it alone checkpoints of format 1 know their run."""
-    return hashlib.sha256(json.dumps(trajectory(config), sort_keys=True).encode()).hexdigest()
+    return hash_of_json(trajectory(config))
 
 
 def difference(record: Mapping, config: RunConfig) -> str | None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dipp_ray.checkpoints import CheckpointStore, files
+from dipp_ray.checkpoints import CheckpointStore
 from dipp_ray.errors import UserError
+from dipp_ray.storage import files
 
 
 def difference(record):
@@ -228,10 +229,10 @@ def test_full_disk_is_one_sentence_and_loses_nothing(local, monkeypatch, room):
     save(local, 100)
     opened = type(local.fs).open
     monkeypatch.setattr(type(local.fs), "open", lambda *a, **k: FullDisk(opened(*a, **k), room))
-    with pytest.raises(UserError, match=r"no space left.*checkpoint\.url"):
+    with pytest.raises(UserError, match=r"No space left on device: .*checkpoint\.url"):
         save(local, 200)
     monkeypatch.undo()
-    assert not list(Path(local.root).rglob("*.part"))
+    assert not list(Path(local.root).rglob(".*.part"))
     assert local.latest(difference, thorough=True).step == 100
     assert_same_bits(local.read_group(local.at(100), "generator")[0], tensors())
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dipp_ray.config import RunConfig, load_config
-from dipp_ray.preferences.settings import FitConfig
+from dipp_ray.preferences.config import FitConfig
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.settings import load_settings
 

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from dipp_ray.preferences.settings import FitConfig
+from dipp_ray.preferences.config import FitConfig
 from dipp_ray.settings import apply_override, validate
 from tiny_models import PROMPTS
 

@@ -18,12 +18,12 @@ from transformers import CLIPModel
 
 from dipp_ray import cli
 from dipp_ray.errors import NonFiniteError, RoleFailure, UserError
-from dipp_ray.preferences import fit as fitting
 from dipp_ray.preferences.calibration import pair_accuracy
+from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.dataset import load_pairs
 from dipp_ray.preferences.fit import fit_reward, prepared
 from dipp_ray.preferences.reading import read_images, read_labels
-from dipp_ray.preferences.settings import ColumnSettings
+from dipp_ray.preferences.session import interruptible
 from dipp_ray.preferences.state import latest_state
 from dipp_ray.rewards.loading import load_reward
 from dipp_ray.rewards.terms import RewardTerm
@@ -298,8 +298,8 @@ other = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
 cluster.wait_for_nodes()
 import ray
 ray.init(address=cluster.address, log_to_driver=False)
+from dipp_ray.preferences.config import load_fit_config
 from dipp_ray.preferences.fit import fit_reward
-from dipp_ray.preferences.settings import load_fit_config
 from dipp_ray.preferences.state import latest_state
 config = load_fit_config(sys.argv[1])
 lost, starts = [], []
@@ -341,7 +341,7 @@ def test_a_lost_node_leaves_a_smaller_fit_with_the_same_result(ray_session, tmp_
 
 def test_ctrl_c_stays_ctrl_c():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), fitting._interruptible():
+    with pytest.raises(KeyboardInterrupt), interruptible():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise SystemExit(0)  # what Ray Train makes of it
     assert signal.getsignal(signal.SIGINT) is before

@@ -15,8 +15,8 @@ from dipp_ray.preferences.calibration import (
     reliability,
     share_interval,
 )
+from dipp_ray.preferences.config import FitSettings
 from dipp_ray.preferences.model import PairModel, augment, batches, bradley_terry_loss, rate
-from dipp_ray.preferences.settings import FitSettings
 from dipp_ray.rewards.clip import image_statistics, load_clip, tokenize
 from tiny_models import PROMPTS, save_clip
 

@@ -14,10 +14,10 @@ from PIL import Image
 from preference_pairs import encoded, in_base64, make_rows, write_jsonl, write_parquet
 
 from dipp_ray.errors import UserError
+from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.dataset import is_held_out, load_pairs, split, store_pairs
 from dipp_ray.preferences.images import decode
 from dipp_ray.preferences.reading import Labels, read_images, read_labels
-from dipp_ray.preferences.settings import ColumnSettings
 
 COLUMNS = ColumnSettings()
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -29,6 +30,28 @@ def test_a_killed_and_resumed_run_has_each_step_once(tmp_path):
     expected = [(step, float(step)) for step in range(1, 5)] + [(step, step * 10.0) for step in range(5, 10)]
     assert [(record["step"], record["reward"]) for record in read_metrics(tmp_path)] == expected
     assert scalars(tmp_path) == expected
+
+
+def test_a_resumed_run_that_is_killed_again_has_each_step_once(tmp_path):
+    for start, factor in ((1, 1.0), (3, 10.0), (2, 100.0)):
+        log = MetricsLog(tmp_path, tensorboard=True)  # never closed: killed
+        log.resume(start - 1)
+        for step in range(start, start + 5):
+            log.write(step, {"reward": step * factor})
+    expected = [(1, 1.0), *((step, step * 100.0) for step in range(2, 7))]
+    assert [(record["step"], record["reward"]) for record in read_metrics(tmp_path)] == expected
+    assert scalars(tmp_path) == expected
+
+
+def test_a_deleted_tensorboard_folder_is_made_again(tmp_path):
+    for start in (1, 4):
+        with MetricsLog(tmp_path, tensorboard=True) as log:
+            log.resume(start - 1)
+            for step in range(start, start + 3):
+                log.write(step, {"reward": float(step)})
+        if start == 1:
+            shutil.rmtree(tmp_path / "tensorboard")
+    assert scalars(tmp_path) == [(step, float(step)) for step in range(1, 7)]
 
 
 def test_a_torn_last_line_does_not_spoil_the_next_record(tmp_path):

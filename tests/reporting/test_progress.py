@@ -2,13 +2,9 @@ import os
 import pty
 import subprocess
 import sys
-import time
 
-import pytest
-
-from dipp_ray.errors import UserError
 from dipp_ray.reporting import progress
-from dipp_ray.reporting.progress import ProgressLine, duration, number, waiting
+from dipp_ray.reporting.progress import ProgressLine, duration, number
 
 RUN = """
 from dipp_ray.reporting.progress import ProgressLine
@@ -57,28 +53,6 @@ def test_plain_lines_are_two_seconds_apart(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [int(text.split()[1].split("/")[0]) for text in lines] == [*range(1, 50, 4), 50]
     assert lines[-1] == "train 50/100 · 25 s left"
-
-
-def test_a_wait_is_shown_with_its_detail_and_bounded(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "WAIT_QUIET", 0.05)
-    monkeypatch.setattr(progress, "WAIT_PLAIN_EVERY", 0.05)
-    with waiting("4 GPUs", limit_s=60) as detail:
-        detail("the cluster has 2")
-        time.sleep(0.2)  # blocked: the line still comes
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) >= 2 and set(lines) == {"waiting for 4 GPUs, 0 s so far (the cluster has 2)"}
-    with (
-        pytest.raises(UserError, match="waiting for 4 GPUs: the cluster has 2"),
-        waiting("4 GPUs", limit_s=0) as detail,
-    ):
-        time.sleep(0.01)
-        detail("the cluster has 2")
-
-
-def test_a_short_wait_is_silent(capsys):
-    with waiting("nothing"):
-        pass
-    assert capsys.readouterr().out == ""
 
 
 def test_numbers():

@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from dipp_ray.errors import UserError
+from dipp_ray.reporting.pace import Pace
 from dipp_ray.reporting.quiet import SERVE_LOGGING
 from dipp_ray.serving.deploy.application import application
 from dipp_ray.serving.deploy.config import ServiceConfig
@@ -41,14 +42,13 @@ def deploy_rewards(config: ServiceConfig, route: str | None = None) -> None:
 
 def await_rewards(name: str, wait_s: float, say: Say) -> None:
     """Wait until the application runs, visibly and at most `wait_s` seconds. Raises UserError; removing it is left."""
-    start, said = time.monotonic(), 0.0
+    pace = Pace(SAY_EVERY_S)
     while (status := serve.status().applications[name].status) != ApplicationStatus.RUNNING:
-        waited = time.monotonic() - start
+        waited = pace.elapsed
         if status in FAILED or waited > wait_s:
             reason = _reason(name) or f"{status} after {waited:.0f} s: is there room for it? Raise the longest wait"
             raise UserError(f"the reward application {name} did not start: {reason}")
-        if waited - said >= SAY_EVERY_S:
-            said = waited
+        if pace.due():
             held_up = f": {why}" if (why := _reason(name)) else ""
             say(f"waiting for the reward service {name}: {waited:.0f} of {wait_s:.0f} s so far{held_up}")
         time.sleep(POLL_S)

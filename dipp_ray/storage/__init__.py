@@ -1,0 +1,1 @@
+"""Writing that survives an interruption: whole files and folders, locks, hashes. Free of Ray and torch."""
