@@ -28,6 +28,13 @@ STEP = re.compile(r"^step_(\d{6,})$")
 SHARE = re.compile(r"^(?P<group>[a-z_]+)/share_(?P<share>\d+)_of_(?P<shares>\d+)\.(?P<kind>safetensors|json)$")
 
 
+def group_of(file: FileRecord) -> str:
+    """The group whose share a checkpoint's file is."""
+    match = SHARE.match(file.path)
+    assert match is not None, "_check_shares has looked at it"
+    return match["group"]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A committed checkpoint: its step, what the run recorded with it, and its files."""
@@ -38,7 +45,7 @@ class Checkpoint:
 
     @property
     def groups(self) -> list[str]:
-        return sorted({SHARE.match(file.path)["group"] for file in self.files})
+        return sorted({group_of(file) for file in self.files})
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ class CheckpointStore:
         Raises UserError when it is another run's, or when committed ones exist and none is whole:
         a run never starts again from step 0 by itself.
         """
-        damaged = 0
+        damaged, checkpoint = 0, None
         for step in reversed(self._folders()):
             try:
                 checkpoint = self.at(step)
@@ -178,7 +185,7 @@ class CheckpointStore:
             except UserError as error:
                 fault = str(error)
                 damaged += 1
-            if fault:
+            if fault or checkpoint is None:
                 self.say(f"checkpoint of step {step} passed over: {fault}")
                 continue
             if differs := difference(checkpoint.record):
@@ -199,8 +206,9 @@ class CheckpointStore:
 
         Raises UserError for a damaged or missing share, a name in two shares, or counters that disagree.
         """
-        tensors, counters = {}, {}
-        parts = [file for file in checkpoint.files if SHARE.match(file.path)["group"] == group]
+        tensors: dict[str, torch.Tensor] = {}
+        counters: dict = {}
+        parts = [file for file in checkpoint.files if group_of(file) == group]
         if not parts:
             groups = ", ".join(checkpoint.groups)
             raise UserError(f"the checkpoint of step {checkpoint.step} has no group '{group}': it has {groups}")
@@ -250,7 +258,7 @@ class CheckpointStore:
 
     def _is_whole(self, step: int) -> bool:
         try:
-            return self._fault(self.at(step)) is None
+            return self._fault(self.require(step)) is None
         except UserError:
             return False
 

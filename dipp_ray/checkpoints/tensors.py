@@ -31,7 +31,8 @@ def safetensors_chunks(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | mem
     # Widest elements first keeps every tensor aligned, as the library itself does; then by name, so that equal
     # tensors give equal files.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name in names:
         tensor = tensors[name]
         if tensor.dtype not in DTYPES:
@@ -44,4 +45,4 @@ def safetensors_chunks(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | mem
     yield len(text).to_bytes(8, "little") + text
     for name in names:
         flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
-        yield memoryview(flat.view(torch.uint8).numpy())
+        yield flat.view(torch.uint8).numpy().data

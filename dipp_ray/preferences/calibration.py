@@ -86,9 +86,9 @@ MEASURES = (
 
 def measure_rows(record: dict) -> list[tuple[str, str, str]]:
     """(what, base, fitted) of fit.json's `base` and `held_out`, as text."""
-    parts = (record["base"], record["held_out"])
-    accuracy = ("accuracy (95% interval)", *(accuracy_cell(part) for part in parts))
-    return [accuracy, *((label, *(form.format(part[key]) for part in parts)) for key, label, form in MEASURES)]
+    base, fitted = record["base"], record["held_out"]
+    rows = [(label, form.format(base[key]), form.format(fitted[key])) for key, label, form in MEASURES]
+    return [("accuracy (95% interval)", accuracy_cell(base), accuracy_cell(fitted)), *rows]
 
 
 def accuracy_cell(part: dict) -> str:

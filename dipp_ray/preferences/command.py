@@ -39,7 +39,8 @@ class Shown:
 
     def __init__(self, steps: int):
         self.steps = steps
-        self.stack, self.line = ExitStack(), None
+        self.stack = ExitStack()
+        self.line: ProgressLine | None = None
 
     def __enter__(self) -> "Shown":
         self.stack.enter_context(waiting("the workers to start"))

@@ -44,7 +44,7 @@ def prepared(config: FitConfig, say: Say = print) -> Iterator["RewardFit"]:
         parts = [labels]
         shares = [(labels, rows) for rows in split(labels, config.held_out_share)]
     work = WorkFolder(config, configuration_hash(config, parts))
-    fit = RewardFit(config, work, tuple(len(rows) for _, rows in shares), say)
+    fit = RewardFit(config, work, (len(shares[0][1]), len(shares[1][1])), say)
     if (record := read_record(config.out_folder)) is not None:
         if record["configuration"] == work.configuration:
             fit.record = record
@@ -77,6 +77,7 @@ class RewardFit:
                 self.work.forget()  # its checkpoints lead there again
                 raise
             found = self.work.latest()
+        assert found is not None, "a session that ends without an error leaves a checkpoint"
         folder, state = found
         record = self._record(state, resumed, time.perf_counter() - started)
         with whole_folder(self.config.out_folder) as aside:

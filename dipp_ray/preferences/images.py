@@ -32,8 +32,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
     pixels = np.asarray(image).transpose(2, 0, 1)
     if image.size == (size, size):
         return pixels
-    pixels = torch.from_numpy(pixels.copy())
-    return to_square(pixels[None], size)[0].round().clamp(0, 255).to(torch.uint8).numpy()
+    rows = torch.from_numpy(pixels.copy())[None]
+    return to_square(rows, size)[0].round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def from_base64(text: str) -> bytes | None:

@@ -78,15 +78,15 @@ def _decoded(chunk: list[tuple], path: str, fs, folder: str, size: int, pool: Th
     images = [(where, value) for where, *pair in chunk for value in pair]
     with _said(path):
         payloads = [_payload(value, path, where) for where, value in images]
-        named = [index for index, payload in enumerate(payloads) if isinstance(payload, str)]
-        paths = [f"{folder}/{payloads[index]}" for index in named]
+        named = {index: payload for index, payload in enumerate(payloads) if isinstance(payload, str)}
+        paths = [f"{folder}/{payload}" for payload in named.values()]
         # Not fs.cat: it takes a path's [ or * for a pattern.
         found = fs.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return") if paths else []
         for index, content in zip(named, found, strict=True):
             if isinstance(content, Exception):
                 where = images[index][0]
                 raise UserError(
-                    f"preference pairs {path}, {where}: there is no image {payloads[index]} beside the file "
+                    f"preference pairs {path}, {where}: there is no image {named[index]} beside the file "
                     f"({type(content).__name__}): give paths relative to it"
                 )
             payloads[index] = content

@@ -25,7 +25,7 @@ FULL = "free some, and give the same command again: it goes on from the last che
 def save_state(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, state: dict) -> None:
     """Leave the state in `folder`. `state` is JSON. Raises UserError when the disk is full."""
     fs, files = LocalFileSystem(), {}
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     moments = {
         f"{names[parameter]}/{key}": value
         for parameter, values in optimiser.state.items()

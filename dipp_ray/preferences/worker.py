@@ -56,12 +56,14 @@ class Fit:
         self.statistics = image_statistics(config["base"])
         self.clip.to(self.device)
         self.optimiser = torch.optim.AdamW(self.clip.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        self.step, self.history, self.reliability = 0, [], []
+        self.step = 0
+        self.history: list[dict] = []
+        self.reliability: list = []
         self.loss_sum, self.losses = 0.0, 0  # since the last measurement
         self.pace = Pace(TELL_EVERY_S)
 
     def resume(self, folder: str | Path) -> None:
-        state = load_state(folder, self.clip, self.optimiser)
+        state = load_state(Path(folder), self.clip, self.optimiser)
         self.step, self.history, self.reliability = state["step"], state["history"], state["reliability"]
         self.loss_sum, self.losses = state["loss_sum"], state["losses"]
 
@@ -113,7 +115,7 @@ class Fit:
 
     def measure(self, loss: float | None) -> None:
         """Measure on the held-out pairs and tell; a row of the history."""
-        if self.rank == 0:
+        if self.held_out is not None:
             margin = margins(self.model(self.held_out), self.held_out)
             measured = measure(margin, self.held_out.label, self.settings.calibration_bins)
             self.reliability = measured.pop("reliability")
@@ -126,7 +128,7 @@ class Fit:
             checkpoint = None
             if self.rank == 0:
                 keys = ("step", "history", "reliability", "loss_sum", "losses")
-                save_state(folder, self.clip, self.optimiser, {key: getattr(self, key) for key in keys})
+                save_state(Path(folder), self.clip, self.optimiser, {key: getattr(self, key) for key in keys})
                 checkpoint = train.Checkpoint.from_directory(folder)
             train.report({"step": self.step}, checkpoint=checkpoint)
 

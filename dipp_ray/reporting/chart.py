@@ -1,6 +1,7 @@
 """Curves as inline SVG: axes with ticks, light smoothing with the raw line behind, gaps where a value is not finite."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -43,7 +44,7 @@ def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return smoothed
 
 
-def chart(title: str, unit: str, lines: list[Series], marks: list[tuple[int, str]] = ()) -> str:
+def chart(title: str, unit: str, lines: list[Series], marks: Sequence[tuple[int, str]] = ()) -> str:
     """A <figure> with the curves of `lines` over the steps and `marks` (step, label); '' without points.
 
     `title` and `unit` are plain text. The picture is described in words for those who do not see it.

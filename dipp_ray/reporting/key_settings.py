@@ -1,11 +1,13 @@
 """The settings that a reader of a report asks for first, out of the run's resolved configuration."""
 
+from typing import Any
+
 
 def key_settings(config: dict) -> list[tuple[str, str]]:
     """(name, value) pairs in words; what `config` (nested mappings) lacks is left out."""
 
     def get(path: str):
-        value = config
+        value: Any = config
         for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return value

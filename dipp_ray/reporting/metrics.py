@@ -36,7 +36,7 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one record. A value that is not finite is null in the JSON and NaN or infinity in TensorBoard."""
-        record = {"step": int(step), "time": round(time.time(), 3)}
+        record: dict[str, float | None] = {"step": int(step), "time": round(time.time(), 3)}
         record |= {key: _json_number(value) for key, value in values.items()}
         try:
             if self._tensorboard and self._scalars is None:

@@ -11,6 +11,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.models.card import write_card
 from dipp_ray.models.export import export_error, export_pipeline
 from dipp_ray.models.pipeline import one_step_of, read_frame
+from dipp_ray.storage.aside import whole_file
 from dipp_ray.training.controller import Controller
 
 LARGEST_EXPORT_ERROR = 1e-4
@@ -39,7 +40,8 @@ def export_run(
             raise RuntimeError(
                 f"{out} does not reproduce the trainer's x0: {error:.1e} is not within {LARGEST_EXPORT_ERROR}"
             )
-    (out / EXPORTED).write_text(json.dumps({"step": checkpoint.step}))  # last: a stale or faulty export has none
+    with whole_file(out / EXPORTED) as aside:  # last: a stale or faulty export has none
+        aside.write_text(json.dumps({"step": checkpoint.step}))
 
 
 def exported_step(config: RunConfig) -> int | None:

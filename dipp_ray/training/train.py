@@ -11,6 +11,7 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
+from dipp_ray.storage.aside import whole_file
 from dipp_ray.storage.locks import alone
 from dipp_ray.training.checks import check
 from dipp_ray.training.controller import Controller
@@ -44,7 +45,8 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
     planned = plan(requests(config), cluster_nodes())
     print_table(planned.table())
     placement = reserve(planned.require(), config.roles.wait_s, say)
-    (config.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    with whole_file(config.path / "config.yaml") as aside:
+        aside.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     roles = None
     try:
         roles = start_roles(config, placement, say)

@@ -15,8 +15,6 @@ from dipp_ray.checkpoints import CheckpointStore
 from dipp_ray.errors import UserError
 from disk import Disk
 
-HASH = "a" * 64
-
 
 @pytest.fixture(autouse=True)
 def without_waiting_for_the_disk(monkeypatch):
@@ -36,7 +34,7 @@ def save(store: CheckpointStore, step: int, seed: int | None = None) -> None:
     for group in ("generator", "score"):
         for share, name in enumerate(sorted(tensors)):
             files += store.write_share(step, group, share, 2, {name: tensors[name]}, {"step": step})
-    store.commit(step, {"trajectory_hash": HASH}, files)
+    store.commit(step, {}, files)
 
 
 def resumed(url: str | Path) -> tuple[int, dict[str, torch.Tensor]]:
@@ -46,7 +44,7 @@ def resumed(url: str | Path) -> tuple[int, dict[str, torch.Tensor]]:
         for group in ("generator", "score"):
             tensors, _ = store.read_group(store.at(step), group)
             assert tensors.keys() == state(step).keys()
-    checkpoint = store.latest(HASH, thorough=True)
+    checkpoint = store.latest(thorough=True)
     return checkpoint.step, store.read_group(checkpoint, "generator")[0]
 
 
@@ -167,9 +165,9 @@ def test_a_share_of_another_size_than_recorded_cannot_be_committed(tmp_path, cha
     share = Path(store.folder(2), files[0].path)
     share.write_bytes(change(share.read_bytes()))
     with pytest.raises(UserError, match=r"step 2 cannot be committed: .*safetensors has \d+ bytes instead of \d+"):
-        store.commit(2, {"trajectory_hash": HASH}, files)
+        store.commit(2, {}, files)
     assert store.steps() == [1]
     share.unlink()
     with pytest.raises(UserError, match=r"step 2 cannot be committed: .*safetensors is missing"):
-        store.commit(2, {"trajectory_hash": HASH}, files)
+        store.commit(2, {}, files)
     assert store.steps() == [1]
