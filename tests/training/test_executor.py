@@ -119,6 +119,23 @@ def test_a_rank_that_dies_is_the_one_that_is_named(shape, seed, role, rank, when
             assert ended.issuperset(needs[key])
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_death_that_is_told_by_whom_it_cost_an_argument_is_the_others(seed):
+    """Ray may end the teacher's task with the generator's death, and before the generator's own."""
+    shape = StepShape(1, 4, "strict", True, 2, 2)
+    actors = SimulatedActors(shape, seed)
+    actors.kill("generator", 1)
+    wait = actors.wait
+
+    def others_first(reports, timeout_s):
+        ended = wait(reports, timeout_s)
+        return [call for call in ended if (call.role, call.index) != ("generator", 1)] or ended[:1]
+
+    actors.wait = others_first
+    with pytest.raises(RoleFailure, match="^generator rank 1 died"):
+        run(actors, shape)
+
+
 @quick
 @given(shape=shapes, seed=seeds, role=st.sampled_from(["generator", "score"]), rank=st.integers(0, 3))
 def test_a_rank_that_dies_while_it_has_nothing_to_do_is_seen_within_a_probe(shape, seed, role, rank):
