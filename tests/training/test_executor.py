@@ -132,7 +132,7 @@ def test_a_death_that_is_told_by_whom_it_cost_an_argument_is_the_others(seed):
         return [call for call in ended if (call.role, call.index) != ("generator", 1)] or ended[:1]
 
     actors.wait = others_first
-    with pytest.raises(RoleFailure, match="^generator rank 1 died"):
+    with pytest.raises(RoleFailure, match=r"^generator rank 1 died"):
         run(actors, shape)
 
 
