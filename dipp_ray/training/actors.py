@@ -6,7 +6,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from dipp_ray.roles.waiting import lost_actor, value_of
-from dipp_ray.training.executor import ActorLost
+from dipp_ray.training.faults import ActorLost
 from dipp_ray.training.tasks import Role
 
 

@@ -11,21 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.errors import RoleFailure
+from dipp_ray.training.faults import TOLD, ActorLost, died, named, overdue, silent, work_of
 from dipp_ray.training.tasks import GROUPS, Key, Role, Task
 
 PROBE_S = 1.0  # a rank that has nothing to do is asked so often whether it is there
-GRACE_S = 3.0  # a rank that broke off is often a consequence: so long the process whose death explains it is looked for
+SILENT_S = 3.0  # a process that runs gives a sign of life within so long
+LOST_NODE_S = 60.0  # until then Ray has noticed that a node is gone, by its default settings too
 SAY_AFTER_S, SAY_EVERY_S = 2.0, 10.0
-TOLD = (UserError, CallError, NonFiniteError, RewardUnavailableError)  # a cause by itself, whoever else breaks off
-
-
-class ActorLost(Exception):
-    """The process of an actor is gone. `role` is None where it is none of the executor's."""
-
-    def __init__(self, role: Role | None, index: int, reason: str):
-        super().__init__(reason)
-        self.role, self.index, self.reason = role, index, reason
 
 
 @dataclass(frozen=True)
@@ -237,26 +230,18 @@ class Executor:
         late = min(running, key=lambda entry: entry.could_begin or 0.0)
         waited = now - (late.could_begin or now)
         if waited > self.timeout_s:
-            silent = self._silent({(entry.task.role, entry.index) for entry in running if entry.task.role in GROUPS})
-            if silent:
-                raise RoleFailure(
-                    f"{named(*silent[0])} does not respond: it hangs, or its machine does, in {_work(late.task)}; "
-                    f"nothing came for {waited:.0f} s (roles.step_timeout_s); the same command goes on from the last "
-                    "checkpoint"
-                )
-            raise RoleFailure(
-                f"{named(late.task.role, late.index)} did not end {_work(late.task)} within {self.timeout_s:g} s "
-                "(roles.step_timeout_s): raise that, or look at its log; the same command goes on from the last "
-                "checkpoint"
-            )
+            ranks = {(entry.task.role, entry.index) for entry in running if entry.task.role in GROUPS}
+            for rank in self._silent(ranks):
+                raise silent(*rank, late.task, waited)
+            raise overdue(late.task.role, late.index, late.task, self.timeout_s)
         if now - self.moved >= SAY_AFTER_S and (self.said == self.moved or now - self.said >= SAY_EVERY_S):
             self.said = now
-            self.say(f"waiting for {named(late.task.role, late.index)}: {_work(late.task)}, {waited:.0f} s so far")
+            self.say(f"waiting for {named(late.task.role, late.index)}: {work_of(late.task)}, {waited:.0f} s so far")
 
     def _silent(self, ranks: Iterable[tuple[Role, int]]) -> list[tuple[Role, int]]:
         """Those of the ranks whose process does not run, though nobody knows it to be dead."""
         beats = {self.actors.heartbeat(*rank): rank for rank in sorted(ranks)}
-        until = self.clock() + GRACE_S
+        until = self.clock() + SILENT_S
         while beats and (left := until - self.clock()) > 0:
             for report in self.actors.wait(list(beats), left):
                 beats.pop(report)
@@ -267,24 +252,25 @@ class Executor:
     def _blame(self, error: Exception, entry: _Listed):
         """Raise what explains `error`, which the task of `entry` ended with.
 
-        A survivor's broken collective and an argument that was lost are consequences: for a while a death is looked
-        for that explains them.
+        A survivor's broken collective and an argument that was lost are consequences: until every rank has given a sign
+        of life, a death is looked for that explains them.
         """
         who = entry.task.role, entry.index
         if isinstance(error, ActorLost):
             raise self._failure(error, *who) from None
         if isinstance(error, TOLD):
             raise error
+        beats = {
+            self.actors.heartbeat(role, index): (role, index)
+            for role in GROUPS
+            for index in range(self.actors.count(role))
+        }
         watched = {report: (self.listed[key].task.role, self.listed[key].index) for report, key in self.out.items()}
         watched = {report: other for report, other in watched.items() if report != self._report_of(entry)}
-        watched |= self.probes
-        for role in GROUPS:
-            for index in range(self.actors.count(role)):
-                watched[self.actors.probe(role, index)] = (role, index)
-        until = self.clock() + GRACE_S
-        while watched and (left := until - self.clock()) > 0:
-            for report in self.actors.wait(list(watched), left):
-                other = watched.pop(report)
+        until = self.clock() + LOST_NODE_S
+        while beats and (left := until - self.clock()) > 0:
+            for report in self.actors.wait([*beats, *watched], left):
+                other = beats.pop(report, None) or watched.pop(report)
                 try:
                     self.actors.result(report)
                 except ActorLost as lost:
@@ -293,7 +279,9 @@ class Executor:
                     raise
                 except Exception:  # one more that broke off: a consequence too, or the same fault again
                     continue
-        error.add_note(f"raised by {named(*who)} in {_work(entry.task)}")
+        for rank in beats.values():
+            raise silent(*rank, entry.task, LOST_NODE_S)
+        error.add_note(f"raised by {named(*who)} in {work_of(entry.task)}")
         raise error
 
     def _report_of(self, entry: _Listed):
@@ -303,31 +291,9 @@ class Executor:
         """The sentence about a death. It belongs to the actor that Ray names, which may be another than was asked:
         what died may have held an argument."""
         role, index = (lost.role, lost.index) if lost.role is not None else (role, index)
-        works = [
+        running = [
             entry.task
             for entry in self.listed.values()
             if (entry.task.role, entry.index) == (role, index) and entry.answer and entry.could_begin is not None
         ]
-        during = f" in {_work(works[0])}" if works else " while it had nothing to do"
-        return RoleFailure(
-            f"{named(role, index)} died{during}: {lost.reason}; the same command goes on from the last checkpoint"
-        )
-
-
-def named(role: Role, index: int) -> str:
-    """Who it is, as a person reads it."""
-    names = {
-        "generator": f"generator rank {index}",
-        "score": f"score model rank {index}",
-        "teacher": f"teacher {index}",
-        "text": "text encoder",
-        "reward": "reward client",
-    }
-    return names[role]
-
-
-def _work(task: Task) -> str:
-    key = task.key
-    if key.step < 0:
-        return f"'{key.action}' {key.repeat}, micro-batch {key.micro_batch}"
-    return f"step {key.step}, '{key.action}' of micro-batch {key.micro_batch}"
+        return died(role, index, running[0] if running else None, lost.reason)

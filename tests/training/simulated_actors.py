@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from random import Random
 from types import SimpleNamespace
 
-from dipp_ray.training.executor import ActorLost, Answer
+from dipp_ray.training.executor import Answer
+from dipp_ray.training.faults import ActorLost
 from dipp_ray.training.tasks import GROUPS, Key
 
 
@@ -81,8 +82,12 @@ class SimulatedActors:
         return call
 
     def heartbeat(self, role, index):
+        if (role, index) in self.dead and self.random.random() < 0.5:  # or it is noticed only a little later
+            call = Call(role, index, None)
+            self.queues[role, index].append(call)
+            return call
         silent = (role, index) in self.hung
-        return Call(role, index, None, state="out" if silent else "ended")
+        return Call(role, index, None, state="out" if silent else "ended", error=self.dead.get((role, index)))
 
     def clock(self):
         return self.now

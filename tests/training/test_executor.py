@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from simulated_actors import SimulatedActors
 
 from dipp_ray.errors import NonFiniteError, RoleFailure
-from dipp_ray.training.executor import GRACE_S, PROBE_S, Executor
+from dipp_ray.training.executor import LOST_NODE_S, PROBE_S, SILENT_S, Executor
 from dipp_ray.training.tasks import GROUPS, Key, StepShape, step_tasks
 
 STEPS = 3
@@ -163,7 +163,7 @@ def test_a_rank_that_hangs_is_named_and_not_those_that_wait_for_it(shape, seed, 
     name = {"generator": "generator rank", "score": "score model rank"}[role]
     with pytest.raises(RoleFailure, match=f"^{name} {victim[1]} does not respond"):
         run(actors, shape, executor_of(actors, 50.0, said))
-    assert 50 <= actors.now <= 50 + 2 * PROBE_S + 2 * GRACE_S + 1
+    assert 50 <= actors.now <= 50 + 2 * PROBE_S + 2 * SILENT_S + 1
     assert len(said) in range(3, 9), "told after two seconds, then every ten"
     assert all("waiting for" in line for line in said)
     assert victim not in actors.probed, "what is busy is not asked whether it is there"
@@ -198,6 +198,17 @@ def test_a_bug_keeps_its_traceback_and_says_whose_it_is(shape, seed, data):
         run(actors, shape)
     if isinstance(raised.value, ZeroDivisionError):
         assert f"'{key.action}' of micro-batch {key.micro_batch}" in raised.value.__notes__[0]
+
+
+def test_a_broken_collective_whose_other_side_is_silent_names_that():
+    """As when a machine is gone, and Ray has not noticed: it is waited for, and not the survivor's error told."""
+    shape = StepShape(1, 4, "strict", False, 2, 2)
+    actors = SimulatedActors(shape)
+    actors.hung.add(("generator", 1))
+    actors.raising[Key("sample", 0, 0, 0)] = RuntimeError("Connection closed by peer")
+    with pytest.raises(RoleFailure, match=r"^generator rank 1 does not respond"):
+        run(actors, shape)
+    assert LOST_NODE_S <= actors.now < LOST_NODE_S + 5
 
 
 def test_stateless_roles_take_the_least_busy_actor():

@@ -1,0 +1,55 @@
+"""What is said when a rank is lost, silent or late: one sentence that names it, its work, and what to do."""
+
+from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.training.tasks import Role, Task
+
+GOES_ON = "the same command goes on from the last checkpoint"
+TOLD = (UserError, CallError, NonFiniteError, RewardUnavailableError)  # a cause by itself, whoever else breaks off
+
+
+class ActorLost(Exception):
+    """The process of an actor is gone. `role` is None where it is none of the executor's."""
+
+    def __init__(self, role: Role | None, index: int, reason: str):
+        super().__init__(reason)
+        self.role, self.index, self.reason = role, index, reason
+
+
+def died(role: Role, index: int, running: Task | None, reason: str) -> RoleFailure:
+    """`running`: the task that it was at, or None."""
+    during = f" in {work_of(running)}" if running else " while it had nothing to do"
+    return RoleFailure(f"{named(role, index)} died{during}: {reason}; {GOES_ON}")
+
+
+def silent(role: Role, index: int, running: Task, waited_s: float) -> RoleFailure:
+    return RoleFailure(
+        f"{named(role, index)} does not respond: it hangs, or its machine does, in {work_of(running)}; nothing came "
+        f"for {waited_s:.0f} s (roles.step_timeout_s); {GOES_ON}"
+    )
+
+
+def overdue(role: Role, index: int, running: Task, timeout_s: float) -> RoleFailure:
+    return RoleFailure(
+        f"{named(role, index)} did not end {work_of(running)} within {timeout_s:g} s (roles.step_timeout_s): raise "
+        f"that, or look at its log; {GOES_ON}"
+    )
+
+
+def named(role: Role, index: int) -> str:
+    """Who it is, as a person reads it."""
+    names = {
+        "generator": f"generator rank {index}",
+        "score": f"score model rank {index}",
+        "teacher": f"teacher {index}",
+        "text": "text encoder",
+        "reward": "reward client",
+    }
+    return names[role]
+
+
+def work_of(task: Task) -> str:
+    """What it is, as a person reads it."""
+    key = task.key
+    if key.step < 0:
+        return f"'{key.action}' {key.repeat}, micro-batch {key.micro_batch}"
+    return f"step {key.step}, '{key.action}' of micro-batch {key.micro_batch}"
