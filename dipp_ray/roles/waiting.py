@@ -1,9 +1,10 @@
 """Waiting on Ray references: visible after two seconds, bounded always, the first failure raised at once."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.reporting.pace import Pace
@@ -30,7 +31,9 @@ def lost_actor(error: RayActorError) -> tuple[str, str]:
     """(id of the actor in hex, why it died) of an error of Ray, the latter as half a sentence for a person."""
     text = " ".join(str(error).split())
     lines = [line.strip() for line in str(error).strip().splitlines()]
-    if error.actor_init_failed:
+    if isinstance(error, ActorUnavailableError):  # before Ray knows why
+        reason = "it cannot be reached: its node is lost, or the network to it"
+    elif error.actor_init_failed:
         reason = lines[-1]  # what its constructor raised
     elif "node has died" in text or "node was terminated" in text:
         reason = "its node was lost"
@@ -39,7 +42,8 @@ def lost_actor(error: RayActorError) -> tuple[str, str]:
     elif "connection error code" in text or "SIGKILL" in text:
         reason = "its process was killed, from outside or by the system for want of memory"
     else:
-        reason = lines[0].rstrip(".")
+        found = re.search(r"is dead because (.+?)(?:\. |\.?$)", text)
+        reason = found[1] if found else lines[0].rstrip(".")
     return error.actor_id or "", reason
 
 

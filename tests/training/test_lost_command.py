@@ -77,7 +77,7 @@ quick = dict(
     health_check_initial_delay_ms=500, health_check_period_ms=500, health_check_timeout_ms=500,
     health_check_failure_threshold=4,
 )
-nodes = ["name=rest,cpus=2,labels=role:rest", *(f"name={n},cpus=0.5,labels=role:trainer" for n in ("one", "two"))]
+nodes = ["name=rest,cpus=2,labels=role:rest", *(f"name={n},cpus=1,labels=role:trainer" for n in ("one", "two"))]
 with local_cluster([parse_node(text) for text in nodes], system_config=quick) as cluster:
     import ray
     ray.init(address=cluster.address, log_to_driver=False)
@@ -107,8 +107,9 @@ with local_cluster([parse_node(text) for text in nodes], system_config=quick) as
                 threading.Thread(target=cluster.kill, args=("two",), daemon=True).start()
     except RoleFailure as failure:
         now = time.monotonic()
-        time.sleep(1)
         print("FAILURE", failure)
+        while "by Ray" not in seen:
+            time.sleep(0.05)
         print("SECONDS", max(0.0, now - seen["by Ray"]))
     roles.stop()
     ray.shutdown()
@@ -117,7 +118,7 @@ with local_cluster([parse_node(text) for text in nodes], system_config=quick) as
 
 @pytest.mark.slow
 def test_a_lost_node_is_seen_as_soon_as_ray_sees_it(config):
-    role = {"cpus": 0.25, "labels": {"role": "trainer"}}
+    role = {"cpus": 0.5, "labels": {"role": "trainer"}}
     roles = config.roles.model_copy(
         update={
             "generator": config.roles.generator.model_copy(update=role),
@@ -131,6 +132,6 @@ def test_a_lost_node_is_seen_as_soon_as_ray_sees_it(config):
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     failure = next(line for line in done.stdout.splitlines() if line.startswith("FAILURE"))
-    assert " died " in failure and "its node was lost" in failure, failure
+    assert " died " in failure and ("its node was lost" in failure or "its node is lost" in failure), failure
     assert failure.split()[1] in ("generator", "score")
-    assert float(done.stdout.split("SECONDS")[1]) < 2
+    assert float(done.stdout.split("SECONDS")[1].split()[0]) < 2
