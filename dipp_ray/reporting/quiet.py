@@ -21,7 +21,9 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",  # its warning after a fork, and its threads beside torch's
     # What died, and whether it matters, is said in a sentence of our own: Ray's paragraphs on the same are dropped.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "killed while executing a task|so the task will be retried|Raylet is terminated|Unhandled error",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(
+        ("killed while executing a task", "so the task will be retried", "Raylet is terminated", "Unhandled error")
+    ),
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of results that nobody asks for any more, once a run has failed
     "RAY_LOGGER_LEVEL": "warning",  # the level that ray.init gives the driver unless it is told another
 }

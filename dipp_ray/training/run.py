@@ -89,14 +89,14 @@ class Run:
             metrics.write(0, first)
             progress.update(0, first)
         while done < self.config.run.steps and not (self.stopping or self.gives_up):
-            clock = time.perf_counter()
+            began, clock = done, time.perf_counter()
             for step in self.controller.steps(done, self.ends_after):
                 done = step.step + 1
-                speed = self.config.data.batch_size / (time.perf_counter() - clock)
+                # Over the stretch so far: two steps are under way at a time, and what is between them is no one's.
+                speed = self.config.data.batch_size * (done - began) / (time.perf_counter() - clock)
                 values = step.metrics | (self.at_barrier(done) if step.last else {}) | {"images_per_second": speed}
                 metrics.write(done, values)
                 progress.update(done, values)
-                clock = time.perf_counter()
         return done
 
     def ends_after(self, done: int) -> bool:
