@@ -10,12 +10,10 @@ from torch import Tensor
 from dipp_ray.config import RunConfig
 from dipp_ray.serving.client.configured import transport_of
 from dipp_ray.serving.client.reward_client import RewardClient
-from dipp_ray.serving.contract.limits import MIB
 from dipp_ray.serving.contract.records import ModelRecord, Space
 from dipp_ray.serving.core.scoring import Scorer, ScoreReply
 
 Say = Callable[[str], None]
-HEADER_SHARE = 0.1  # of a body, for the prompts
 
 
 class ServiceScorer:
@@ -36,8 +34,7 @@ class ServiceScorer:
 
         async def ask(client: RewardClient) -> list[dict]:
             limits = (await client.describe()).limits
-            fitting = int(limits.body_mib * MIB * (1 - HEADER_SHARE)) // sent[0].nbytes
-            rows = max(1, min(self._batch, limits.rows, fitting))
+            rows = min(self._batch, limits.rows_of(sent[0].nbytes))
             starts = range(0, len(sent), rows)
             return [await client.score(sent[i : i + rows], prompts[i : i + rows], gradient) for i in starts]
 

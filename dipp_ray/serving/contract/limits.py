@@ -6,8 +6,6 @@ from dipp_ray.errors import CallError
 from dipp_ray.serving.contract.records import Space
 from dipp_ray.settings import Count, Positive, Section
 
-MIB = 2**20
-
 
 class LimitsSection(Section):
     """Checked before anything of that size is allocated."""

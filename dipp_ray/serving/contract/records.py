@@ -19,6 +19,8 @@ SAFETENSORS, JSON = "application/x-safetensors", "application/json"
 REQUEST, REPLY = "request", "reply"  # keys of the safetensors metadata
 TRAINER = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 MOST_AXES = 8
+MIB = 2**20
+PROMPTS_SHARE = 0.1  # of a body, at least
 Space = Literal["latents", "images"]
 WireDtype = Literal["fp32", "fp16"]
 
@@ -117,6 +119,10 @@ class LimitsRecord(Record):
     latent_side: int
     aspect: float
     prompt_chars: int
+
+    def rows_of(self, row_bytes: int) -> int:
+        """The most rows of so many bytes that one call may hold, with room in its body for the prompts."""
+        return max(1, min(self.rows, int(self.body_mib * MIB * (1 - PROMPTS_SHARE)) // row_bytes))
 
 
 class ServiceRecord(Record):

@@ -17,8 +17,8 @@ from dipp_ray.rewards.combination import combine, trained
 from dipp_ray.rewards.terms import SumTerm
 from dipp_ray.serving.contract.calls import Question, validate_call
 from dipp_ray.serving.contract.failures import Draining
-from dipp_ray.serving.contract.limits import MIB, LimitsSection, check_limits
-from dipp_ray.serving.contract.records import HealthRecord, LimitsRecord, ModelRecord, ServiceRecord
+from dipp_ray.serving.contract.limits import LimitsSection, check_limits
+from dipp_ray.serving.contract.records import MIB, HealthRecord, LimitsRecord, ModelRecord, ServiceRecord
 from dipp_ray.serving.core.handles import ModelHandles
 from dipp_ray.serving.core.joining import IngressReply, joined
 from dipp_ray.serving.core.metrics import ServiceMetrics, outcome_of

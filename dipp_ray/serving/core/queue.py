@@ -13,7 +13,7 @@ from pydantic import Field
 
 from dipp_ray.errors import CallError
 from dipp_ray.serving.contract.failures import QueueFull
-from dipp_ray.serving.contract.limits import MIB
+from dipp_ray.serving.contract.records import MIB
 from dipp_ray.settings import Count, Positive, Section
 
 MOST_AWAY = 1024  # trainers without waiting work whose place is remembered; callers may name themselves at will

@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from dipp_ray.errors import CallError
 from dipp_ray.serving.contract.calls import Question
 from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
-from dipp_ray.serving.contract.limits import MIB
 from dipp_ray.serving.contract.records import (
     JSON,
+    MIB,
     SAFETENSORS,
     ErrorBody,
     ErrorReply,

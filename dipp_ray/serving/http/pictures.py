@@ -7,7 +7,8 @@ import numpy as np
 from dipp_ray.errors import CallError
 from dipp_ray.rewards.pictures import PictureError, PictureTooLarge, decode, size_of
 from dipp_ray.serving.contract.failures import WireError
-from dipp_ray.serving.contract.limits import MIB, LimitsSection
+from dipp_ray.serving.contract.limits import LimitsSection
+from dipp_ray.serving.contract.records import MIB
 from dipp_ray.serving.contract.wire import decoded
 
 FORMATS = ("PNG", "JPEG")

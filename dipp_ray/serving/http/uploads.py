@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from dipp_ray.serving.contract.failures import QueueFull
-from dipp_ray.serving.contract.limits import MIB
+from dipp_ray.serving.contract.records import MIB
 from dipp_ray.serving.core.queue import finds_room
 from dipp_ray.serving.http.errors import HttpError
 
