@@ -11,6 +11,7 @@ from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, R
 from dipp_ray.reporting.quiet import quiet_libraries
 
 CONNECT_S = 10.0
+AUTH_MODES = ("token", "disabled")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -203,6 +204,7 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
+    require_known_mode()
     address = os.environ.get("RAY_ADDRESS", "local")
     local = address == "local"
     print("starting Ray on this machine" if local else f"joining the Ray cluster at {address}")
@@ -219,8 +221,19 @@ def connect() -> None:
         raise UserError(f"RAY_ADDRESS={address}: {reason}: correct it, or start that cluster") from error
 
 
+def require_known_mode() -> None:
+    """Raise UserError for a RAY_AUTH_MODE that Ray does not know: it would turn authentication off without a word."""
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode not in AUTH_MODES:
+        raise UserError(f"RAY_AUTH_MODE={mode}: write {' or '.join(AUTH_MODES)}, or unset it for a token of Ray's own")
+
+
 def require_listener(address: str) -> None:
     """Raise OSError where nothing listens at `host:port`: Ray itself would try for a minute and more."""
+    if not address.strip():
+        raise OSError("it is empty, which Ray takes for any cluster that it finds: unset it, or write host:port")
+    if address.startswith(("http://", "https://")):
+        raise OSError("that is where a dashboard takes jobs: write host:port of the cluster, such as 10.0.0.5:6379")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):

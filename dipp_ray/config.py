@@ -8,7 +8,7 @@ defines is taken up from `alignment/hyperparameters.py`.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dipp_ray.alignment.hyperparameters import Decay, Objective, Optimiser
 from dipp_ray.rewards.terms import RewardTerm, unique_names
@@ -21,6 +21,15 @@ class RunSection(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="Keys every draw of noise, time and prompt.")
     steps: int = Field(ge=1, description="Generator updates of the whole run.")
     deterministic: bool = Field(True, description="Bit-equal on one kind of device; costs speed on a GPU.")
+
+    @field_validator("folder")
+    @classmethod
+    def _on_a_disk(cls, folder: str) -> str:
+        if "://" in folder:
+            raise ValueError(
+                f"run.folder={folder}: a run's folder is a local path; set checkpoint.url to keep checkpoints elsewhere"
+            )
+        return folder
 
 
 class ModelSection(Section):

@@ -6,6 +6,7 @@ keys are refused with the nearest right one.
 
 import difflib
 from dataclasses import fields, is_dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -13,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from dipp_ray import strict_yaml
 from dipp_ray.errors import UserError
 
 LONGEST_KEY = 200
@@ -32,7 +34,7 @@ def load_settings(path: str | Path, overrides: list[str] | None, model: type[Set
     """Read `path` (YAML), apply `section.key=value` overrides, validate. Raises UserError with one sentence."""
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = strict_yaml.load(path.read_text())
     except OSError as error:
         raise UserError(f"configuration {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -55,20 +57,33 @@ def apply_override(data: dict, override: str) -> None:
         if not isinstance(data, dict):
             raise UserError(f"'{override}': '{section}' is a value, not a section")
     try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"'{override}': the value is not YAML; quote it") from None
+        data[last] = strict_yaml.load(value)
+    except yaml.YAMLError as error:
+        twice = error.problem if isinstance(error, yaml.constructor.ConstructorError) else None
+        reason = twice or "the value is not YAML; quote it"
+        raise UserError(f"'{override}': {reason}") from None
 
 
 def validate(data: dict[str, Any], model: type[Settings], source: str) -> Settings:
     """The typed configuration of `data`. Raises UserError that names the first fault and the nearest right key."""
     try:
-        return model.model_validate(data)
+        return model.model_validate(at_home(data))
     except ValidationError as error:
         first = _first(error)
         given = first["type"] not in ("missing", "value_error", *UNKNOWN_KEY)
         shown = f" (given: {first['input']!r})" if given else ""
+        if first["type"] == "string_type" and isinstance(first["input"], (int, float, date)):
+            shown += ": YAML reads it as a number, a truth value or a date, so put it in quotes"
         raise UserError(f"{source}: {fault(error, model)}{shown}") from None
+
+
+def at_home(value: Any) -> Any:
+    """The data with `~/` at the start of a text replaced by the home folder, as a shell would."""
+    if isinstance(value, dict):
+        return {key: at_home(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [at_home(inner) for inner in value]
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def fault(error: ValidationError, model: type[BaseModel]) -> str:

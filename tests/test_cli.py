@@ -185,6 +185,26 @@ def test_a_cluster_that_is_not_there_is_said_at_once(capsys, config_file, monkey
     assert f"RAY_ADDRESS={given}: " in said and reason in said
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("RAY_AUTH_MODE", "tokens", "write token or disabled"),
+        ("RAY_AUTH_MODE", "", "write token or disabled"),
+        ("RAY_ADDRESS", "http://127.0.0.1:8265", "write host:port of the cluster"),
+        ("RAY_ADDRESS", "", "unset it, or write host:port"),
+    ],
+)
+def test_a_setting_of_rays_that_means_another_is_refused(capsys, config_file, monkeypatch, name, given, words):
+    import ray
+
+    monkeypatch.undo()  # `connect` is the real one here
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was started"))
+    monkeypatch.setenv(name, given)
+    said = refused(capsys, "check", config_file)
+    assert f"{name}={given}: " in said and words in said
+
+
 def test_a_reward_without_gradient_is_trained_on_only_by_mistake(capsys, config_file):
     said = refused(capsys, "train", config_file, "reward.terms=[{name: size, model: jpeg}]")
     assert "has no gradient: set its held_out=true" in said

@@ -285,3 +285,42 @@ def test_a_record_of_the_first_format_is_known_by_its_hash(path):
     assert difference({"trajectory_hash": trajectory_hash(config)}, config) is None
     assert "other settings" in difference({"trajectory_hash": "0" * 64}, config)
     assert "other settings" in difference({}, config)
+
+
+def test_a_key_given_twice_is_refused_in_the_file_and_in_an_override(path):
+    path.write_text(path.read_text() + "\nema: {decay: 0.9}\nema: {decay: 0.5}\n")
+    assert re.search(r"'ema' is given twice, in line \d+ too", sentence(path))
+    path.write_text(yaml.safe_dump(MINIMAL))
+    assert "'lr' is given twice" in sentence(path, "generator_optim={lr: 1e-4, lr: 1e-5}")
+
+
+def test_merge_keys_go_on_working(path):
+    text = path.read_text().replace("score_optim:\n  lr: 0.0002\n", "score_optim:\n  <<: *optim\n  lr: 0.0002\n")
+    text = text.replace("generator_optim:\n", "generator_optim: &optim\n  eps: 1.0e-6\n")
+    path.write_text(text)
+    config = load_config(path)
+    assert config.score_optim.eps == config.generator_optim.eps == 1e-6
+    assert (config.generator_optim.lr, config.score_optim.lr) == (1e-4, 2e-4)
+
+
+def test_home_is_expanded_in_every_path(path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    term = "reward.terms=[{name: clip, model: clip, folder: ~/clip}]"
+    config = load_config(path, ["model.teacher=~/sd15", "run.folder=~/runs", "data.prompts=~/p.parquet", term])
+    assert (config.model.teacher, config.run.folder, config.data.prompts) == (
+        "/home/me/sd15", "/home/me/runs", "/home/me/p.parquet"
+    )  # fmt: skip
+    assert config.reward.terms[0].folder == "/home/me/clip"
+    assert load_config(path, ["model.teacher=a~/b"]).model.teacher == "a~/b"
+
+
+@pytest.mark.parametrize("value", ["001", "1.5", "true", "2024-01-01"])
+def test_a_name_that_yaml_reads_as_something_else_is_to_be_quoted(path, value):
+    assert "put it in quotes" in sentence(path, f"run.name={value}")
+    assert load_config(path, [f"run.name='{value}'"]).run.name == value
+
+
+def test_a_runs_folder_is_a_local_path(path):
+    assert "run.folder=s3://bucket/runs: a run's folder is a local path" in sentence(
+        path, "run.folder=s3://bucket/runs"
+    )
