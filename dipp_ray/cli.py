@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
@@ -17,8 +18,30 @@ AUTH_MODES = ("token", "disabled")
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns the exit status of `guarded`."""
     quiet_libraries()
-    given = parser().parse_args(arguments)
-    return guarded(lambda: given.run(given))
+    given, rest = parser().parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(given, "settings")]
+    if not unknown and rest:
+        given.settings += rest  # those behind an option
+
+    def run() -> None:
+        if unknown:
+            raise UserError(as_setting(given.verb, rest))
+        given.run(given)
+
+    return guarded(run)
+
+
+def as_setting(verb: str, unknown: list[str]) -> str:
+    """What to write in place of arguments that a verb does not know: settings are no options here."""
+    from dipp_ray.config import RunConfig
+    from dipp_ray.settings import nearest_keys
+
+    name, _, value = unknown[0].lstrip("-").partition("=")
+    value = value or next((word for word in unknown[1:2] if not word.startswith("-")), "VALUE")
+    near = nearest_keys(name.replace("-", "_"), RunConfig) if verb in ("train", "check") else []
+    if not near:
+        return f"{verb} does not know {unknown[0]}: see dipp-ray {verb} --help"
+    return f"{verb} does not know {unknown[0]}: settings are written without dashes: {near[0]}={value}"
 
 
 def guarded(work: Callable[[], None]) -> int:
@@ -48,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
         prog="dipp-ray",
         description="Align one-step text-to-image generators with human preferences by Diff-Instruct++.",
     )
+    top.add_argument("--version", action="version", version=f"%(prog)s {version('dipp-ray')}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(function, text: str) -> argparse.ArgumentParser:
@@ -68,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
         sub = verb(function, text)
         sub.add_argument("config", type=Path, help="YAML configuration")
         sub.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
+        if function is not run_fit_reward:
+            sub.add_argument("--generator", metavar="RUN", help="begin where this finished run's folder ended")
     sample = verb(run_sample, "One step, one image.")
     sample.add_argument("pipeline", type=Path)
     sample.add_argument("--prompt", required=True)
@@ -101,11 +127,18 @@ def run_demo(given) -> None:
     demo(given.out, print)
 
 
+def settings_of(given) -> list[str]:
+    """The settings of the command line, with those of --generator after them."""
+    from dipp_ray.config import settings_of_run
+
+    return [*given.settings, *(settings_of_run(given.generator) if given.generator else [])]
+
+
 def run_train(given) -> None:
     from dipp_ray.config import load_config
     from dipp_ray.training.checks import check
 
-    config = load_config(given.config, given.settings)
+    config = load_config(given.config, settings_of(given))
     check(config)  # before Ray is started: bad input answers at once
     connect()
     from dipp_ray.evaluation.evaluate import evaluate_run
@@ -123,7 +156,7 @@ def run_check(given) -> None:
     from dipp_ray.config import load_config
     from dipp_ray.training.checks import check, sizes_line
 
-    config = load_config(given.config, given.settings)
+    config = load_config(given.config, settings_of(given))
     prompts = check(config)
     connect()
     from dipp_ray.training.placement import cluster_nodes, plan, requests

@@ -6,7 +6,7 @@ defines is taken up from `alignment/hyperparameters.py`.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -191,6 +191,22 @@ class EvaluationSection(Section):
 
 
 class RunConfig(Section):
+    # What other training scripts call a setting, for who types it here.
+    called_elsewhere: ClassVar[dict[str, str]] = {
+        "mixed_precision": "roles.generator.dtype",
+        "learning_rate": "generator_optim.lr",
+        "train_batch_size": "data.batch_size",
+        "gradient_accumulation_steps": "data.micro_batches",
+        "max_train_steps": "run.steps",
+        "num_train_epochs": "run.steps",
+        "output_dir": "run.folder",
+        "checkpointing_steps": "checkpoint.every",
+        "max_grad_norm": "generator_optim.grad_clip",
+        "pretrained_model_name_or_path": "model.teacher",
+        "kl_coef": "objective.reward_scale",
+        "cfg_scale": "objective.guidance_scale",
+    }
+
     run: RunSection
     model: ModelSection
     init: InitSection = InitSection()
@@ -251,3 +267,9 @@ def allowed_group_sizes(micro_batches: int) -> list[int]:
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """The configuration of a run in the YAML file `path`, with its overrides. Raises UserError with one sentence."""
     return load_settings(path, overrides, RunConfig)
+
+
+def settings_of_run(run: str) -> list[str]:
+    """The settings that start a run where another one ended: its folder's generator and score model."""
+    run = run.rstrip("/")
+    return [f"model.generator={run}/pipeline", "init.score=checkpoint", f"init.score_checkpoint={run}"]

@@ -107,14 +107,21 @@ def unknown_key(loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
     where = ".".join(part for part in loc if isinstance(part, str))  # list elements share their keys
     where = where[:LONGEST_KEY]  # it may come from outside
     leaf, section = where.rsplit(".", 1)[-1], where.rpartition(".")[0]
-    leaves = [key for key in _keys(model) if key != section]
-    near = [key for key in leaves if key.rsplit(".", 1)[-1] == leaf]
-    near = near or difflib.get_close_matches(where, leaves, n=1, cutoff=0.7)
-    near = near or [key for key in leaves if difflib.get_close_matches(leaf, [key.rsplit(".", 1)[-1]], n=1)]
+    near = nearest_keys(where, model, but=section)
     shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc[:-1]).removeprefix(".")
     return f"unknown key '{leaf}' in {shown or 'the top level'}" + (
         f": did you mean {near[0]}?" if near else ": remove it"
     )
+
+
+def nearest_keys(where: str, model: type[BaseModel], but: str = "") -> list[str]:
+    """The keys of `model` that whoever wrote `where` may have meant, the likeliest first; `but` is none of them."""
+    leaf = where.rsplit(".", 1)[-1]
+    leaves = [key for key in _keys(model) if key != but]
+    near = [key for key in leaves if key.rsplit(".", 1)[-1] == leaf]
+    near = near or [key for name, key in getattr(model, "called_elsewhere", {}).items() if name == leaf]
+    near = near or difflib.get_close_matches(where, leaves, n=1, cutoff=0.7)
+    return near or [key for key in leaves if difflib.get_close_matches(leaf, [key.rsplit(".", 1)[-1]], n=1)]
 
 
 def _keys(section: type, prefix: str = ""):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dipp_ray import cli
-from dipp_ray.config import RunConfig, load_config
+from dipp_ray.config import RunConfig, load_config, settings_of_run
 from dipp_ray.errors import UserError
 
 
@@ -20,7 +20,7 @@ def main(text: str, refuse: Callable[[RunConfig], str | None], arguments: list[s
     given = parser.parse_intermixed_args(arguments)
     settings = given.settings
     if given.generator:
-        settings = [*settings, *from_run(given.generator)]
+        settings = [*settings, *settings_of_run(given.generator)]
     try:
         config = load_config(given.config, settings)
         if sentence := refuse(config) or lost_with_the_job(config):
@@ -29,12 +29,6 @@ def main(text: str, refuse: Callable[[RunConfig], str | None], arguments: list[s
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2
     return cli.main(["train", str(given.config), *settings])
-
-
-def from_run(run: str) -> list[str]:
-    """The settings that start a run where another one ended."""
-    run = run.rstrip("/")
-    return [f"model.generator={run}/pipeline", "init.score=checkpoint", f"init.score_checkpoint={run}"]
 
 
 def lost_with_the_job(config: RunConfig) -> str | None:

@@ -1,6 +1,7 @@
 """The command line with bad input: one sentence that names the remedy, exit status 2, before any long work."""
 
 import json
+import re
 import shutil
 import socket
 import sys
@@ -58,6 +59,10 @@ def refused(capsys, *arguments) -> str:
     [
         ("objective.reward_scal=1", "did you mean objective.reward_scale"),
         ("lr=1", "in the top level: did you mean generator_optim.lr"),
+        ("mixed_precision=bf16", "in the top level: did you mean roles.generator.dtype"),
+        ("--steps=5", "settings are written without dashes: run.steps=5"),
+        ("--learning-rate=1e-4", "settings are written without dashes: generator_optim.lr=1e-4"),
+        ("--frobnicate", "see dipp-ray"),
         ("model.teacher=/nowhere", "/nowhere is no folder"),
         ("model.generator=/nowhere", "/nowhere is no folder"),
         ("model.t_star=1000", "choose 1 to 999"),
@@ -183,6 +188,17 @@ def test_a_cluster_that_is_not_there_is_said_at_once(capsys, config_file, monkey
     monkeypatch.setenv("RAY_ADDRESS", given)
     said = refused(capsys, "check", config_file)
     assert f"RAY_ADDRESS={given}: " in said and reason in said
+
+
+def test_a_finished_run_is_where_another_begins(capsys, config_file, tmp_path):
+    said = refused(capsys, "check", config_file, "run.steps=3", "--generator", f"{tmp_path}/first/", "run.seed=1")
+    assert f"{tmp_path}/first/pipeline is no folder" in said
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and re.fullmatch(r"dipp-ray \d+\.\d+\.\d+", capsys.readouterr().out.strip())
 
 
 @pytest.mark.parametrize(
