@@ -280,6 +280,24 @@ def test_a_setting_that_is_younger_than_a_checkpoint_had_its_default(path):
     assert difference({"trajectory": before}, changed) == "init.score_warmup_steps was 0 and is 5"
 
 
+def test_a_run_by_a_shared_service_is_known_when_a_setting_is_younger(path):
+    shared = load_config(path, ["reward.app=rewards", "objective.reward_scale=2"])
+    before = trajectory(shared)
+    del before["objective"]["divisor_floor"]
+    assert difference({"trajectory": before}, shared) is None
+    by_http = load_config(path, ["reward.urls=[http://a:1]", "objective.reward_scale=2"])
+    assert difference({"trajectory": before}, by_http) is None
+
+
+def test_the_first_formats_hash_stays_when_settings_are_added(path, monkeypatch):
+    config, now = load_config(path, [REWARD]), trajectory(load_config(path, [REWARD]))
+    expected = trajectory_hash(config)
+    now["objective"]["added_later"], now["model"]["family"], now["later"] = 1, None, {}
+    now["reward"]["terms"][0]["newer"] = 2
+    monkeypatch.setattr("dipp_ray.training.trajectory.trajectory", lambda config: now)
+    assert trajectory_hash(config) == expected
+
+
 def test_a_record_of_the_first_format_is_known_by_its_hash(path):
     config = load_config(path)
     assert difference({"trajectory_hash": trajectory_hash(config)}, config) is None

@@ -14,7 +14,7 @@ from dipp_ray.diffusion.schedule import per_sample
 
 @dataclass(frozen=True)
 class RewardReply:
-    """What a reward model answers about b samples: the weighted reward, each raw score, and the exact gradient."""
+    """What a reward model says about b samples: the weighted reward, each raw score, and the exact gradient."""
 
     reward: Tensor  # [b]
     scores: dict[str, Tensor]  # [b] each

@@ -1,4 +1,4 @@
-"""The questions that each role answers about x_0. A `network` is any callable (x_t, t, embeds) -> output.
+"""The questions that each role is asked about x_0. A `network` is any callable (x_t, t, embeds) -> output.
 
 The plain loop and the Ray roles call these same functions: what differs is only who holds the network.
 """

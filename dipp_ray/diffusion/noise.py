@@ -24,6 +24,7 @@ PARALLEL_FROM = 2**18
 
 # Steps below zero belong to draws outside training's own steps.
 EVALUATION, STANDARDISATION, SCORE_WARMUP = -1, -2, -3
+BARRIER = -4  # of calls between two steps, which draw nothing
 
 
 def key_of(seed: int, step: int, repeat: int, index: int, purpose: str) -> int:

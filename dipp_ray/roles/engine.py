@@ -64,7 +64,7 @@ class Engine:
             config=engine_settings(role, optim, accumulation, self.world, elements),
             dist_init_required=False,
         )
-        if self.world == 1:  # nobody to meet, yet DeepSpeed would gather and scatter all gradients
+        if self.world == 1 and role.zero_stage == 0:  # nobody to meet, yet DeepSpeed would copy all gradients
             self.engine.enable_backward_allreduce = False
         self.named = [(name.removeprefix("network."), p) for name, p in self.engine.module.named_parameters()]
         self.average: dict[str, Tensor] = {}

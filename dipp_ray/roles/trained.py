@@ -14,7 +14,7 @@ from dipp_ray.roles.engine import Engine
 from dipp_ray.roles.process import free_port, join, prepare
 from dipp_ray.storage.files import FileRecord
 
-# Threads of a rank's process: `alive` has one of its own, so that it answers whatever the rank is busy with.
+# Threads of a rank's process: `alive` has one of its own, so that it returns whatever the rank is busy with.
 HEALTH = {"health": 1}
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.reporting.pace import Pace
@@ -45,6 +45,24 @@ def lost_actor(error: RayActorError) -> tuple[str, str]:
         found = re.search(r"is dead because (.+?)(?:\. |\.?$)", text)
         reason = found[1] if found else lines[0].rstrip(".")
     return error.actor_id or "", reason
+
+
+BROKEN = (
+    "gloo",
+    "NCCL",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "DistBackendError",
+    "DistNetworkError",
+)
+
+
+def is_consequence(error: Exception) -> bool:
+    """Whether a call ended so because of what happened to another process: a collective broke, an argument was lost."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, ObjectLostError):
+        return True
+    return any(word in f"{type(cause).__name__}: {cause}" for word in BROKEN)
 
 
 def wait_all(references: Sequence, what: str, timeout_s: float, say: Callable[[str], None]) -> list:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import ray
 from ray.exceptions import RayActorError
 
-from dipp_ray.roles.waiting import lost_actor, value_of
+from dipp_ray.roles.waiting import is_consequence, lost_actor, value_of
 from dipp_ray.training.faults import ActorLost
 from dipp_ray.training.tasks import Role
 
@@ -47,3 +47,6 @@ class RayActors:
 
     def heartbeat(self, role: Role, index: int):
         return self.of(role, index).alive.remote()
+
+    def is_consequence(self, error: Exception) -> bool:
+        return is_consequence(error)

@@ -10,14 +10,13 @@ import ray
 from dipp_ray.alignment.updates import mean_of
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
-from dipp_ray.diffusion.noise import SCORE_WARMUP, STANDARDISATION, Draws
+from dipp_ray.diffusion.noise import BARRIER, SCORE_WARMUP, STANDARDISATION, Draws
 from dipp_ray.errors import RewardUnavailableError, UserError
+from dipp_ray.training.actor_protocol import TaskResult
 from dipp_ray.training.actors import RayActors
-from dipp_ray.training.executor import Answer, Executor, Finished
+from dipp_ray.training.executor import Executor, Finished
 from dipp_ray.training.roles import Roles
 from dipp_ray.training.tasks import Key, Role, StepShape, Task, reward_tasks, step_tasks, warmup_tasks
-
-BARRIER = -4  # the step of calls that belong to none: nothing else is in flight then
 
 
 @dataclass(frozen=True)
@@ -86,26 +85,30 @@ class Controller:
         start = key.micro_batch * size
         return Draws(self.config.run.seed, key.step, key.repeat, range(start, start + size))
 
-    def send(self, task: Task, index: int, answers: dict[Key, Answer]) -> Answer:
+    def send(self, task: Task, index: int, answers: dict[Key, TaskResult]) -> TaskResult:
         """Call the actor. Results of other tasks travel as references, resolved where they are used."""
         actor, draws = self.actors.of(task.role, index), self.draws(task.key)
         given = {key.action: answer.reference for key, answer in answers.items()}
         match task.key.action:
             case "encode":
-                return Answer(*actor.encode.remote(self.texts(draws)))
+                return TaskResult(*actor.encode.remote(self.texts(draws)))
             case "sample":
-                return Answer(*actor.sample.remote(draws, given["encode"], task.kept))
+                return TaskResult(*actor.sample.remote(draws, given["encode"], task.kept))
             case "guide":
-                return Answer(*actor.guide.remote(draws, given["sample"], given["encode"], self.roles.null))
+                return TaskResult(*actor.guide.remote(draws, given["sample"], given["encode"], self.roles.null))
             case "reward":
-                return Answer(*actor.score.remote(given["sample"], self.texts(draws), task.gradient, held_out=False))
+                return TaskResult(
+                    *actor.score.remote(given["sample"], self.texts(draws), task.gradient, held_out=False)
+                )
             case "predict":
-                return Answer(*actor.predict.remote(draws, given["sample"], given["encode"]))
+                return TaskResult(*actor.predict.remote(draws, given["sample"], given["encode"]))
             case "train":
-                return Answer(None, actor.train.remote(draws, given["sample"], given["encode"], task.updates))
+                return TaskResult(None, actor.train.remote(draws, given["sample"], given["encode"], task.updates))
             case "backward":
                 psi, ref, reward = given["predict"], given["guide"], given.get("reward")
-                return Answer(None, actor.backward.remote(draws, psi, ref, reward, self.reward_deviation, task.updates))
+                return TaskResult(
+                    None, actor.backward.remote(draws, psi, ref, reward, self.reward_deviation, task.updates)
+                )
         raise ValueError(f"no role knows how to {task.key.action}")
 
     # -- between steps -------------------------------------------------------------------------------------------------
@@ -132,9 +135,9 @@ class Controller:
         return ray.get([done.reference for done in found])
 
     def _between(self, tasks: list[Task], method: str, arguments: Callable[[Task], tuple]) -> list[Finished]:
-        def send(task: Task, index: int, _: dict[Key, Answer]) -> Answer:
+        def send(task: Task, index: int, _: dict[Key, TaskResult]) -> TaskResult:
             found = getattr(self.actors.of(task.role, index), method).remote(*arguments(task))
-            return Answer(*found) if isinstance(found, list) else Answer(None, found)
+            return TaskResult(*found) if isinstance(found, list) else TaskResult(None, found)
 
         self.executor.add(tasks, send)
         return list(self.executor.finish(BARRIER).values())

@@ -2,56 +2,24 @@
 
 A task goes out as soon as the one before it on its rank is out and all that it needs is out too, or, where it is
 gated, is known to be good: results that are still to come travel as references. So what a rank is called with, and in
-which order, is the list's alone, whatever completes first. No Ray here: `Actors` is what the executor asks of it.
+which order, is the list's alone, whatever completes first. No Ray here: `Actors` is what is asked of it.
 """
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn
 
 from dipp_ray.errors import RoleFailure
-from dipp_ray.training.faults import TOLD, ActorLost, died, named, overdue, silent, work_of
+from dipp_ray.training.actor_protocol import Actors, Send, TaskResult
+from dipp_ray.training.faults import TOLD, ActorLost, died, named, overdue, silent, stranger_died, work_of
 from dipp_ray.training.tasks import GROUPS, Key, Role, Task
 
 PROBE_S = 1.0  # a rank that has nothing to do is asked so often whether it is there
 SILENT_S = 3.0  # a process that runs gives a sign of life within so long
 LOST_NODE_S = 60.0  # until then Ray has noticed that a node is gone, by its default settings too
 SAY_AFTER_S, SAY_EVERY_S = 2.0, 10.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a role gives back: `reference` travels on, `report` is small and tells the executor how it went."""
-
-    reference: Any | None
-    report: Any
-
-
-class Actors(Protocol):
-    """The actors of a session. References are opaque and hashable."""
-
-    def count(self, role: Role) -> int: ...
-
-    def wait(self, reports: Sequence, timeout_s: float) -> list:
-        """Those that have ended; as soon as there is one, or after `timeout_s` none."""
-        ...
-
-    def result(self, report) -> Any:
-        """What an ended report holds. Raises ActorLost, or what the task raised."""
-        ...
-
-    def probe(self, role: Role, index: int):
-        """A report that ends when the actor has come to it: it says that its process is there."""
-        ...
-
-    def heartbeat(self, role: Role, index: int):
-        """A report that ends at once while the actor's process runs, whatever it is busy with."""
-        ...
-
-
-Send = Callable[[Task, int, dict[Key, Answer]], Answer]  # (task, index of the actor, answers to what it needs)
 
 
 @dataclass(frozen=True)
@@ -79,7 +47,7 @@ class _Listed:
     unended: set[Key]  # tasks that must have ended before it could begin
     could_begin: float | None = None
     index: int = 0
-    answer: Answer | None = None
+    answer: TaskResult | None = None
 
 
 class Executor:
@@ -97,6 +65,7 @@ class Executor:
         self.finished: dict[Key, Finished] = {}
         self.out: dict[Any, Key] = {}  # report -> task, in the order in which they were sent
         self.busy: Counter = Counter()  # (role, index) -> tasks that are out
+        self.idle_since: dict[tuple[Role, int], float] = {}  # when its last task ended
         self.probes: dict[Any, tuple[Role, int]] = {}
         self.moved = self.said = self.probed = clock()
 
@@ -147,9 +116,9 @@ class Executor:
             self.busy[task.role, entry.index] += 1
             going.extend(self._unblocked(("out", task.key)))
 
-    def _answer(self, key: Key) -> Answer:
+    def _answer(self, key: Key) -> TaskResult:
         if key in self.finished:
-            return Answer(self.finished[key].reference, None)
+            return TaskResult(self.finished[key].reference, None)
         answer = self.listed[key].answer
         assert answer is not None, f"{key} is needed before it was sent"
         return answer
@@ -189,13 +158,15 @@ class Executor:
 
     def _take(self, report, now: float) -> None:
         entry = self.listed[self.out[report]]
+        key, who = entry.task.key, (entry.task.role, entry.index)
         try:
             result = self.actors.result(report)
         except Exception as error:
             self._blame(error, entry)
-        key = entry.task.key
-        del self.out[report], self.listed[key]
-        self.busy[entry.task.role, entry.index] -= 1
+        finally:  # what failed has ended too: who goes on in spite of it does not meet it again
+            del self.out[report], self.listed[key]
+            self.busy[who] -= 1
+            self.idle_since[who] = now
         could = entry.could_begin if entry.could_begin is not None else now
         began = max(could, now - getattr(result, "seconds", 0.0))
         assert entry.answer is not None
@@ -222,78 +193,96 @@ class Executor:
                     self.probes[self.actors.probe(role, index)] = (role, index)
 
     def _look_at_the_late(self, now: float) -> None:
-        running = [
-            entry for entry in self.listed.values() if entry.answer is not None and entry.could_begin is not None
-        ]
+        running = [entry for entry in self.listed.values() if entry.answer and entry.could_begin is not None]
         if not running:
             raise AssertionError(f"nothing runs, yet these have not ended: {[*self.listed]}")
-        late = min(running, key=lambda entry: entry.could_begin or 0.0)
-        waited = now - (late.could_begin or now)
+        late = min(running, key=self._since)
+        waited = now - self._since(late)
         if waited > self.timeout_s:
-            ranks = {(entry.task.role, entry.index) for entry in running if entry.task.role in GROUPS}
-            for rank in self._silent(ranks):
-                raise silent(*rank, late.task, waited)
-            raise overdue(late.task.role, late.index, late.task, self.timeout_s)
+            mates = range(self.actors.count(late.task.role)) if late.task.role in GROUPS else ()
+            hung = next(iter(self._silent([(late.task.role, index) for index in mates])), None)
+            raise hung if hung else overdue(late.task.role, late.index, late.task, self.timeout_s)
         if now - self.moved >= SAY_AFTER_S and (self.said == self.moved or now - self.said >= SAY_EVERY_S):
             self.said = now
             self.say(f"waiting for {named(late.task.role, late.index)}: {work_of(late.task)}, {waited:.0f} s so far")
 
-    def _silent(self, ranks: Iterable[tuple[Role, int]]) -> list[tuple[Role, int]]:
-        """Those of the ranks whose process does not run, though nobody knows it to be dead."""
-        beats = {self.actors.heartbeat(*rank): rank for rank in sorted(ranks)}
+    def _since(self, entry: _Listed) -> float:
+        """When the task began at the latest: all that it waits for had ended, and what was before it on its actor."""
+        assert entry.could_begin is not None
+        return max(entry.could_begin, self.idle_since.get((entry.task.role, entry.index), entry.could_begin))
+
+    def _silent(self, ranks: Iterable[tuple[Role, int]]) -> list[RoleFailure]:
+        """About those of the ranks whose process does not run, though nobody knows it to be dead."""
+        beats = {self.actors.heartbeat(*rank): rank for rank in ranks if self._can_beat(*rank)}
         until = self.clock() + SILENT_S
         while beats and (left := until - self.clock()) > 0:
             for report in self.actors.wait(list(beats), left):
                 beats.pop(report)
-        return list(beats.values())
+        return [silent(*rank, self._running(*rank)) for rank in beats.values()]
+
+    def _can_beat(self, role: Role, index: int, ended: Collection[Key] = ()) -> bool:
+        """Ray gives an actor its calls in order: behind one whose arguments are not there yet, silence says nothing."""
+        return not any(
+            key in self.listed and key not in ended
+            for entry in self.listed.values()
+            if (entry.task.role, entry.index) == (role, index) and entry.answer
+            for key in entry.task.needs
+        )
+
+    def _running(self, role: Role, index: int) -> Task | None:
+        """What it is at, or None."""
+        for entry in self.listed.values():
+            if (entry.task.role, entry.index) == (role, index) and entry.answer and entry.could_begin is not None:
+                return entry.task
+        return None
 
     # -- what went wrong ---------------------------------------------------------------------------------------------
 
-    def _blame(self, error: Exception, entry: _Listed):
+    def _blame(self, error: Exception, entry: _Listed) -> NoReturn:
         """Raise what explains `error`, which the task of `entry` ended with.
 
         A survivor's broken collective and an argument that was lost are consequences: until every rank has given a sign
         of life, a death is looked for that explains them.
         """
-        who = entry.task.role, entry.index
+        role, index = entry.task.role, entry.index
         if isinstance(error, ActorLost):
-            raise self._failure(error, *who) from None
+            raise self._failure(error, role, index) from None
         if isinstance(error, TOLD):
             raise error
-        beats = {
-            self.actors.heartbeat(role, index): (role, index)
-            for role in GROUPS
-            for index in range(self.actors.count(role))
-        }
-        watched = {report: (self.listed[key].task.role, self.listed[key].index) for report, key in self.out.items()}
-        watched = {report: other for report, other in watched.items() if report != self._report_of(entry)}
+        if self.actors.is_consequence(error):
+            self._look_for_a_death(entry)
+        error.add_note(f"raised by {named(role, index)} in {work_of(entry.task)}")
+        raise error
+
+    def _look_for_a_death(self, entry: _Listed) -> None:
+        ranks = [(role, index) for role in GROUPS for index in range(self.actors.count(role))]
+        beats = {self.actors.heartbeat(*rank): rank for rank in ranks}
+        watched = {report: key for report, key in self.out.items() if self.listed[key] is not entry}
+        ended: set[Key] = set()
         until = self.clock() + LOST_NODE_S
         while beats and (left := until - self.clock()) > 0:
             for report in self.actors.wait([*beats, *watched], left):
-                other = beats.pop(report, None) or watched.pop(report)
+                if report in beats:
+                    who = beats.pop(report)
+                else:
+                    key = watched.pop(report)
+                    who = self.listed[key].task.role, self.listed[key].index
+                    ended.add(key)
                 try:
                     self.actors.result(report)
                 except ActorLost as lost:
-                    raise self._failure(lost, *other) from None
+                    raise self._failure(lost, *who) from None
                 except TOLD:
                     raise
                 except Exception:  # one more that broke off: a consequence too, or the same fault again
                     continue
         for rank in beats.values():
-            raise silent(*rank, entry.task, LOST_NODE_S)
-        error.add_note(f"raised by {named(*who)} in {work_of(entry.task)}")
-        raise error
-
-    def _report_of(self, entry: _Listed):
-        return entry.answer.report if entry.answer else None
+            if self._can_beat(*rank, ended):
+                raise silent(*rank, self._running(*rank))
 
     def _failure(self, lost: ActorLost, role: Role, index: int) -> RoleFailure:
         """The sentence about a death. It belongs to the actor that Ray names, which may be another than was asked:
         what died may have held an argument."""
-        role, index = (lost.role, lost.index) if lost.role is not None else (role, index)
-        running = [
-            entry.task
-            for entry in self.listed.values()
-            if (entry.task.role, entry.index) == (role, index) and entry.answer and entry.could_begin is not None
-        ]
-        return died(role, index, running[0] if running else None, lost.reason)
+        if lost.role is None:
+            return stranger_died(role, index, self._running(role, index), lost.reason)
+        return died(lost.role, lost.index, self._running(lost.role, lost.index), lost.reason)

@@ -1,5 +1,6 @@
 """What is said when a rank is lost, silent or late: one sentence that names it, its work, and what to do."""
 
+from dipp_ray.diffusion.noise import BARRIER
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.training.tasks import Role, Task
 
@@ -21,10 +22,16 @@ def died(role: Role, index: int, running: Task | None, reason: str) -> RoleFailu
     return RoleFailure(f"{named(role, index)} died{during}: {reason}; {GOES_ON}")
 
 
-def silent(role: Role, index: int, running: Task, waited_s: float) -> RoleFailure:
+def stranger_died(role: Role, index: int, running: Task | None, reason: str) -> RoleFailure:
+    """Of a process that is none of the run's ranks and pools."""
+    during = f" in {work_of(running)}" if running else ""
+    return RoleFailure(f"a process that {named(role, index)} depends on died{during}: {reason}; {GOES_ON}")
+
+
+def silent(role: Role, index: int, running: Task | None) -> RoleFailure:
+    during = f", in {work_of(running)}" if running else ""
     return RoleFailure(
-        f"{named(role, index)} does not respond: it hangs, or its machine does, in {work_of(running)}; nothing came "
-        f"for {waited_s:.0f} s (roles.step_timeout_s); {GOES_ON}"
+        f"{named(role, index)} does not respond{during}: its process hangs, or its machine does; {GOES_ON}"
     )
 
 
@@ -50,6 +57,8 @@ def named(role: Role, index: int) -> str:
 def work_of(task: Task) -> str:
     """What it is, as a person reads it."""
     key = task.key
+    if key.step == BARRIER:
+        return f"'{key.action}'"
     if key.step < 0:
         return f"'{key.action}' {key.repeat}, micro-batch {key.micro_batch}"
     return f"step {key.step}, '{key.action}' of micro-batch {key.micro_batch}"

@@ -34,7 +34,8 @@ class Run:
 
     def say_by(self, say: Say) -> None:
         """Tell a person by `say` from now on."""
-        self.say = self.controller.executor.say = say
+        self.say = say
+        self.controller.say_by(say)
 
     def start(self, checkpoint: Checkpoint | None) -> int:
         """Bring both groups to their first step, fresh or from a checkpoint; returns the number of finished steps."""

@@ -87,16 +87,16 @@ def step_tasks(shape: StepShape, step: int, samples: Sequence[int], previous: Se
     return _chained(found, previous)
 
 
-def warmup_tasks(shape: StepShape, step: int, update: int, previous: Sequence[Task] = ()) -> list[Task]:
+def warmup_tasks(shape: StepShape, step: int, update: int) -> list[Task]:
     """One score-only update on samples of the generator as it is, with the draws of (`step`, repeat `update`)."""
     sampled = [task for m in range(shape.micro_batches) for task in _sample(shape, step, update, m, kept=False)]
-    return _chained(sampled + _train(shape, step, update), previous)
+    return _chained(sampled + _train(shape, step, update), ())
 
 
-def reward_tasks(shape: StepShape, step: int, repeat: int, previous: Sequence[Task] = ()) -> list[Task]:
+def reward_tasks(shape: StepShape, step: int, repeat: int) -> list[Task]:
     """The rewards, without gradient, of one batch of the generator's samples."""
     sampled = [task for m in range(shape.micro_batches) for task in _sample(shape, step, repeat, m, kept=False)]
-    return _chained(sampled + _each(shape, "reward", "reward", step, repeat, ("sample",)), previous)
+    return _chained(sampled + _each(shape, "reward", "reward", step, repeat, ("sample",)), ())
 
 
 # What is asked about x0 under its prompt: predictions of the score model and the teacher, and score matching.

@@ -23,6 +23,22 @@ ELSEWHERE: dict[str, Any] = {
 }
 ROLES_WITH_DTYPE = ("generator", "score", "teacher", "reward", "text")
 
+# The keys of the trajectory when checkpoints held its hash alone.
+FORMAT_1 = {
+    "run": "seed deterministic",
+    "model": "teacher generator input t_star",
+    "init": "score score_checkpoint score_warmup_steps",
+    "data": "prompts column batch_size micro_batches",
+    "objective": "reward_scale guidance_scale weight divisor divisor_floor reduction score_updates score_weight "
+    "score_timesteps divergence_timesteps order",
+    "generator_optim": "lr betas eps weight_decay grad_clip warmup_steps",
+    "score_optim": "lr betas eps weight_decay grad_clip warmup_steps",
+    "ema": "decay",
+    "reward": "terms wire_dtype standardise standardise_samples on_nonfinite",
+    "dtype": "generator score teacher reward text",
+}
+TERM_OF_FORMAT_1 = "name weight held_out mean deviation hinge cap required model folder"
+
 
 def trajectory(config: RunConfig) -> dict[str, Any]:
     """The settings that define the trajectory, nested as in the configuration, and each role's precision."""
@@ -31,8 +47,8 @@ def trajectory(config: RunConfig) -> dict[str, Any]:
 
 
 def trajectory_hash(config: RunConfig) -> str:
-    """SHA-256 of the trajectory's settings: by it alone checkpoints of format 1 know their run."""
-    return hash_of_json(trajectory(config))
+    """SHA-256 of the settings that there were in format 1 of checkpoints, which know their run by it alone."""
+    return hash_of_json(_of_format_1(trajectory(config)))
 
 
 def difference(record: Mapping, config: RunConfig) -> str | None:
@@ -57,9 +73,9 @@ def _completed(before: Mapping) -> Mapping:
     settings = {key: value for key, value in before.items() if key != "dtype"}
     roles = {name: {"dtype": dtype} for name, dtype in before.get("dtype", {}).items()}
     try:
-        return trajectory(
-            RunConfig.model_validate({**settings, "run": {**settings["run"], "steps": 1}, "roles": roles})
-        )
+        # What a run needs and a trajectory leaves out: a number of steps, and where its rewards come from.
+        completed = {"run": {**settings["run"], "steps": 1}, "reward": {**settings["reward"], "app": "left out"}}
+        return trajectory(RunConfig.model_validate({**settings, **completed, "roles": roles}))
     except (ValidationError, KeyError, TypeError):
         return before  # of a version that had other settings: what differs is named as it stands
 
@@ -78,3 +94,13 @@ def _items(settings: Mapping, prefix: str) -> Iterator[tuple[str, Any]]:
 def _shown(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _of_format_1(settings: Mapping) -> dict[str, Any]:
+    kept: dict[str, Any] = {name: _only(settings[name], keys) for name, keys in FORMAT_1.items()}
+    kept["reward"]["terms"] = [_only(term, TERM_OF_FORMAT_1) for term in kept["reward"]["terms"]]
+    return kept
+
+
+def _only(settings: Mapping, keys: str) -> dict[str, Any]:
+    return {key: settings[key] for key in keys.split()}

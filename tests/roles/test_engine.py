@@ -155,7 +155,7 @@ def resumed(ranks, stage, state):
 # (stage, world, where the state of the third update is loaded a second time: another stage and size)
 @pytest.mark.parametrize(
     ("stage", "world", "other"),
-    [(0, 1, (2, 2)), (1, 2, (3, 2)), (2, 2, (0, 1)), (3, 2, (1, 1)), (3, 1, (0, 2))],
+    [(0, 1, (2, 2)), (1, 2, (3, 2)), (2, 2, (0, 1)), (3, 2, (1, 1)), (3, 1, (0, 2)), (1, 1, (3, 1)), (2, 1, (0, 1))],
 )
 def test_engine_follows_plain_adamw_and_resumes_to_the_bit(lives, reference, stage, world, other):
     norms, loss, average = reference

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from random import Random
 from types import SimpleNamespace
 
-from dipp_ray.training.executor import Answer
+from dipp_ray.training.actor_protocol import TaskResult
 from dipp_ray.training.faults import ActorLost
 from dipp_ray.training.tasks import GROUPS, Key
 
@@ -42,7 +42,8 @@ class SimulatedActors:
         self.random, self.now = Random(seed), 0.0
         self.queues = defaultdict(deque)
         self.seen = defaultdict(list)  # (role, index) -> the tasks that it was called with
-        self.probed = []
+        self.probed, self.beats = [], []
+        self.takes = {}  # action -> seconds
         self.log = []  # ("sent" | "ended", key)
         self.dead, self.hung, self.raising = {}, set(), {}
         self.places = defaultdict(int)
@@ -61,12 +62,13 @@ class SimulatedActors:
         self.places[task.role, index] += 1
         self.queues[task.role, index].append(call)
         self.log.append(("sent", task.key))
-        return Answer(call, call)
+        return TaskResult(call, call)
 
     def wait(self, reports, timeout_s):
         reports = list(reports)
         if not any(call.state == "ended" for call in reports):
             self._advance(timeout_s)
+            self._let_beat()
         return [call for call in reports if call.state == "ended"]
 
     def result(self, call):
@@ -82,12 +84,22 @@ class SimulatedActors:
         return call
 
     def heartbeat(self, role, index):
-        if (role, index) in self.dead and self.random.random() < 0.5:  # or it is noticed only a little later
-            call = Call(role, index, None)
-            self.queues[role, index].append(call)
-            return call
-        silent = (role, index) in self.hung
-        return Call(role, index, None, state="out" if silent else "ended", error=self.dead.get((role, index)))
+        """As Ray does it: given to the actor behind the calls that came before, and answered beside what it is at."""
+        inputs = [given for call in self.queues[role, index] for given in call.inputs]
+        self.beats.append(Call(role, index, None, inputs))
+        self._let_beat()
+        return self.beats[-1]
+
+    def _let_beat(self):
+        for beat in self.beats:
+            who = beat.role, beat.index
+            if who in self.dead:
+                beat.state, beat.error = "ended", self.dead[who]
+            elif who not in self.hung and all(given.state == "ended" for given in beat.inputs):
+                beat.state = "ended"
+
+    def is_consequence(self, error):
+        return "closed by peer" in str(error) or "was lost" in str(error)
 
     def clock(self):
         return self.now
@@ -107,7 +119,7 @@ class SimulatedActors:
                 return
             call, error = self.random.choice(ready)
             call.seconds = self.random.random() * 0.01
-            self.now += self.random.random() * 0.01
+            self.now += self.takes.get(call.task.key.action if call.task else "", self.random.random() * 0.01)
             call.state, call.error = "ended", error
             self.queues[call.role, call.index].remove(call)
             if call.task:

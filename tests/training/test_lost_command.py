@@ -93,6 +93,8 @@ with local_cluster([parse_node(text) for text in nodes], system_config=quick) as
     roles = start_roles(config, reserve(plan(requests(config), cluster_nodes()).require(), 60), print)
     controller = Controller(config, roles, prompts, print)
     controller.together("generator", "start")
+    where = roles.placement.plan.where
+    print("ON TWO", *(f"{role}:{index}" for (role, index), node in where.items() if node.name == "two"))
     seen = {}
 
     def watch():
@@ -133,5 +135,7 @@ def test_a_lost_node_is_seen_as_soon_as_ray_sees_it(config):
     assert done.returncode == 0, done.stdout + done.stderr
     failure = next(line for line in done.stdout.splitlines() if line.startswith("FAILURE"))
     assert " died " in failure and ("its node was lost" in failure or "its node is lost" in failure), failure
-    assert failure.split()[1] in ("generator", "score")
+    there = next(line for line in done.stdout.splitlines() if line.startswith("ON TWO")).split()[2:]
+    names = {"generator": "generator rank", "score": "score model rank"}
+    assert failure.startswith(tuple(f"FAILURE {names[one.split(':')[0]]} {one.split(':')[1]} died" for one in there))
     assert float(done.stdout.split("SECONDS")[1].split()[0]) < 2

@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+from contextlib import suppress
 
+import psutil
 import pytest
 import ray
 
@@ -78,9 +80,22 @@ def killed_in(config, role, rank, phase, number):
 
 
 def left_behind():
-    return [actor for actor in ray.util.list_named_actors()] + [
-        table for table in ray.util.placement_group_table().values() if table["state"] == "CREATED"
-    ]
+    """Processes of the run's roles, after some seconds in which Ray ends them, and room that is still held."""
+    kinds = ("ray::GeneratorRank", "ray::ScoreRank", "ray::Teacher", "ray::Text", "ray::RewardClientActor")
+
+    def alive():
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if (
+                    process.status() != psutil.STATUS_ZOMBIE
+                    and process.cmdline()[:1]
+                    and process.cmdline()[0].startswith(kinds)
+                ):
+                    yield process
+
+    psutil.wait_procs(list(alive()), timeout=20)
+    held = [table for table in ray.util.placement_group_table().values() if table["state"] == "CREATED"]
+    return [process.cmdline() for process in alive()] + held
 
 
 FAST = {("generator", "backward"), ("score", "train")}

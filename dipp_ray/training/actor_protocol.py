@@ -1,0 +1,45 @@
+"""What the executor asks of actors, Ray's or simulated ones."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dipp_ray.training.tasks import Key, Role, Task
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a role gives back: `reference` travels on, `report` is small and tells the executor how it went."""
+
+    reference: Any | None
+    report: Any
+
+
+class Actors(Protocol):
+    """The actors of a session. References are opaque and hashable."""
+
+    def count(self, role: Role) -> int: ...
+
+    def wait(self, reports: Sequence, timeout_s: float) -> list:
+        """Those that have ended; as soon as there is one, or after `timeout_s` none."""
+        ...
+
+    def result(self, report) -> Any:
+        """What an ended report holds. Raises ActorLost, or what the task raised."""
+        ...
+
+    def probe(self, role: Role, index: int):
+        """A report that ends when the actor has come to it: it says that its process is there."""
+        ...
+
+    def heartbeat(self, role: Role, index: int):
+        """A report that ends at once while the actor's process runs, whatever it is busy with, unless a call before it
+        still waits for its arguments."""
+        ...
+
+    def is_consequence(self, error: Exception) -> bool:
+        """Whether a task ends so because of what happened to another process."""
+        ...
+
+
+Send = Callable[[Task, int, dict[Key, TaskResult]], TaskResult]  # (task, index of the actor, answers to what it needs)
