@@ -15,8 +15,8 @@ from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import about, evaluation_prompts, load_judge, measure, spread
 from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.evaluation.sampling import sample_images
-from dipp_ray.models.export import load_pipeline, one_step_of_folder
-from dipp_ray.models.pipeline import device_of_this_process, read_frame
+from dipp_ray.models.pipeline import device_of_this_process, frame_of, one_step_of_folder
+from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.reporting.grid import save_grid
 from dipp_ray.reporting.progress import number, waiting
 
@@ -37,7 +37,7 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
     """
     settings = config.evaluation
     for folder in models.values():
-        read_frame(folder)
+        frame_of(config.model, folder)
     judge = load_judge(settings.judge)
     texts = spread(evaluation_prompts(config), settings.samples)
     device = device_of_this_process()
@@ -76,7 +76,7 @@ def batch_of(config: RunConfig) -> int:
 
 def timed_samples(folder, texts: list[str], config: RunConfig, device: torch.device) -> tuple[Tensor, float]:
     """Images [B, 3, H, W] in [0, 1] of a pipeline folder, and how many it made a second, loading left out."""
-    pipeline = load_pipeline(folder, device)
+    pipeline = load_pipeline(folder, device, frame_of(config.model, folder))
     how = (1, 0.0) if one_step_of_folder(folder) else (config.evaluation.teacher_steps, 1.0)
     sample_images(pipeline, texts[:1], config.run.seed, 1 if how[0] == 1 else 2, how[1], 1)  # the first call is slower
     clock = time.perf_counter()

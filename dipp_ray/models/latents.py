@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dipp_ray.errors import UserError
-from dipp_ray.models.vae_folder import find_vae
+from dipp_ray.models.vae_folder import find_vae, pixels_per_latent
 
 
 class LatentDecoder(nn.Module):
@@ -26,7 +26,7 @@ class LatentDecoder(nn.Module):
         self.vae = vae.eval().requires_grad_(False)
         config = vae.config
         self.latent_channels = config.latent_channels
-        self.factor = 2 ** (len(config.get("block_out_channels", (0,))) - 1)  # pixels of an image's side per latent
+        self.factor = pixels_per_latent(config)  # pixels of an image's side per latent
         self.scaling = config.get("scaling_factor") or 1.0
         self.shift = config.get("shift_factor") or 0.0
         if config.get("latents_mean") is not None:

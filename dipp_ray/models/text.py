@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.models.denoiser import DTYPES
-from dipp_ray.models.encoders import ENCODERS
+from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import read_frame
 
 
@@ -15,25 +15,32 @@ class TextEncoder:
     """Encodes prompts one by one, so that a prompt's bits never depend on its batch, and remembers them.
 
     `dtype`, 'fp32' or 'bf16', is that of the encoders' weights and arithmetic. `remember` bounds the memory: so many
-    prompts, the oldest forgotten first. Raises UserError for a folder whose pipeline is not supported.
+    prompts, the oldest forgotten first. `frame` is the folder's, read here where it is None. Raises UserError for a
+    folder whose pipeline is not supported.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device, dtype: str = "fp32", remember: int = 20_000):
-        frame = read_frame(folder)
+    def __init__(
+        self,
+        folder: str | Path,
+        device: torch.device,
+        dtype: str = "fp32",
+        remember: int = 20_000,
+        frame: Family | None = None,
+    ):
+        self.frame = frame or read_frame(folder)
         self.pipeline = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=DTYPES[dtype], **{frame.network_part: None, "vae": None}
+            folder, use_safetensors=True, torch_dtype=DTYPES[dtype], **{self.frame.network_part: None, "vae": None}
         ).to(device)
         self.device = device
         self.remember = remember
         self._known: dict[str, PromptEmbeds] = {}
-        self._encode = ENCODERS[frame.pipeline_class]
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> PromptEmbeds:
         """Embeddings of the prompts, trimmed to the longest, on the CPU; '' is the null prompt of guidance."""
         for prompt in prompts:
             if prompt not in self._known:
-                self._known[prompt] = self._encode(self.pipeline, prompt, self.device).to("cpu")
+                self._known[prompt] = self.frame.encode(self.pipeline, prompt, self.device).to("cpu")
         rows = [self._known[prompt] for prompt in prompts]
         while len(self._known) > self.remember:  # only now: this batch may need the oldest
             del self._known[next(iter(self._known))]

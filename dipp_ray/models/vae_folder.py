@@ -1,8 +1,10 @@
 """Where a folder holds a VAE: in a diffusers pipeline, or by itself. No torch here: drivers look before they start."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dipp_ray.errors import UserError
 
@@ -18,6 +20,16 @@ class VaeFolder:
     @property
     def latent_channels(self) -> int:
         return self.config.get("latent_channels", 4)  # AutoencoderKL's own default
+
+    @property
+    def factor(self) -> int:
+        return pixels_per_latent(self.config)
+
+
+def pixels_per_latent(config: Mapping[str, Any]) -> int:
+    """Pixels of an image's side per latent, from a VAE's config.json: every level but the last halves the side."""
+    levels = config.get("block_out_channels") or config.get("encoder_block_out_channels") or (0,)
+    return 2 ** (len(levels) - 1)
 
 
 def find_vae(folder: str | Path) -> VaeFolder:

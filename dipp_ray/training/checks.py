@@ -7,8 +7,7 @@ from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
-from dipp_ray.models.export import one_step_of_folder
-from dipp_ray.models.pipeline import one_step_of, read_frame, same_network
+from dipp_ray.models.pipeline import frame_of, one_step_of, one_step_of_folder, same_network
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 
 LEAST_FREE_BYTES = 50_000_000
@@ -16,7 +15,7 @@ LEAST_FREE_BYTES = 50_000_000
 
 def check(config: RunConfig) -> Prompts:
     """The prompts, after everything that needs no cluster has been found in order. Raises UserError otherwise."""
-    frame = read_frame(config.model.teacher)
+    frame = frame_of(config.model)
     one_step_of(frame, config.model.t_star, config.model.input)
     for key in ("score_timesteps", "divergence_timesteps"):
         high = getattr(config.objective, key)[1]
@@ -41,9 +40,10 @@ def check(config: RunConfig) -> Prompts:
 def check_generator(config: RunConfig, frame) -> None:
     if config.model.generator is None:
         return
-    same_network(frame, read_frame(config.model.generator))
+    same_network(frame, frame_of(config.model, config.model.generator))
     trained_with = one_step_of_folder(config.model.generator)
     given = {"t_star": config.model.t_star, "input": config.model.input}
+    trained_with = trained_with and {key: trained_with.get(key) for key in given}
     if trained_with and trained_with != given:
         raise UserError(
             f"{config.model.generator} was trained with {trained_with}, but the configuration says {given}: "

@@ -21,6 +21,8 @@ ELSEWHERE = {
     "evaluation": True,
     "reward": {"deadline_s", "replicas", "app", "urls", "token"},
 }
+# Settings that are younger than format 1, whose hash leaves them out where they hold their default.
+YOUNGER = {"model": ("family", "resolution", "embedded_guidance")}
 ROLES_WITH_DTYPE = ("generator", "score", "teacher", "reward", "text")
 
 
@@ -32,7 +34,13 @@ def trajectory(config: RunConfig) -> dict[str, Any]:
 
 def trajectory_hash(config: RunConfig) -> str:
     """SHA-256 of the trajectory's settings: by it alone checkpoints of format 1 know their run."""
-    return hashlib.sha256(json.dumps(trajectory(config), sort_keys=True).encode()).hexdigest()
+    settings = trajectory(config)
+    for section, keys in YOUNGER.items():
+        fields = type(getattr(config, section)).model_fields
+        for key in keys:
+            if settings[section][key] == fields[key].default:
+                del settings[section][key]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def difference(record: Mapping, config: RunConfig) -> str | None:

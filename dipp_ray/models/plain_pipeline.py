@@ -1,0 +1,48 @@
+"""A pipeline folder in plain diffusers, called as its family's call wants it."""
+
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from dipp_ray.errors import UserError
+from dipp_ray.models.families import Family
+from dipp_ray.models.pipeline import read_frame
+
+
+class PlainPipeline:
+    """Nothing of the trainer's: what a person gets who loads the folder. `pipeline` is diffusers' own object."""
+
+    def __init__(self, frame: Family, pipeline: DiffusionPipeline):
+        self.frame, self.pipeline = frame, pipeline
+
+    def arguments(self, steps: int = 1, guidance_scale: float = 0.0) -> dict:
+        """What the pipeline's call needs beside the prompt; guidance_scale is alpha_cfg, and 0 and 1 are none."""
+        return call_arguments(self.frame, steps, guidance_scale)
+
+    def latents(
+        self, prompts: list[str], z: Tensor, steps: int = 1, guidance_scale: float = 0.0, short: bool = False
+    ) -> Tensor:
+        """Latents [B, C, h, w] in the model's scale, from the noise z of that shape. short: no needless padding."""
+        arguments = self.arguments(steps, guidance_scale)
+        if short:
+            arguments |= self.frame.length_arguments(self.pipeline, prompts)
+        given = self.frame.packed(z.to(self.pipeline.device))
+        return self.frame.unpacked(self.pipeline(prompts, latents=given, output_type="latent", **arguments).images)
+
+
+def call_arguments(frame: Family, steps: int = 1, guidance_scale: float = 0.0) -> dict:
+    """What the call of the folder's pipeline needs beside the prompt; one step without guidance if nothing is said."""
+    return {"num_inference_steps": steps} | frame.guidance_arguments(guidance_scale) | frame.call_arguments()
+
+
+def load_pipeline(folder: str | Path, device: torch.device | str = "cpu", frame: Family | None = None) -> PlainPipeline:
+    """A pipeline folder in plain diffusers, without its progress bar. Raises UserError where it does not load."""
+    frame = frame or read_frame(folder)
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} does not load as a diffusers pipeline: {' '.join(str(error).split())}") from None
+    pipeline.set_progress_bar_config(disable=True)
+    return PlainPipeline(frame, pipeline.to(device))
