@@ -19,7 +19,7 @@ arXiv:2410.18881) with dipp-ray.
 ```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{folder}")
+pipeline = DiffusionPipeline.from_pretrained("{folder}"{without})
 image = pipeline("{prompt}", {arguments}).images[0]
 ```
 
@@ -51,6 +51,7 @@ def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> No
         CARD.format(
             name=config.run.name,
             folder=folder,
+            without="".join(f", {name}=None" for name in frame.absent if name not in frame.dispensable),
             prompt="your prompt",
             arguments=arguments,
             teacher=config.model.teacher,

@@ -41,7 +41,9 @@ def load_pipeline(folder: str | Path, device: torch.device | str = "cpu", frame:
     """A pipeline folder in plain diffusers, without its progress bar. Raises UserError where it does not load."""
     frame = frame or read_frame(folder)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, low_cpu_mem_usage=False, **frame.absent
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} does not load as a diffusers pipeline: {' '.join(str(error).split())}") from None
     pipeline.set_progress_bar_config(disable=True)

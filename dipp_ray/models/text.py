@@ -29,7 +29,10 @@ class TextEncoder:
     ):
         self.frame = frame or read_frame(folder)
         self.pipeline = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=DTYPES[dtype], **{self.frame.network_part: None, "vae": None}
+            folder,
+            use_safetensors=True,
+            torch_dtype=DTYPES[dtype],
+            **self.frame.absent | {self.frame.network_part: None, "vae": None},
         ).to(device)
         self.device = device
         self.remember = remember

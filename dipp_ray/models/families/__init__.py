@@ -4,7 +4,10 @@ import importlib
 
 from dipp_ray.errors import UserError
 from dipp_ray.models.families.family import Family
+from dipp_ray.models.families.flux import Flux
 from dipp_ray.models.families.pixart import PixArtAlpha, PixArtSigma
+from dipp_ray.models.families.sana import Sana
+from dipp_ray.models.families.sd3 import StableDiffusion3
 from dipp_ray.models.families.stable_diffusion import StableDiffusion
 from dipp_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 
@@ -15,6 +18,9 @@ FAMILIES: tuple[type[Family], ...] = (
     StableDiffusionXL,
     PixArtAlpha,
     PixArtSigma,
+    StableDiffusion3,
+    Sana,
+    Flux,
 )
 
 

@@ -1,5 +1,6 @@
 """What a family of text-to-image models is: all that distinguishes it from the others, in one class of one file."""
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,9 @@ class Family:
     networks: ClassVar[tuple[str, ...]]
     network_part: ClassVar[str] = "transformer"  # in the folder and in its pipeline
     flow: ClassVar[bool] = False  # whether the scheduler must be one of flow matching
+    multiple: ClassVar[int] = 1  # of pixels a side, that the pipeline's own call asks for
+    # Components that a pipeline works without, named or not.
+    dispensable: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
     # The modules of the network that the family's published training scripts adapt by LoRA.
     adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -87,11 +91,12 @@ class Family:
                 )
             height, width = size if isinstance(size, list | tuple) else (size, size)
         else:
-            unit = self.factor * self.patch
+            unit = math.lcm(self.factor * self.patch, self.multiple)
             if any(side % unit for side in self.resolution):
                 raise UserError(
                     f"model.resolution={list(self.resolution)}: height and width must be multiples of {unit} pixels "
-                    f"({self.factor} of the VAE of {self.folder} times {self.patch} of its {self.network_part})"
+                    f"for {self.folder}, of whose images a latent is {self.factor} pixels a side and a patch "
+                    f"{self.patch} latents"
                 )
             height, width = (side // self.factor for side in self.resolution)
         return (self.channels, height, width)
@@ -114,6 +119,16 @@ class Family:
                 "scale: leave it out, and set objective.guidance_scale"
             )
         _ = self.latent_shape, self.diffusion
+
+    @property
+    def absent(self) -> dict[str, None]:
+        """Components that the folder does without, as `from_pretrained` must be told."""
+        return {
+            name: None
+            for name, entry in self.index.items()
+            if isinstance(entry, list)
+            and (entry[1] is None or (name in self.dispensable and not (self.folder / name).is_dir()))
+        }
 
     @property
     def embeds_guidance(self) -> bool:

@@ -11,6 +11,7 @@ from dipp_ray.models.families.family import Family
 
 class PixArtAlpha(Family):
     pipelines = ("PixArtAlphaPipeline",)
+    multiple = 8
     networks = ("PixArtTransformer2DModel",)
     longest = 120  # tokens of a prompt
 

@@ -15,6 +15,7 @@ UNKNOWN_CONDITIONS = ("time_cond_proj_dim", "class_embed_type", "num_class_embed
 
 class StableDiffusion(Family):
     pipelines = ("StableDiffusionPipeline",)
+    multiple = 8
     networks = ("UNet2DConditionModel",)
     network_part = "unet"
     addition: str | None = None  # the UNet's addition_embed_type
