@@ -192,6 +192,21 @@ def flux(guidance: bool = True):
     )  # fmt: skip
 
 
+def auraflow():
+    """Of no family that the package knows: see own_family.py."""
+    k = t5_tokenizer()
+    config = transformers.UMT5Config(vocab_size=len(k), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    network = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+        attention_head_dim=8, num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16,
+        pos_embed_max_size=144,
+    )  # fmt: skip
+    return diffusers.AuraFlowPipeline(
+        tokenizer=k, text_encoder=transformers.UMT5EncoderModel(config), vae=vae(), transformer=network,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
+    )  # fmt: skip
+
+
 PIPELINES: dict[str, Callable] = {
     "sd15": sd15,
     "sd21v": lambda: sd15("v_prediction"),
@@ -204,6 +219,7 @@ PIPELINES: dict[str, Callable] = {
     "sana": sana,
     "flux": flux,
     "schnell": lambda: flux(guidance=False),
+    "auraflow": auraflow,
 }
 RESOLUTION = (16, 16)  # pixels; latents 8 x 8
 

@@ -27,7 +27,13 @@ FAMILIES: tuple[type[Family], ...] = (
 def family_of(pipeline_class: str, folder, named: str | None = None) -> type[Family]:
     """The family of pipelines of a class, or the one that is named by 'package.module:Class'. Raises UserError."""
     if named is not None:
-        return _own(named)
+        own = _own(named)
+        if pipeline_class not in own.pipelines:
+            raise UserError(
+                f"{folder} is a {pipeline_class}, but model.family={named} reads {', '.join(own.pipelines)}: "
+                "correct model.family, or leave it out"
+            )
+        return own
     for family in FAMILIES:
         if pipeline_class in family.pipelines:
             return family
