@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.errors import UserError
+from dipp_ray.models.components import is_plain, load_model, models_of
 from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import ONE_STEP_FILE, load_denoiser
 from dipp_ray.models.plain_pipeline import load_pipeline
+from dipp_ray.models.weights import find_weights, is_weights
 
 
 def export_pipeline(frame: Family, weights: dict[str, Tensor], one_step: OneStep, out: str | Path) -> Path:
@@ -22,7 +26,7 @@ def export_pipeline(frame: Family, weights: dict[str, Tensor], one_step: OneStep
     out = Path(out)
     aside = out.with_name(out.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(frame.folder, aside, ignore=shutil.ignore_patterns(frame.network_part, "scheduler", ONE_STEP_FILE))
+    index = copy_components(frame, aside, without=(frame.network_part, "scheduler"))
     network = load_denoiser(frame.folder, "fp32", frame=frame).network
     missing, unexpected = network.load_state_dict(weights, strict=False)
     missing = [name for name in missing if name in dict(network.named_parameters())]
@@ -33,7 +37,6 @@ def export_pipeline(frame: Family, weights: dict[str, Tensor], one_step: OneStep
     network.save_pretrained(aside / frame.network_part)
     scheduler = frame.one_step_scheduler(one_step)
     scheduler.save_pretrained(aside / "scheduler")
-    index = json.loads((aside / "model_index.json").read_text())
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
     index[frame.network_part] = ["diffusers", frame.network_class]
     (aside / "model_index.json").write_text(json.dumps(index, indent=2))
@@ -41,6 +44,31 @@ def export_pipeline(frame: Family, weights: dict[str, Tensor], one_step: OneStep
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)
     return out
+
+
+def copy_components(frame: Family, out: Path, without: Collection[str]) -> dict:
+    """Write the folder's named components to a new folder; returns the model_index.json that belongs to them.
+
+    Nothing else of the folder goes along, nor hidden files, dangling links and weights of other kinds. Weights that
+    plain diffusers would not load as the trainer does (a variant, .bin, half precision) are written anew in fp32.
+    """
+    out.mkdir(parents=True)
+    models = models_of(frame)
+    for name, entry in frame.index.items():
+        if not isinstance(entry, list) or name in frame.absent or name in without:
+            continue
+        source = frame.folder / name
+        files = find_weights(source, models[name][0]) if name in models else None
+        plain = files is not None and is_plain(files)
+        kept = [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
+        if files is not None:
+            kept = [path for path in kept if (plain and path in files.all) or not is_weights(path)]
+        (out / name).mkdir()
+        for path in kept:
+            shutil.copyfile(path, out / name / path.name)
+        if files is not None and not plain:
+            load_model(source, *models[name], torch.float32).save_pretrained(out / name)
+    return frame.index | {name: [None, None] for name in frame.absent}
 
 
 def one_step_record(frame: Family, one_step: OneStep) -> dict:

@@ -5,10 +5,10 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from dipp_ray.errors import UserError
+from dipp_ray.models.components import load_model
 from dipp_ray.models.vae_folder import find_vae, pixels_per_latent
 
 
@@ -39,19 +39,14 @@ class LatentDecoder(nn.Module):
     def from_folder(
         cls, folder: str | Path, dtype: torch.dtype = torch.float32, checkpoint: bool = False
     ) -> "LatentDecoder":
-        """Load the VAE of a diffusers pipeline folder, or of a VAE's own (safetensors only). Raises UserError.
+        """Load the VAE of a diffusers pipeline folder, or of a VAE's own. Raises UserError.
 
         checkpoint: the backward pass recomputes activations, so that less memory is held.
         """
         found = find_vae(folder)
         if not hasattr(diffusers, found.kind):
             raise UserError(f"{folder}: its VAE is a {found.kind}, which this diffusers does not have: take another")
-        try:
-            vae = getattr(diffusers, found.kind).from_pretrained(
-                found.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"the VAE in {found.path} does not load: {' '.join(str(error).split())}") from error
+        vae = load_model(found.path, "diffusers", found.kind, dtype)
         if checkpoint:
             vae.enable_gradient_checkpointing()
         return cls(vae)

@@ -93,17 +93,10 @@ def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame
 
     frame: how it is called; None: as the folder's own says.
     """
-    import diffusers
+    from dipp_ray.models.components import load_model
 
     frame = frame or read_frame(folder)
-    network_class = getattr(diffusers, frame.network_class)
-    network = network_class.from_pretrained(
-        folder,
-        subfolder=frame.network_part,
-        torch_dtype=DTYPES[weights],
-        use_safetensors=True,
-        low_cpu_mem_usage=False,
-    )
+    network = load_model(Path(folder) / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
     return Denoiser(network, frame, DTYPES[compute])
 
 

@@ -7,8 +7,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from dipp_ray.errors import UserError
+from dipp_ray.models.components import load_components
 from dipp_ray.models.families import Family
-from dipp_ray.models.pipeline import read_frame
+from dipp_ray.models.pipeline import one_step_of_folder, read_frame
 
 
 class PlainPipeline:
@@ -38,13 +39,20 @@ def call_arguments(frame: Family, steps: int = 1, guidance_scale: float = 0.0) -
 
 
 def load_pipeline(folder: str | Path, device: torch.device | str = "cpu", frame: Family | None = None) -> PlainPipeline:
-    """A pipeline folder in plain diffusers, without its progress bar. Raises UserError where it does not load."""
+    """A pipeline folder in plain diffusers, without its progress bar. Raises UserError where it does not load.
+
+    An exported folder is loaded as anybody would; another, whose files may be of any kind, part by part, in fp32.
+    """
     frame = frame or read_frame(folder)
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, low_cpu_mem_usage=False, **frame.absent
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} does not load as a diffusers pipeline: {' '.join(str(error).split())}") from None
+    if one_step_of_folder(folder) is None:
+        pipeline = load_components(frame, torch.float32)
+    else:
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder, use_safetensors=True, low_cpu_mem_usage=False, **frame.absent
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder} does not load as a diffusers pipeline: {reason}") from None
     pipeline.set_progress_bar_config(disable=True)
     return PlainPipeline(frame, pipeline.to(device))

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
+from dipp_ray.models.components import load_components
 from dipp_ray.models.denoiser import DTYPES
 from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import read_frame
@@ -28,12 +28,7 @@ class TextEncoder:
         frame: Family | None = None,
     ):
         self.frame = frame or read_frame(folder)
-        self.pipeline = DiffusionPipeline.from_pretrained(
-            folder,
-            use_safetensors=True,
-            torch_dtype=DTYPES[dtype],
-            **self.frame.absent | {self.frame.network_part: None, "vae": None},
-        ).to(device)
+        self.pipeline = load_components(self.frame, DTYPES[dtype], (self.frame.network_part, "vae")).to(device)
         self.device = device
         self.remember = remember
         self._known: dict[str, PromptEmbeds] = {}

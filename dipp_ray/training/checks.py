@@ -7,6 +7,7 @@ from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
+from dipp_ray.models.components import check_components, check_model
 from dipp_ray.models.pipeline import frame_of, one_step_of, one_step_of_folder, same_network
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 
@@ -23,6 +24,7 @@ def check(config: RunConfig) -> Prompts:
             raise UserError(
                 f"objective.{key} ends at {high}, but the teacher has {frame.diffusion.schedule.num_timesteps} steps"
             )
+    check_components(frame)
     check_generator(config, frame)
     for term in config.reward.terms if not config.reward.shared else ():  # a shared service has loaded its own
         check_term(term)
@@ -40,7 +42,9 @@ def check(config: RunConfig) -> Prompts:
 def check_generator(config: RunConfig, frame) -> None:
     if config.model.generator is None:
         return
-    same_network(frame, frame_of(config.model, config.model.generator))
+    generator = frame_of(config.model, config.model.generator)
+    same_network(frame, generator)
+    check_model(generator.folder / generator.network_part, "diffusers", generator.network_class)
     trained_with = one_step_of_folder(config.model.generator)
     given = {"t_star": config.model.t_star, "input": config.model.input}
     trained_with = trained_with and {key: trained_with.get(key) for key in given}
