@@ -154,11 +154,14 @@ def _short(error: Exception) -> str:
 
 @contextmanager
 def _silent(library: str):
-    """Without the library's own report of what it loaded: what is wrong is said by us."""
-    logger = logging.getLogger(library)
-    level = logger.level
+    """Without the library's own report of what it loaded, nor its bar: what is wrong is said by us."""
+    logger, bars = logging.getLogger(library), LIBRARIES[library].utils.logging
+    level, shown = logger.level, bars.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(level)
+        if shown:
+            bars.enable_progress_bar()
