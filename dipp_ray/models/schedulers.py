@@ -56,7 +56,8 @@ def one_step_scheduler(scheduler: dict, one_step: OneStep) -> Any:
 
     The schedule is truncated at t*, so that `num_inference_steps=1` with trailing spacing lands exactly there. Other
     choices are silently wrong: DDIM with set_alpha_to_one=False by 2.5 %, DDPM with clip_sample by 46 %. A flow begins
-    at sigma = 1 whatever its shift, so no shift is written, nor a shift_terminal, which gives NaN at one step.
+    at sigma = 1 whatever its shift, so no shift is written, nor a shift_terminal, which gives NaN at one step. Where
+    alpha is 0 at t*, both input conventions are one, and Euler, which divides by alpha, cannot do it.
     """
     from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -68,6 +69,6 @@ def one_step_scheduler(scheduler: dict, one_step: OneStep) -> Any:
         "timestep_spacing": "trailing",
         "prediction_type": one_step.diffusion.kind,
     }
-    if one_step.convention == "unit":
+    if one_step.convention == "unit" or not one_step.diffusion.schedule.alphas_cumprod[one_step.t_star]:
         return DDPMScheduler(clip_sample=False, variance_type="fixed_small", **shared)
     return EulerDiscreteScheduler(**shared)

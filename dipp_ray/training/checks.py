@@ -5,6 +5,8 @@ import shutil
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.data.prompts import Prompts, read_prompts
+from dipp_ray.diffusion.process import Diffusion
+from dipp_ray.diffusion.schedule import VPSchedule
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
 from dipp_ray.models.components import check_components, check_model
@@ -24,6 +26,7 @@ def check(config: RunConfig) -> Prompts:
             raise UserError(
                 f"objective.{key} ends at {high}, but the teacher has {frame.diffusion.schedule.num_timesteps} steps"
             )
+    check_end(config, frame.diffusion)
     check_components(frame)
     check_generator(config, frame)
     for term in config.reward.terms if not config.reward.shared else ():  # a shared service has loaded its own
@@ -37,6 +40,24 @@ def check(config: RunConfig) -> Prompts:
     evaluation_prompts(config)
     check_disk(config)
     return prompts
+
+
+def check_end(config: RunConfig, diffusion: Diffusion) -> None:
+    """Raise UserError where x_0 is asked of an eps-predicting network at a time of alpha = 0, where it has none."""
+    if diffusion.kind != "epsilon" or not isinstance(diffusion.schedule, VPSchedule):
+        return
+    ends = [t for t, squared in enumerate(diffusion.schedule.alphas_cumprod.tolist()) if squared == 0]
+    objective = config.objective
+    asked = {"model.t_star": (config.model.t_star, config.model.t_star + 1)}
+    asked["objective.divergence_timesteps"] = objective.divergence_timesteps
+    if objective.score_weight == "x0":
+        asked["objective.score_timesteps"] = objective.score_timesteps
+    for key, (low, high) in asked.items():
+        if any(low <= t < high for t in ends):
+            raise UserError(
+                f"{key} holds t={ends[0]}, where the teacher's schedule has no signal left (zero terminal SNR) and its "
+                f"network, which predicts eps, says nothing of x_0: end before {ends[0]}"
+            )
 
 
 def check_generator(config: RunConfig, frame) -> None:
