@@ -49,6 +49,19 @@ def gemma_tokenizer() -> transformers.GemmaTokenizer:
     )
 
 
+def qwen_tokenizer() -> transformers.Qwen2Tokenizer:
+    vocab = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = transformers.Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=512
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
 # -- text encoders and autoencoders ------------------------------------------------------------------------------------
 
 
@@ -192,6 +205,51 @@ def flux(guidance: bool = True):
     )  # fmt: skip
 
 
+def qwen_image():
+    """Its template is some 250 tokens of bytes here, of which the pipeline drops the published 34."""
+    k = qwen_tokenizer()
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=dict(
+            vocab_size=len(k), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, bos_token_id=None, eos_token_id=k.eos_token_id, pad_token_id=k.pad_token_id,
+            rope_scaling={"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}, rope_theta=1e6,
+        ),
+        vision_config=dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=16),
+    )  # fmt: skip
+    network = diffusers.QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    decoder = diffusers.AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.1, 0.9, 1.3, 1.0],
+    )  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+        vae=decoder, text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config), tokenizer=k,
+        transformer=network,
+    )  # fmt: skip
+
+
+def z_image():
+    k = qwen_tokenizer()
+    config = transformers.Qwen3Config(
+        vocab_size=len(k), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=512, bos_token_id=None, eos_token_id=k.eos_token_id,
+    )  # fmt: skip
+    network = diffusers.ZImageTransformer2DModel(
+        in_channels=16, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+    )  # fmt: skip
+    with torch.no_grad():  # they come uninitialised
+        network.x_pad_token.zero_()
+        network.cap_pad_token.zero_()
+    return diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(16, 0.3611, 0.1159),
+        text_encoder=transformers.Qwen3Model(config), tokenizer=k, transformer=network,
+    )  # fmt: skip
+
+
 def auraflow():
     """Of no family that the package knows: see own_family.py."""
     k = t5_tokenizer()
@@ -219,6 +277,8 @@ PIPELINES: dict[str, Callable] = {
     "sana": sana,
     "flux": flux,
     "schnell": lambda: flux(guidance=False),
+    "qwenimage": qwen_image,
+    "zimage": z_image,
     "auraflow": auraflow,
 }
 RESOLUTION = (16, 16)  # pixels; latents 8 x 8

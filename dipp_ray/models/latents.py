@@ -9,7 +9,7 @@ from torch import nn
 
 from dipp_ray.errors import UserError
 from dipp_ray.models.components import load_model
-from dipp_ray.models.vae_folder import find_vae, pixels_per_latent
+from dipp_ray.models.vae_folder import find_vae, is_of_videos, pixels_per_latent
 
 
 class LatentDecoder(nn.Module):
@@ -25,15 +25,14 @@ class LatentDecoder(nn.Module):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
         config = vae.config
-        self.latent_channels = config.latent_channels
+        self.videos = is_of_videos(config)
+        self.latent_channels = config["z_dim"] if self.videos else config["latent_channels"]
         self.factor = pixels_per_latent(config)  # pixels of an image's side per latent
-        self.scaling = config.get("scaling_factor") or 1.0
-        self.shift = config.get("shift_factor") or 0.0
-        if config.get("latents_mean") is not None:
-            raise UserError(
-                "this VAE normalises latents channel by channel (latents_mean), which is not supported: "
-                "take one with scaling_factor and shift_factor"
-            )
+        self.scaling: Any = config.get("scaling_factor") or 1.0
+        self.shift: Any = config.get("shift_factor") or 0.0
+        if config.get("latents_mean") is not None:  # channel by channel, and no shift_factor beside it
+            mean, std = (torch.tensor(config[key])[:, None, None] for key in ("latents_mean", "latents_std"))
+            self.scaling, self.shift = self.scaling / std, mean
 
     @classmethod
     def from_folder(
@@ -53,12 +52,19 @@ class LatentDecoder(nn.Module):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [B, C, h, w] in the model's scale -> images [B, 3, H, W] in [0, 1], in the latents' dtype."""
-        z = latents.to(self.vae.dtype) / self.scaling + self.shift
-        return ((self.vae.decode(z).sample + 1) / 2).clamp(0, 1).to(latents.dtype)
+        z = latents.to(self.vae.dtype) / self._on(self.scaling, latents) + self._on(self.shift, latents)
+        images = self.vae.decode(z[:, :, None]).sample[:, :, 0] if self.videos else self.vae.decode(z).sample
+        return ((images + 1) / 2).clamp(0, 1).to(latents.dtype)
+
+    def _on(self, value: Any, latents: torch.Tensor) -> Any:
+        return value.to(latents.device, self.vae.dtype) if isinstance(value, torch.Tensor) else value
 
     forward = decode
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [0, 1] -> the mode of their latents [B, C, h, w] in the model's scale."""
-        posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
-        return ((posterior.mode() - self.shift) * self.scaling).to(images.dtype)
+        given = (images * 2 - 1).to(self.vae.dtype)
+        encoded = self.vae.encode(given[:, :, None] if self.videos else given)
+        z = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()  # a deep one has no spread
+        z = z[:, :, 0] if self.videos else z
+        return ((z - self._on(self.shift, images)) * self._on(self.scaling, images)).to(images.dtype)

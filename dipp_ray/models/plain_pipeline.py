@@ -30,7 +30,9 @@ class PlainPipeline:
         if short:
             arguments |= self.frame.length_arguments(self.pipeline, prompts)
         given = self.frame.packed(z.to(self.pipeline.device))
-        return self.frame.unpacked(self.pipeline(prompts, latents=given, output_type="latent", **arguments).images)
+        # A list of its own: a pipeline may write its template into the one that it is given.
+        images = self.pipeline(list(prompts), latents=given, output_type="latent", **arguments).images
+        return self.frame.unpacked(images)
 
 
 def call_arguments(frame: Family, steps: int = 1, guidance_scale: float = 0.0) -> dict:

@@ -26,10 +26,12 @@ CALLS: dict[str, dict] = {
     **{name: {} for name in ("sd15", "sd21v", "sdxl", "sd3", "sd3_without_t5")},
     **{name: SMALL for name in ("pixart", "pixart1024", "pixartsigma", "sana")},
     **{name: FLUX for name in ("flux", "schnell")},
+    **{name: {} for name in ("qwenimage", "zimage")},
 }
 NAMES = list(CALLS)
 ABSENT: dict[str, dict] = {"sd3_without_t5": {"text_encoder_3": None, "tokenizer_3": None}}
-FLOW = ("sd3", "sd3_without_t5", "sana", "flux", "schnell")
+FLOW = ("sd3", "sd3_without_t5", "sana", "flux", "schnell", "qwenimage", "zimage")
+PACKED = ("flux", "schnell", "qwenimage")
 
 
 @dataclass
@@ -102,27 +104,41 @@ def alpha_sigma(world: World, t: int) -> tuple[float, float]:
     return squared**0.5, (1 - squared) ** 0.5
 
 
+def guidance(name: str, scale: float) -> dict:
+    """The arguments by which this pipeline guides with alpha_cfg = scale, in its own words."""
+    if name in ("flux", "schnell"):  # what the network is told, and beside it two branches
+        return {"guidance_scale": 3.5, "true_cfg_scale": scale, "negative_prompt": ""}
+    if name == "zimage":
+        return {"guidance_scale": scale - 1}
+    return {"guidance_scale": scale}
+
+
 def own_prediction(world: World, x_t, t: int, scale: float):
     """x_0 [B, C, h, w] in fp64 as the pipeline predicts it at x_t and t, guided by alpha_cfg = scale >= 1."""
+    if world.name != "qwenimage":
+        return called(world, PROMPTS, x_t, t, guidance(world.name, scale))
+    # Its guided prediction is bent to the length of the conditional one: the branches are taken one by one.
+    branches = (called(world, prompts, x_t, t, {"true_cfg_scale": 1.0}) for prompts in ([" "] * 3, PROMPTS))
+    null, conditional = branches
+    return null + scale * (conditional - null)
+
+
+def called(world: World, prompts: list[str], x_t, t: int, arguments: dict):
+    """The same, for one call of the pipeline."""
     pipeline, teacher = world.pipeline, world.pipeline.scheduler
     batch, channels, h, w = x_t.shape
-    arguments = dict(CALLS[world.name])
-    if "max_sequence_length" in arguments:  # FLUX: the scale that is told, and that of two branches
-        arguments |= {"guidance_scale": 3.5, "true_cfg_scale": scale, "negative_prompt": ""}
-        given = pipeline._pack_latents(x_t, batch, channels, h, w)
-    else:
-        arguments["guidance_scale"], given = scale, x_t
+    packed = world.name in PACKED
     pipeline.scheduler = recording(teacher, float(t) if world.flow else t)
     try:
         pipeline(
-            PROMPTS[:batch], latents=given, height=2 * h, width=2 * w, num_inference_steps=1, output_type="latent",
-            **arguments,
+            prompts[:batch], latents=pipeline._pack_latents(x_t, batch, channels, h, w) if packed else x_t,
+            height=2 * h, width=2 * w, num_inference_steps=1, output_type="latent", **CALLS[world.name], **arguments,
         )  # fmt: skip
         seen = pipeline.scheduler.seen
     finally:
         pipeline.scheduler = teacher
-    if "true_cfg_scale" in arguments:
-        seen = pipeline._unpack_latents(seen, 2 * h, 2 * w, pipeline.vae_scale_factor)
+    if packed:
+        seen = pipeline._unpack_latents(seen, 2 * h, 2 * w, pipeline.vae_scale_factor).reshape(x_t.shape)
     alpha, sigma = alpha_sigma(world, t)
     output, x_t = seen.double(), x_t.double()
     if world.flow:

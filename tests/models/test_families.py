@@ -65,18 +65,18 @@ def test_the_exported_step_in_plain_diffusers_is_the_trainers(worlds, name, conv
     plain = DiffusionPipeline.from_pretrained(out, low_cpu_mem_usage=False, **ABSENT.get(name, {}))
     plain.set_progress_bar_config(disable=True)
     arguments = call_arguments(read_frame(out))
-    latents = plain(PROMPTS, latents=frame.packed(z), output_type="latent", **arguments).images
+    latents = plain(list(PROMPTS), latents=frame.packed(z), output_type="latent", **arguments).images
     error = ((frame.unpacked(latents) - x0).abs().max() / x0.abs().max()).item()
     print(f"{name} {convention}: {error:.1e}")
     assert error < TOLERANCE
     assert export_error(out, PROMPTS, z, x0.numpy()) == pytest.approx(error)
-    images = plain(PROMPTS, latents=frame.packed(z), output_type="pt", **arguments).images
+    images = plain(list(PROMPTS), latents=frame.packed(z), output_type="pt", **arguments).images
     decoder = LatentDecoder.from_folder(out)
     with torch.no_grad():
         torch.testing.assert_close(decoder.decode(x0), images, atol=1e-5, rtol=0)
         decoder.scaling *= 1.1
         assert (decoder.decode(x0) - images).abs().max() > FELT
-        if decoder.shift:
+        if torch.as_tensor(decoder.shift).any():
             decoder.scaling, decoder.shift = decoder.scaling / 1.1, 0.0
             assert (decoder.decode(x0) - images).abs().max() > FELT
 
@@ -94,6 +94,28 @@ def test_nan_is_no_small_difference(worlds, tmp_path):
     assert not export_error(out, PROMPTS, z, x0.numpy()) <= 1.0
     x0[0, 0, 0, 0] = torch.nan
     assert not export_error(whole, PROMPTS, z, x0.numpy()) <= 1.0
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_arithmetic_may_be_bf16(worlds, name, weights):
+    """Under autocast with its backward and recomputed activations, and with weights in bf16 as a teacher has them."""
+    world = worlds(name)
+    frame = world.frame(OBLONG)
+    x_t = torch.randn(2, *frame.latent_shape, generator=torch.Generator().manual_seed(5))
+    asked = x_t, torch.tensor([300, 700]), world.text(PROMPTS[:2])
+    network = load_denoiser(world.folder, "bf16", weights, frame)
+    if weights == "fp32":
+        network.network.enable_gradient_checkpointing()
+        network.train()
+        output = network(*asked)
+        output.square().mean().backward()
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+    with torch.no_grad():
+        output, exact = network(*asked), world.network(*asked)
+    assert output.dtype == torch.float32
+    assert 0 < (output - exact).abs().max() < 0.08 * exact.abs().max()
 
 
 # -- the comparison above fails by what matters ------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from settings import tiny_config
 from tiny import prompt_file
 from tiny_families import save_family
 
-NAMES = ["sd15", "sd21v", "sdxl", "pixart", "pixart1024", "pixartsigma", "sd3", "sana", "flux"]
-FLOW = ("sd3", "sana", "flux", "auraflow")
+NAMES = ["sd15", "sd21v", "sdxl", "pixart", "pixart1024", "pixartsigma", "sd3", "sana", "flux", "qwenimage", "zimage"]
+FLOW = ("sd3", "sana", "flux", "qwenimage", "zimage", "auraflow")
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ from dipp_ray.errors import UserError
 from dipp_ray.models.families.family import Family
 from dipp_ray.models.families.flux import Flux
 from dipp_ray.models.families.pixart import PixArtAlpha, PixArtSigma
+from dipp_ray.models.families.qwen_image import QwenImage
 from dipp_ray.models.families.sana import Sana
 from dipp_ray.models.families.sd3 import StableDiffusion3
 from dipp_ray.models.families.stable_diffusion import StableDiffusion
 from dipp_ray.models.families.stable_diffusion_xl import StableDiffusionXL
+from dipp_ray.models.families.z_image import ZImage
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
@@ -21,6 +23,8 @@ FAMILIES: tuple[type[Family], ...] = (
     StableDiffusion3,
     Sana,
     Flux,
+    QwenImage,
+    ZImage,
 )
 
 

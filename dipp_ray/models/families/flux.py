@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.models.families.family import Family
+from dipp_ray.models.families.packing import pack, unpack
 
 
 class Flux(Family):
@@ -62,7 +63,7 @@ class Flux(Family):
         positions[..., 2] = torch.arange(width // 2, device=x_t.device)[None]
         guidance = torch.full((len(x_t),), self.guidance, device=x_t.device) if self.embeds_guidance else None
         packed = network(
-            hidden_states=self.packed(x_t),
+            hidden_states=pack(x_t),
             timestep=t / self.diffusion.schedule.num_timesteps,  # sigma
             guidance=guidance,
             pooled_projections=embeds.pooled,
@@ -70,16 +71,13 @@ class Flux(Family):
             txt_ids=torch.zeros(embeds.tokens.shape[1], 3, device=x_t.device),
             img_ids=positions.reshape(-1, 3),
         ).sample
-        return _unpacked(packed, height, width)
+        return unpack(packed, height, width)
 
     def packed(self, latents: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, h/2 w/2, 4 C]: a token is a channel's two by two latents after another's."""
-        batch, channels, height, width = latents.shape
-        cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-        return cells.reshape(batch, (height // 2) * (width // 2), channels * 4)
+        return pack(latents)
 
     def unpacked(self, latents: Tensor) -> Tensor:
-        return _unpacked(latents, *self.latent_shape[1:])
+        return unpack(latents, *self.latent_shape[1:])
 
     def call_arguments(self) -> dict[str, Any]:
         height, width = self.pixels
@@ -89,9 +87,3 @@ class Flux(Family):
         """The scale that the network is told, and beside it the guidance by two branches, where there is one."""
         told = {"guidance_scale": self.guidance if self.embeds_guidance else 0.0}
         return told if scale in (0, 1) else told | {"true_cfg_scale": scale, "negative_prompt": ""}
-
-
-def _unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    batch, _, channels = tokens.shape
-    cells = tokens.reshape(batch, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return cells.reshape(batch, channels // 4, height, width)
