@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from dipp_ray.errors import UserError
 from dipp_ray.models.families import Family
-from dipp_ray.models.weights import WeightFiles, find_weights
+from dipp_ray.models.weights import WeightFiles, find_weights, refuse_pointer
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 # Of a refused model so many names are said.
@@ -22,15 +22,22 @@ NAMED = 3
 
 def models_of(frame: Family) -> dict[str, tuple[str, str]]:
     """Library and class of each component with weights, by name. Raises UserError for a component without a folder."""
+    return {
+        name: (library, kind)
+        for name, (library, kind) in _needed(frame).items()
+        if library in LIBRARIES and _is_model(_class(frame.folder, library, kind))
+    }
+
+
+def _needed(frame: Family) -> dict[str, tuple[str, str]]:
+    """Library and class of each component without which the pipeline does not work, by name."""
     found = {}
     for name, entry in frame.index.items():
         if not isinstance(entry, list) or name in frame.absent or name in frame.dispensable:
             continue
-        library, kind = entry
         if not (frame.folder / name).is_dir():
             raise UserError(f"{frame.folder}: its model_index.json names {name}, but there is no such folder: fetch it")
-        if library in LIBRARIES and _is_model(_class(frame.folder, library, kind)):
-            found[name] = (library, kind)
+        found[name] = (entry[0], entry[1])
     return found
 
 
@@ -46,9 +53,22 @@ def _is_model(kind: Any) -> bool:
 
 
 def check_components(frame: Family) -> None:
-    """Raise UserError unless each model's files are whole and hold exactly its weights, by their names and shapes."""
-    for name, (library, kind) in models_of(frame).items():
-        check_model(frame.folder / name, library, kind)
+    """Raise UserError unless each model's files are whole and hold exactly its weights, by their names and shapes, and
+    each tokenizer loads."""
+    models = models_of(frame)
+    for name, (library, kind) in _needed(frame).items():
+        folder = frame.folder / name
+        for path in folder.iterdir():
+            if path.is_file():
+                refuse_pointer(path)
+        if name in models:
+            check_model(folder, library, kind)
+        elif library == "transformers" and "Tokenizer" in kind:
+            try:
+                with _silent(library):
+                    _class(folder, library, kind).from_pretrained(folder, local_files_only=True)
+            except Exception as error:  # whatever its parsers raise
+                raise UserError(f"the {kind} in {folder} does not load ({_short(error)}): fetch its files") from None
 
 
 def check_model(folder: Path, library: str, kind: str) -> None:

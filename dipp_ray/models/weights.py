@@ -104,10 +104,9 @@ def _shards(index: Path) -> tuple[Path, ...]:
 def safetensors_header(path: Path) -> dict[str, Tensor]:
     """Every tensor's shape and dtype in a safetensors file, from its header, which must fit the file's length."""
     size = path.stat().st_size
+    refuse_pointer(path)
     with path.open("rb") as file:
         start = file.read(8)
-        if start == LFS_POINTER[:8]:
-            raise _pointer(path)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > min(LARGEST_HEADER, size - 8):
             raise UserError(f"{path} is no safetensors file, or cut within its header: fetch it again")
@@ -129,9 +128,7 @@ def _torch_header(path: Path) -> dict[str, Tensor]:
 
     import torch
 
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise _pointer(path)
+    refuse_pointer(path)
     mapped = zipfile.is_zipfile(path)
     try:
         state = torch.load(path, map_location="cpu" if mapped else "meta", weights_only=True, mmap=mapped)
@@ -147,5 +144,8 @@ def _torch_header(path: Path) -> dict[str, Tensor]:
     return {name: Tensor(tuple(value.shape), None) for name, value in state.items()}
 
 
-def _pointer(path: Path) -> UserError:
-    return UserError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository")
+def refuse_pointer(path: Path) -> None:
+    """Raise UserError where a file is what git-lfs leaves in its place."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository")

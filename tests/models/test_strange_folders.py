@@ -237,6 +237,15 @@ def test_a_file_that_is_cut_or_a_pointer_is_one_sentence(folder, part):
     refused(folder, "holds no weights that are known here")
 
 
+def test_a_tokenizer_that_is_a_pointer_or_nothing_is_one_sentence(folder):
+    path = folder / "tokenizer" / "tokenizer.json"
+    whole = path.read_bytes()
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    refused(folder, "tokenizer.json is a git-lfs pointer")
+    path.write_bytes(whole[:200])
+    refused(folder, "the T5Tokenizer in .*tokenizer does not load")
+
+
 class Code:
     """Whose unpickling would call something."""
 
