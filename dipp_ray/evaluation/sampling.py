@@ -10,16 +10,17 @@ from torch import Tensor
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.models.pipeline import device_of_this_process, one_step_of_folder
+from dipp_ray.models.pipeline import device_of_this_process, one_step_of_folder, read_frame
 from dipp_ray.models.plain_pipeline import PlainPipeline, load_pipeline
 
 SMALLEST_SIDE = 256  # of a written image, pixels; smaller ones are enlarged by a whole factor
 
 
-def sample_to_file(folder: str | Path, prompt: str, seed: int, out: str | Path) -> Path:
+def sample_to_file(folder: str | Path, prompt: str, seed: int, out: str | Path, family: str | None = None) -> Path:
     """Write the one-step image of `prompt` as a PNG, from the noise of torch.Generator().manual_seed(seed).
 
     Each pixel of an image below 256 pixels becomes a square of as many pixels as brings its shorter side there.
+    family: 'package.module:Class' of one that the package does not know.
     Raises UserError where the folder holds no exported one-step generator, or `out` cannot be written.
     """
     out = Path(out)
@@ -27,7 +28,7 @@ def sample_to_file(folder: str | Path, prompt: str, seed: int, out: str | Path) 
         raise UserError(f"there is no folder {out.parent} to write {out.name} into: make it first")
     if not prompt.strip():
         raise UserError("the prompt is empty: give --prompt some words")
-    plain = load_pipeline(folder, device_of_this_process())
+    plain = load_pipeline(folder, device_of_this_process(), read_frame(folder, family))
     if one_step_of_folder(folder) is None:
         raise UserError(
             f"{folder} is no one-step generator that was exported here (it has no one_step.json): give the pipeline/ "

@@ -17,7 +17,17 @@ from dipp_ray.models.plain_pipeline import call_arguments
 from tiny_families import PROMPTS
 
 TOLERANCE, FELT = 1e-5, 1e-3
-CASES = [(SQUARE, 500, 1.0, 3), (SQUARE, 20, 1.5, 1), (OBLONG, 979, 4.5, 3), (OBLONG, 300, 0.0, 1)]
+# Resolution, t, guidance (0: the null branch), batch.
+CASES = [
+    (SQUARE, 500, 1.0, 3),
+    (OBLONG, 20, 1.0, 1),
+    (SQUARE, 20, 1.5, 1),
+    (OBLONG, 700, 1.5, 3),
+    (OBLONG, 979, 4.5, 3),
+    (SQUARE, 300, 4.5, 1),
+    (OBLONG, 300, 0.0, 1),
+    (SQUARE, 900, 0.0, 3),
+]
 
 
 @pytest.fixture(scope="module")
