@@ -51,24 +51,25 @@ def _betas(scheduler: dict, folder: Path):
         raise UserError(f"{folder}: the betas of its scheduler are not known here ({error})") from None
 
 
-def one_step_scheduler(scheduler: dict, one_step: OneStep) -> Any:
+def one_step_scheduler(scheduler: dict, one_step: OneStep, of_sigma: str) -> Any:
     """The scheduler whose single step is the generator's x_0 = to_x0(network(input)) at t*.
 
+    For betas and the input convention `sigma` it is one of class `of_sigma`, Euler's or Heun's.
     The schedule is truncated at t*, so that `num_inference_steps=1` with trailing spacing lands exactly there. Other
     choices are silently wrong: DDIM with set_alpha_to_one=False by 2.5 %, DDPM with clip_sample by 46 %. A flow begins
     at sigma = 1 whatever its shift, so no shift is written, nor a shift_terminal, which gives NaN at one step. Where
     alpha is 0 at t*, both input conventions are one, and Euler, which divides by alpha, cannot do it.
     """
-    from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+    import diffusers
 
     if isinstance(one_step.diffusion.schedule, FlowSchedule):
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=one_step.diffusion.schedule.num_timesteps)
+        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=one_step.diffusion.schedule.num_timesteps)
     shared = {
-        "trained_betas": DDPMScheduler.from_config(scheduler).betas[: one_step.t_star + 1].tolist(),
+        "trained_betas": diffusers.DDPMScheduler.from_config(scheduler).betas[: one_step.t_star + 1].tolist(),
         "num_train_timesteps": one_step.t_star + 1,
         "timestep_spacing": "trailing",
         "prediction_type": one_step.diffusion.kind,
     }
     if one_step.convention == "unit" or not one_step.diffusion.schedule.alphas_cumprod[one_step.t_star]:
-        return DDPMScheduler(clip_sample=False, variance_type="fixed_small", **shared)
-    return EulerDiscreteScheduler(**shared)
+        return diffusers.DDPMScheduler(clip_sample=False, variance_type="fixed_small", **shared)
+    return getattr(diffusers, of_sigma)(**shared)

@@ -91,6 +91,26 @@ def test_the_exported_step_in_plain_diffusers_is_the_trainers(worlds, name, conv
             assert (decoder.decode(x0) - images).abs().max() > FELT
 
 
+# Without accelerate diffusers itself loads SD3's transformer in fp32 whatever it is told.
+HALF = [name for name in NAMES if name not in ("sd3", "sd3_without_t5")]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", HALF)
+def test_the_exported_step_runs_in_half_precision(worlds, name, dtype, tmp_path):
+    """To the images, from `sigma`, the convention whose scheduler could be of another precision."""
+    world = worlds(name)
+    frame = world.frame(SQUARE)
+    one_step, z, x0 = trainer_x0(frame, world.network, 1000 if world.flow else 440, "sigma", PROMPTS[:1], world.text)
+    out = export_pipeline(frame, world.network.network.state_dict(), one_step, tmp_path / "pipeline")
+    plain = DiffusionPipeline.from_pretrained(out, torch_dtype=dtype, low_cpu_mem_usage=False)
+    plain.set_progress_bar_config(disable=True)
+    given, arguments = frame.packed(z).to(dtype), call_arguments(read_frame(out))
+    latents = frame.unpacked(plain(PROMPTS[:1], latents=given, output_type="latent", **arguments).images)
+    assert (latents.float() - x0).abs().max() < 0.05 * x0.abs().max()
+    assert plain(PROMPTS[:1], latents=given, output_type="pt", **arguments).images.isfinite().all()
+
+
 @torch.no_grad()
 def test_nan_is_no_small_difference(worlds, tmp_path):
     world = worlds("pixart")
@@ -115,6 +135,7 @@ def test_the_arithmetic_may_be_bf16(worlds, name, weights):
     x_t = torch.randn(2, *frame.latent_shape, generator=torch.Generator().manual_seed(5))
     asked = x_t, torch.tensor([300, 700]), world.text(PROMPTS[:2])
     network = load_denoiser(world.folder, "bf16", weights, frame)
+    assert {p.dtype for p in network.parameters()} == {torch.float32 if weights == "fp32" else torch.bfloat16}
     if weights == "fp32":
         network.network.enable_gradient_checkpointing()
         network.train()
