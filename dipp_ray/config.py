@@ -35,7 +35,10 @@ class ModelSection(Section):
         None, description="Height and width of the images, pixels; null: those that the teacher's folder is made for."
     )
     embedded_guidance: float | None = Field(
-        None, ge=0, description="Scale told to a network that reads one (FLUX.1-dev); null: its pipeline's own."
+        None,
+        ge=0,
+        description="Scale told to a network that reads one (FLUX.1-dev), besides objective.guidance_scale, which is "
+        "then 1 unless both are meant; null: its pipeline's own.",
     )
 
 

@@ -64,6 +64,8 @@ def _completed(network: dict, network_class: str) -> dict:
     """A network's settings with its class's defaults where its config.json says nothing, as folders of old do."""
     import diffusers
 
+    if not hasattr(diffusers, network_class):
+        raise UserError(f"{network_class} is no class of the installed diffusers {diffusers.__version__}: upgrade it")
     parameters = inspect.signature(getattr(diffusers, network_class).__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and not p.name.startswith("_")}
     return json.loads(json.dumps(defaults)) | network  # tuples become lists

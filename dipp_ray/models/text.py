@@ -15,8 +15,8 @@ class TextEncoder:
     """Encodes prompts one by one, so that a prompt's bits never depend on its batch, and remembers them.
 
     `dtype`, 'fp32' or 'bf16', is that of the encoders' weights and arithmetic. `remember` bounds the memory: so many
-    prompts, the oldest forgotten first. `frame` is the folder's, read here where it is None. Raises UserError for a
-    folder whose pipeline is not supported.
+    bytes, the oldest prompt forgotten first (one of FLUX.1 takes 8 MB, one of PixArt a fraction of that). `frame` is
+    the folder's, read here where it is None. Raises UserError for a folder whose pipeline is not supported.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class TextEncoder:
         folder: str | Path,
         device: torch.device,
         dtype: str = "fp32",
-        remember: int = 20_000,
+        remember: int = 4 * 2**30,
         frame: Family | None = None,
     ):
         self.frame = frame or read_frame(folder)
@@ -32,14 +32,16 @@ class TextEncoder:
         self.device = device
         self.remember = remember
         self._known: dict[str, PromptEmbeds] = {}
+        self._bytes = 0
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> PromptEmbeds:
         """Embeddings of the prompts, trimmed to the longest, on the CPU; '' is the null prompt of guidance."""
         for prompt in prompts:
             if prompt not in self._known:
-                self._known[prompt] = self.frame.encode(self.pipeline, prompt, self.device).to("cpu")
+                self._known[prompt] = self.frame.encode(self.pipeline, prompt, self.device).to("cpu").clone()
+                self._bytes += self._known[prompt].nbytes
         rows = [self._known[prompt] for prompt in prompts]
-        while len(self._known) > self.remember:  # only now: this batch may need the oldest
-            del self._known[next(iter(self._known))]
+        while self._bytes > self.remember and len(self._known) > 1:  # only now: this batch may need the oldest
+            self._bytes -= self._known.pop(next(iter(self._known))).nbytes
         return PromptEmbeds.concatenate(*rows).trimmed()
