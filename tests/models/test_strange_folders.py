@@ -144,6 +144,23 @@ def test_names_of_old_attention_blocks_are_known(originals, tmp_path):
     assert all(torch.equal(loaded[name], new[name]) for name in new)
 
 
+@pytest.mark.parametrize("name", ["pixart", "sd15"])
+def test_names_of_older_text_encoders_are_known(originals, tmp_path, name):
+    """CLIP under text_model with its positions written down, as published; T5 with its embeddings under both names."""
+    folder = shutil.copytree(originals[name], tmp_path / name)
+    before = TextEncoder(folder, CPU)(PROMPTS).tokens
+    path = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    if name == "pixart":
+        weights["encoder.embed_tokens.weight"] = weights["shared.weight"].clone()
+    else:
+        weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in weights.items()}
+        weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(weights, path, {"format": "pt"})
+    check_components(read_frame(folder))
+    assert torch.equal(TextEncoder(folder, CPU)(PROMPTS).tokens, before)
+
+
 def test_a_sentencepiece_model_without_tokenizer_json(folder, tmp_path):
     """As T5's tokenizer is published beside PixArt."""
     import sentencepiece
