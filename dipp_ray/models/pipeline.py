@@ -32,7 +32,7 @@ def read_frame(
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give a diffusers pipeline folder (one with model_index.json)")
-    index = _json(folder / "model_index.json", f"{folder} is no diffusers pipeline")
+    index = _index(folder)
     kind = family_of(str(index.get("_class_name")), folder, family)
     if kind.network_part not in index:
         raise UserError(f"{folder}: its model_index.json names no {kind.network_part} to train")
@@ -71,19 +71,33 @@ def _completed(network: dict, network_class: str) -> dict:
     return json.loads(json.dumps(defaults)) | network  # tuples become lists
 
 
+def _index(folder: Path) -> dict:
+    """model_index.json, whose components must be names within the folder: exports are written under them."""
+    index = _json(folder / "model_index.json", f"{folder} is no diffusers pipeline")
+    for name, entry in index.items():
+        if isinstance(entry, list) and not (
+            name.isidentifier() and len(entry) == 2 and all(isinstance(part, str | None) for part in entry)
+        ):
+            raise UserError(f"{folder} is no diffusers pipeline: its model_index.json says {name}: {entry}")
+    return index
+
+
 def one_step_of_folder(folder: str | Path) -> dict | None:
     """{'t_star', 'input', ...} that an exported folder was trained with, or None for another pipeline."""
     path = Path(folder) / ONE_STEP_FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    return _json(path, f"{folder} is no export") if path.exists() else None
 
 
 def _json(path: Path, otherwise: str) -> dict:
     try:
-        return json.loads(path.read_text())
+        said = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{otherwise}: {path.name} is missing") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{otherwise}: {path.name} is not JSON ({error})") from None
+    if not isinstance(said, dict):
+        raise UserError(f"{otherwise}: {path.name} holds no JSON object")
+    return said
 
 
 def one_step_of(frame: Family, t_star: int, convention: Convention) -> OneStep:
@@ -95,7 +109,7 @@ def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame
 
     frame: how it is called; None: as the folder's own says.
     """
-    from dipp_ray.models.components import load_model
+    from dipp_ray.models.components import load_model  # which imports transformers: slow, and a frame needs none
 
     frame = frame or read_frame(folder)
     network = load_model(Path(folder) / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])

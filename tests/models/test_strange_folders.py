@@ -298,6 +298,27 @@ def test_a_missing_component_is_named(folder, part):
     refused(folder, f"its model_index.json names {part}, but there is no such folder")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("model_index.json", "[]", "holds no JSON object"),
+        ("model_index.json", "{", "is not JSON"),
+        (
+            "model_index.json",
+            '{"_class_name": "PixArtAlphaPipeline", "../out": ["diffusers", "X"]}',
+            "no diffusers pipeline",
+        ),
+        ("model_index.json", '{"_class_name": "PixArtAlphaPipeline", "vae": ["diffusers"]}', "no diffusers pipeline"),
+        ("transformer/config.json", "null", "holds no JSON object"),
+        ("one_step.json", "{", "is not JSON"),
+    ],
+)
+def test_a_record_that_is_none_is_one_sentence(folder, name, text, sentence):
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_frame(folder)
+
+
 def test_channels_unlike_the_vaes_are_refused(folder):
     edited(folder / "vae" / "config.json", latent_channels=16)
     with pytest.raises(UserError, match="reads 4 channels, but its VAE has 16"):
