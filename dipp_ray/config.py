@@ -25,7 +25,11 @@ class RunSection(Section):
 
 class ModelSection(Section):
     teacher: str = Field(description="Diffusers pipeline folder of the frozen teacher.")
-    generator: str | None = Field(None, description="Pipeline folder of the starting generator; null: the teacher.")
+    generator: str | None = Field(
+        None,
+        description="Pipeline folder of the starting generator, or its network alone (a folder or file of weights, "
+        "safetensors or .bin); null: the teacher.",
+    )
     input: Literal["unit", "sigma"] = Field("sigma", description="Generator's input: z, or sigma_{t*} z.")
     t_star: int = Field(ge=0, description="The fixed time at which the generator's network is read.")
     family: str | None = Field(

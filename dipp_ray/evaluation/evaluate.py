@@ -15,6 +15,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import about, evaluation_prompts, load_judge, measure, spread
 from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.evaluation.sampling import sample_images
+from dipp_ray.models.bare import is_bare
 from dipp_ray.models.pipeline import device_of_this_process, frame_of, one_step_of_folder
 from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.reporting.grid import save_grid
@@ -91,13 +92,15 @@ def summary(values: dict[str, float | None]) -> str:
 def evaluate_run(config: RunConfig, say: Say = print) -> dict:
     """Evaluate a finished run: its pipeline as 'aligned', where it started as 'base', and the teacher.
 
-    Distillation has no base, for it starts from the teacher. Writes run/evaluation.json and run/evaluation_grid.png.
+    Distillation has no base, for it starts from the teacher, nor a run that starts from a network alone. Writes
+    run/evaluation.json and run/evaluation_grid.png.
     """
     return evaluate(models_of(config, config.path / "pipeline", None), config, say, config.path)
 
 
 def models_of(config: RunConfig, pipeline: Path, against: Path | None) -> dict[str, str | Path]:
-    base = against or config.model.generator
+    start = config.model.generator
+    base = against or (start if start and not is_bare(start) else None)
     return ({"base": base} if base else {}) | {"aligned": pipeline, "teacher": config.model.teacher}
 
 

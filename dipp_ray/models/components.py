@@ -76,16 +76,19 @@ def check_model(folder: Path, library: str, kind: str) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is incomplete: config.json is missing")
     held = {name: tensor.shape for name, tensor in find_weights(folder, library).header().items()}
-    ask = _diffusers_differences if library == "diffusers" else _transformers_differences
+    ask = differences if library == "diffusers" else _transformers_differences
     try:
-        differences = ask(_class(folder, library, kind), folder, held)
+        found = ask(_class(folder, library, kind), folder, held)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"{folder}: a {kind} cannot be made of it ({_short(error)})") from None
-    _refuse(folder, *differences)
+    refuse(folder, *found)
 
 
-def _diffusers_differences(kind: Any, folder: Path, held: dict[str, tuple]) -> tuple[list, list, list]:
-    """Names that are missing, unexpected, and of another shape, as `from_pretrained` would find them."""
+def differences(kind: Any, folder: Path, held: dict[str, tuple]) -> tuple[list, list, list]:
+    """Names that are missing, unexpected, and of another shape, as `from_pretrained` of diffusers would find them.
+
+    kind: a class of diffusers. folder: that of its config.json. held: shapes by name.
+    """
     with torch.device("meta"):
         model = kind.from_config(kind.load_config(folder))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -114,12 +117,12 @@ def _names(mismatched: Iterable) -> list[str]:
     return sorted(entry if isinstance(entry, str) else entry[0] for entry in mismatched)
 
 
-def _refuse(folder: Path, missing: list[str], unexpected: list[str], other: list[str]) -> None:
+def refuse(path: Path, missing: list[str], unexpected: list[str], other: list[str]) -> None:
     for what, names in (("lack", missing), ("hold an unexpected", unexpected), ("hold in another shape", other)):
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             raise UserError(
-                f"{folder}: its weights {what} {', '.join(names[:NAMED])}{more}: they are not what its config.json "
+                f"{path}: its weights {what} {', '.join(names[:NAMED])}{more}: they are not what its config.json "
                 "describes; take the files that belong together"
             )
 
@@ -139,7 +142,7 @@ def load_model(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"the {kind} in {folder} does not load: {_short(error)}") from error
-    _refuse(folder, sorted(said["missing_keys"]), sorted(said["unexpected_keys"]), _names(said["mismatched_keys"]))
+    refuse(folder, sorted(said["missing_keys"]), sorted(said["unexpected_keys"]), _names(said["mismatched_keys"]))
     # Where the first tensor of a file is in fp32 already diffusers leaves all others as the file has them (SD3's).
     if library == "diffusers" and not model._keep_in_fp32_modules and {p.dtype for p in model.parameters()} != {dtype}:
         model.to(dtype)

@@ -107,10 +107,13 @@ def one_step_of(frame: Family, t_star: int, convention: Convention) -> OneStep:
 def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame: Family | None = None) -> Denoiser:
     """The network of the pipeline in `folder`, ready to be called; `compute` and `weights` are 'fp32' or 'bf16'.
 
-    frame: how it is called; None: as the folder's own says.
+    frame: how it is called; None: as the folder's own says. With it `folder` may hold the network alone (`bare`).
     """
+    from dipp_ray.models.bare import is_bare, load_bare
     from dipp_ray.models.components import load_model  # which imports transformers: slow, and a frame needs none
 
+    if frame is not None and is_bare(folder):
+        return Denoiser(load_bare(folder, frame, DTYPES[weights]), frame, DTYPES[compute])
     frame = frame or read_frame(folder)
     network = load_model(Path(folder) / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
     return Denoiser(network, frame, DTYPES[compute])

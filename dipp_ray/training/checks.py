@@ -9,6 +9,7 @@ from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import VPSchedule
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
+from dipp_ray.models.bare import check_bare, is_bare
 from dipp_ray.models.components import check_components, check_model
 from dipp_ray.models.pipeline import frame_of, one_step_of, one_step_of_folder, same_network
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
@@ -62,6 +63,9 @@ def check_end(config: RunConfig, diffusion: Diffusion) -> None:
 
 def check_generator(config: RunConfig, frame) -> None:
     if config.model.generator is None:
+        return
+    if is_bare(config.model.generator):
+        check_bare(config.model.generator, frame)
         return
     generator = frame_of(config.model, config.model.generator)
     same_network(frame, generator)
