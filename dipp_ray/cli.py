@@ -99,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--prompt", required=True)
     sample.add_argument("--out", type=Path, required=True, help="PNG file")
     sample.add_argument("--seed", type=int, default=0, help="of the latent noise (%(default)s)")
+    sample.add_argument("--family", help="package.module:Class, where it was trained as a family of your own")
     evaluate = verb(run_evaluate, "Rewards, judge and diversity of a pipeline: a table, JSON and a side-by-side grid.")
     evaluate.add_argument("pipeline", type=Path, help="pipeline folder, or a run's folder")
     evaluate.add_argument("--against", type=Path, help="pipeline folder to compare with")
@@ -176,7 +177,7 @@ def run_fit_reward(given) -> None:
 def run_sample(given) -> None:
     from dipp_ray.evaluation.sampling import sample_to_file
 
-    sample_to_file(given.pipeline, given.prompt, given.seed, given.out)
+    sample_to_file(given.pipeline, given.prompt, given.seed, given.out, given.family)
     print(given.out)
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dipp_ray.alignment.hyperparameters import Decay, Objective, Optimiser
 from dipp_ray.rewards.terms import RewardTerm, unique_names
-from dipp_ray.settings import Positive, Section, load_settings
+from dipp_ray.settings import Count, Positive, Section, load_settings
 
 
 class RunSection(Section):
@@ -34,9 +34,25 @@ class RunSection(Section):
 
 class ModelSection(Section):
     teacher: str = Field(description="Diffusers pipeline folder of the frozen teacher.")
-    generator: str | None = Field(None, description="Pipeline folder of the starting generator; null: the teacher.")
+    generator: str | None = Field(
+        None,
+        description="Pipeline folder of the starting generator, or its network alone (a folder or file of weights, "
+        "safetensors or .bin); null: the teacher.",
+    )
     input: Literal["unit", "sigma"] = Field("sigma", description="Generator's input: z, or sigma_{t*} z.")
     t_star: int = Field(ge=0, description="The fixed time at which the generator's network is read.")
+    family: str | None = Field(
+        None, description="`package.module:Class` of a family of one's own; null: by the class of the pipeline."
+    )
+    resolution: tuple[Count, Count] | None = Field(
+        None, description="Height and width of the images, pixels; null: those that the teacher's folder is made for."
+    )
+    embedded_guidance: float | None = Field(
+        None,
+        ge=0,
+        description="Scale told to a network that reads one (FLUX.1-dev), besides objective.guidance_scale, which is "
+        "then 1 unless both are meant; null: its pipeline's own.",
+    )
 
 
 class InitSection(Section):

@@ -114,11 +114,11 @@ def test_a_generator_of_another_depth(capsys, config_file, world, tmp_path):
 
 
 def test_a_pipeline_whose_prompts_cannot_be_encoded(capsys, config_file, world, tmp_path):
-    other = shutil.copytree(world[1], tmp_path / "sigma")
+    other = shutil.copytree(world[1], tmp_path / "other")
     index = json.loads((other / "model_index.json").read_text())
-    (other / "model_index.json").write_text(json.dumps(index | {"_class_name": "PixArtSigmaPipeline"}))
+    (other / "model_index.json").write_text(json.dumps(index | {"_class_name": "KandinskyPipeline"}))
     said = refused(capsys, "check", config_file, f"model.teacher={other}")
-    assert "class PixArtSigmaPipeline are not supported; known are PixArtAlphaPipeline" in said
+    assert "class KandinskyPipeline are not supported; known are StableDiffusionPipeline" in said
 
 
 def test_rewards_and_judges_may_lie_in_the_current_folder(config_file, tmp_path, monkeypatch):

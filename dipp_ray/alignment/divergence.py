@@ -28,8 +28,14 @@ def weight_of_time(weight: Weight, alpha: Tensor, sigma: Tensor) -> Tensor:
 def ikl_gradient(
     alpha: Tensor, sigma: Tensor, weight: Weight, reduction: Reduction, *, x0_psi: Tensor, x0_ref: Tensor
 ) -> Tensor:
-    """w(t) alpha_t (s_psi - s_ref), [B, ...] in fp64; with `mean` divided by the number of elements of a sample."""
+    """w(t) alpha_t (s_psi - s_ref), [B, ...] in fp64; with `mean` divided by the number of elements of a sample.
+
+    At alpha = 0, the end of a schedule of zero terminal SNR, it is the limit: of `x0_difference` x0_psi - x0_ref,
+    of the others 0.
+    """
     factor = weight_of_time(weight, alpha, sigma) * (alpha / sigma) ** 2
+    if weight == "x0_difference":
+        factor = factor.where(alpha > 0, 1.0)
     if reduction == "mean":
         factor = factor / x0_psi[0].numel()
     return per_sample(factor, x0_psi) * (x0_psi.double() - x0_ref.double())

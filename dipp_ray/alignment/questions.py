@@ -33,10 +33,19 @@ def score_loss(
     eps: Tensor,
     weight: ScoreWeight,
 ) -> Tensor:
-    """Score model, training: the score-matching loss at x_t, mean over the batch, a scalar in fp32."""
+    """Score model, training: the score-matching loss at x_t, mean over the batch, a scalar in fp32.
+
+    At alpha = 0 the weight `x0`, infinite there, stands before an error of eps that is 0: their product's limit is the
+    error of x_0 itself, which a network that predicts eps does not have.
+    """
     alpha, sigma = diffusion.schedule.alpha_sigma(t)
     x_t = diffusion.noised(x0, t, eps)
-    eps_psi = diffusion.epsilon(network(x_t, t, embeds), x_t, t)
+    output = network(x_t, t, embeds)
+    eps_psi, ends = diffusion.epsilon(output, x_t, t), alpha == 0
+    if weight == "x0" and ends.any():
+        loss = score_matching(eps_psi, eps, alpha.where(~ends, 1.0), sigma, weight)
+        at_end = (diffusion.x0(output, x_t, t) - x0.double()).square().flatten(1).mean(1)
+        return loss.where(~ends, at_end).mean().float()
     return score_matching(eps_psi, eps, alpha, sigma, weight).mean().float()
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """Text embeddings [B, L, D], their mask [B, L] (1 = read) or None, and pooled ones [B, P] or None (SDXL)."""
+    """Text embeddings [B, L, D], their mask [B, L] (1 = read) or None, and pooled ones [B, P] or None."""
 
     tokens: Tensor
     mask: Tensor | None = None
@@ -27,9 +27,17 @@ class PromptEmbeds:
     def parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return self.tokens, self.mask, self.pooled
 
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts if part is not None)
+
     def to(self, device, dtype: torch.dtype | None = None) -> "PromptEmbeds":
         """Moved; floating parts in `dtype` if given."""
         return self._map(lambda part: part.to(device, dtype if part.is_floating_point() else None))
+
+    def clone(self) -> "PromptEmbeds":
+        """A copy that holds no more memory than `nbytes`: what was trimmed is a view of the whole."""
+        return self._map(torch.clone)
 
     def repeat(self, times: int) -> "PromptEmbeds":
         """One row repeated `times`, as a view."""

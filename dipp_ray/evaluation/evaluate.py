@@ -15,8 +15,9 @@ from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import about, evaluation_prompts, load_judge, measure, spread
 from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.evaluation.sampling import sample_images
-from dipp_ray.models.export import load_pipeline, one_step_of_folder
-from dipp_ray.models.pipeline import device_of_this_process, read_frame
+from dipp_ray.models.bare import is_bare
+from dipp_ray.models.pipeline import device_of_this_process, frame_of, one_step_of_folder
+from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.reporting.grid import save_grid
 from dipp_ray.reporting.progress import number
 from dipp_ray.reporting.waiting import waiting
@@ -39,7 +40,7 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
     """
     settings = config.evaluation
     for folder in models.values():
-        read_frame(folder)
+        frame_of(config.model, folder)
     judge = load_judge(settings.judge)
     texts = spread(evaluation_prompts(config), settings.samples)
     device = device_of_this_process()
@@ -79,7 +80,7 @@ def batch_of(config: RunConfig) -> int:
 
 def timed_samples(folder, texts: list[str], config: RunConfig, device: torch.device) -> tuple[Tensor, float]:
     """Images [B, 3, H, W] in [0, 1] of a pipeline folder, and how many it made a second, loading left out."""
-    pipeline = load_pipeline(folder, device)
+    pipeline = load_pipeline(folder, device, frame_of(config.model, folder))
     how = (1, 0.0) if one_step_of_folder(folder) else (config.evaluation.teacher_steps, 1.0)
     sample_images(pipeline, texts[:1], config.run.seed, 1 if how[0] == 1 else 2, how[1], 1)  # the first call is slower
     clock = time.perf_counter()
@@ -94,13 +95,15 @@ def summary(values: dict[str, float | None]) -> str:
 def evaluate_run(config: RunConfig, say: Say = print) -> dict:
     """Evaluate a finished run: its pipeline as 'aligned', where it started as 'base', and the teacher.
 
-    Distillation has no base, for it starts from the teacher. Writes run/evaluation.json and run/evaluation_grid.png.
+    Distillation has no base, for it starts from the teacher, nor a run that starts from a network alone. Writes
+    run/evaluation.json and run/evaluation_grid.png.
     """
     return evaluate(models_of(config, config.path / "pipeline", None), config, say, config.path)
 
 
 def models_of(config: RunConfig, pipeline: Path, against: Path | None) -> dict[str, str | Path]:
-    base = against or config.model.generator
+    start = config.model.generator
+    base = against or (start if start and not is_bare(start) else None)
     return ({"base": base} if base else {}) | {"aligned": pipeline, "teacher": config.model.teacher}
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from dipp_ray.config import RunConfig
-from dipp_ray.models.export import call_arguments
-from dipp_ray.models.pipeline import read_frame
+from dipp_ray.models.families import Family
+from dipp_ray.models.plain_pipeline import call_arguments
 
 CARD = """---
 library_name: diffusers
@@ -19,7 +19,7 @@ arXiv:2410.18881) with dipp-ray.
 ```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{folder}")
+pipeline = DiffusionPipeline.from_pretrained("{folder}"{without})
 image = pipeline("{prompt}", {arguments}).images[0]
 ```
 
@@ -41,16 +41,17 @@ It inherits the biases of its base and of its reward model.
 """
 
 
-def write_card(folder: Path, config: RunConfig, steps: int) -> None:
+def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> None:
     """Write README.md into an exported pipeline folder, with the call that reproduces the trainer's x0."""
     arguments = ", ".join(f"{key}={value:g}" if not isinstance(value, bool) else f"{key}={value}"
-                          for key, value in call_arguments(read_frame(folder).pipeline_class).items())  # fmt: skip
+                          for key, value in call_arguments(frame).items())  # fmt: skip
     objective, rewarded = config.objective, config.objective.reward_scale > 0
     terms = ", ".join(f"{term.name} ({term.model}, weight {term.weight:g})" for term in config.trained_terms)
     (folder / "README.md").write_text(
         CARD.format(
             name=config.run.name,
             folder=folder,
+            without="".join(f", {name}=None" for name in frame.absent if name not in frame.dispensable),
             prompt="your prompt",
             arguments=arguments,
             teacher=config.model.teacher,

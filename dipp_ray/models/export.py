@@ -1,96 +1,90 @@
-"""The trained generator as a diffusers pipeline folder that gives the trainer's x0 in one step.
-
-The schedule is truncated at t*, so that `num_inference_steps=1` with trailing spacing lands exactly there. Other
-choices of scheduler are silently wrong: DDIM with set_alpha_to_one=False by 2.5 %, DDPM with clip_sample by 46 %.
-"""
+"""The trained generator as a diffusers pipeline folder that gives the trainer's x0 in one step."""
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from torch import Tensor
 
 from dipp_ray.diffusion.one_step import OneStep
-from dipp_ray.diffusion.schedule import FlowSchedule
 from dipp_ray.errors import UserError
-from dipp_ray.models.pipeline import load_denoiser, read_frame
+from dipp_ray.models.components import is_plain, load_model, models_of
+from dipp_ray.models.families import Family
+from dipp_ray.models.pipeline import ONE_STEP_FILE, load_denoiser
+from dipp_ray.models.plain_pipeline import load_pipeline
+from dipp_ray.models.weights import find_weights, is_weights
 from dipp_ray.storage.aside import whole_folder
 
-# Read beside the weights by whoever trains on from this folder.
-ONE_STEP_FILE = "one_step.json"
 
-
-def export_pipeline(teacher: str | Path, weights: dict[str, Tensor], one_step: OneStep, out: str | Path) -> Path:
+def export_pipeline(frame: Family, weights: dict[str, Tensor], one_step: OneStep, out: str | Path) -> Path:
     """Write the teacher's pipeline with the generator's weights (by parameter name, fp32) to the folder `out`.
 
     It is built aside and renamed into place. Raises UserError where the weights do not fit the teacher's network.
     """
-    frame, out = read_frame(teacher), Path(out)
-    network = load_denoiser(teacher, "fp32").network
+    out = Path(out)
+    network = load_denoiser(frame.folder, "fp32", frame=frame).network
     missing, unexpected = network.load_state_dict(weights, strict=False)
     missing = [name for name in missing if name in dict(network.named_parameters())]
     if missing or unexpected:
-        raise UserError(f"the weights do not fit {teacher}: missing {missing[:3]}, unexpected {list(unexpected)[:3]}")
-    scheduler = one_step_scheduler(frame.folder, one_step)
+        raise UserError(
+            f"the weights do not fit {frame.folder}: missing {missing[:3]}, unexpected {list(unexpected)[:3]}"
+        )
+    scheduler = frame.one_step_scheduler(one_step)
     with whole_folder(out) as aside:
-        others = shutil.ignore_patterns(frame.network_part, "scheduler", ONE_STEP_FILE)
-        shutil.copytree(frame.folder, aside, ignore=others, dirs_exist_ok=True)
+        index = copy_components(frame, aside, without=(frame.network_part, "scheduler"))
         network.save_pretrained(aside / frame.network_part)
         scheduler.save_pretrained(aside / "scheduler")
-        index = json.loads((aside / "model_index.json").read_text())
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        index[frame.network_part] = ["diffusers", frame.network_class]
         (aside / "model_index.json").write_text(json.dumps(index, indent=2))
-        (aside / ONE_STEP_FILE).write_text(json.dumps({"t_star": one_step.t_star, "input": one_step.convention}))
+        (aside / ONE_STEP_FILE).write_text(json.dumps(one_step_record(frame, one_step)))
     return out
 
 
-def one_step_scheduler(teacher: Path, one_step: OneStep):
-    """The scheduler with which one step from noise is the generator, exactly."""
-    if isinstance(one_step.diffusion.schedule, FlowSchedule):
-        return DiffusionPipeline.from_pretrained(teacher).scheduler
-    config = json.loads((teacher / "scheduler" / "scheduler_config.json").read_text())
-    betas = DDPMScheduler.from_config(config).betas[: one_step.t_star + 1].tolist()
-    shared = {
-        "trained_betas": betas,
-        "num_train_timesteps": one_step.t_star + 1,
-        "timestep_spacing": "trailing",
-        "prediction_type": one_step.diffusion.kind,
-    }
-    if one_step.convention == "unit":
-        return DDPMScheduler(clip_sample=False, variance_type="fixed_small", **shared)
-    return EulerDiscreteScheduler(**shared)
+def copy_components(frame: Family, out: Path, without: Collection[str]) -> dict:
+    """Write the folder's named components to a new folder; returns the model_index.json that belongs to them.
+
+    Nothing else of the folder goes along, nor hidden files, dangling links and weights of other kinds. Weights that
+    plain diffusers would not load as the trainer does (a variant, .bin, half precision) are written anew in fp32.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    models = models_of(frame)
+    for name, entry in frame.index.items():
+        if not isinstance(entry, list) or name in frame.absent or name in without:
+            continue
+        source = frame.folder / name
+        files = find_weights(source, models[name][0]) if name in models else None
+        plain = files is not None and is_plain(files)
+        kept = [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
+        if files is not None:
+            kept = [path for path in kept if (plain and path in files.all) or not is_weights(path)]
+        (out / name).mkdir()
+        for path in kept:
+            shutil.copyfile(path, out / name / path.name)
+        if files is not None and not plain:
+            load_model(source, *models[name], torch.float32).save_pretrained(out / name)
+    return frame.index | {name: [None, None] for name in frame.absent}
 
 
-def one_step_of_folder(folder: str | Path) -> dict | None:
-    """{'t_star', 'input'} that an exported folder was trained with, or None for another pipeline."""
-    path = Path(folder) / ONE_STEP_FILE
-    return json.loads(path.read_text()) if path.exists() else None
+def one_step_record(frame: Family, one_step: OneStep) -> dict:
+    """What one_step.json holds: where and how the network is read, and what was set beside its folder's own."""
+    record: dict = {"t_star": one_step.t_star, "input": one_step.convention}
+    if frame.resolution is not None:
+        record["resolution"] = list(frame.resolution)
+    if frame.embedded_guidance is not None:
+        record["embedded_guidance"] = frame.embedded_guidance
+    return record
 
 
-def call_arguments(pipeline_class: str) -> dict:
-    """What the call of a pipeline of this class needs beside the prompt for one step without guidance."""
-    arguments = {"num_inference_steps": 1, "guidance_scale": 0.0}
-    if pipeline_class.startswith("PixArt"):
-        arguments |= {"use_resolution_binning": False, "clean_caption": False}
-    return arguments
+def export_error(
+    folder: str | Path, prompts: list[str], z: Tensor, x0: np.ndarray, frame: Family | None = None
+) -> float:
+    """Largest difference between the exported pipeline's latents and the trainer's x0 [B, C, h, w], relative to x0.
 
-
-def load_pipeline(folder: str | Path, device: torch.device | str = "cpu") -> DiffusionPipeline:
-    """A pipeline folder in plain diffusers, without its progress bar. Raises UserError where it does not load."""
-    read_frame(folder)
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} does not load as a diffusers pipeline: {' '.join(str(error).split())}") from None
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
-
-
-def export_error(folder: str | Path, prompts: list[str], z: Tensor, x0: np.ndarray) -> float:
-    """Largest difference between the exported pipeline's latents and the trainer's x0 [B, C, h, w], relative to x0."""
-    pipeline = load_pipeline(folder)
-    latents = pipeline(prompts, latents=z, output_type="latent", **call_arguments(type(pipeline).__name__)).images
+    NaN where either holds one: it is within no bound.
+    """
+    latents = load_pipeline(folder, frame=frame).latents(prompts, z)
     return float(np.abs(latents.numpy() - x0).max() / np.abs(x0).max())

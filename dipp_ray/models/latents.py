@@ -5,11 +5,11 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from dipp_ray.errors import UserError
-from dipp_ray.models.vae_folder import find_vae
+from dipp_ray.models.components import load_model
+from dipp_ray.models.vae_folder import find_vae, is_of_videos, pixels_per_latent
 
 
 class LatentDecoder(nn.Module):
@@ -25,45 +25,46 @@ class LatentDecoder(nn.Module):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
         config = vae.config
-        self.latent_channels = config.latent_channels
-        self.factor = 2 ** (len(config.get("block_out_channels", (0,))) - 1)  # pixels of an image's side per latent
-        self.scaling = config.get("scaling_factor") or 1.0
-        self.shift = config.get("shift_factor") or 0.0
-        if config.get("latents_mean") is not None:
-            raise UserError(
-                "this VAE normalises latents channel by channel (latents_mean), which is not supported: "
-                "take one with scaling_factor and shift_factor"
-            )
+        self.videos = is_of_videos(config)
+        self.latent_channels = config["z_dim"] if self.videos else config["latent_channels"]
+        self.factor = pixels_per_latent(config)  # pixels of an image's side per latent
+        self.scaling: Any = config.get("scaling_factor") or 1.0
+        self.shift: Any = config.get("shift_factor") or 0.0
+        if config.get("latents_mean") is not None:  # channel by channel, and no shift_factor beside it
+            mean, std = (torch.tensor(config[key])[:, None, None] for key in ("latents_mean", "latents_std"))
+            self.scaling, self.shift = self.scaling / std, mean
 
     @classmethod
     def from_folder(
         cls, folder: str | Path, dtype: torch.dtype = torch.float32, checkpoint: bool = False
     ) -> "LatentDecoder":
-        """Load the VAE of a diffusers pipeline folder, or of a VAE's own (safetensors only). Raises UserError.
+        """Load the VAE of a diffusers pipeline folder, or of a VAE's own. Raises UserError.
 
         checkpoint: the backward pass recomputes activations, so that less memory is held.
         """
         found = find_vae(folder)
         if not hasattr(diffusers, found.kind):
             raise UserError(f"{folder}: its VAE is a {found.kind}, which this diffusers does not have: take another")
-        try:
-            vae = getattr(diffusers, found.kind).from_pretrained(
-                found.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"the VAE in {found.path} does not load: {' '.join(str(error).split())}") from error
+        vae = load_model(found.path, "diffusers", found.kind, dtype)
         if checkpoint:
             vae.enable_gradient_checkpointing()
         return cls(vae)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [B, C, h, w] in the model's scale -> images [B, 3, H, W] in [0, 1], in the latents' dtype."""
-        z = latents.to(self.vae.dtype) / self.scaling + self.shift
-        return ((self.vae.decode(z).sample + 1) / 2).clamp(0, 1).to(latents.dtype)
+        z = latents.to(self.vae.dtype) / self._on(self.scaling, latents) + self._on(self.shift, latents)
+        images = self.vae.decode(z[:, :, None]).sample[:, :, 0] if self.videos else self.vae.decode(z).sample
+        return ((images + 1) / 2).clamp(0, 1).to(latents.dtype)
+
+    def _on(self, value: Any, latents: torch.Tensor) -> Any:
+        return value.to(latents.device, self.vae.dtype) if isinstance(value, torch.Tensor) else value
 
     forward = decode
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [0, 1] -> the mode of their latents [B, C, h, w] in the model's scale."""
-        posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
-        return ((posterior.mode() - self.shift) * self.scaling).to(images.dtype)
+        given = (images * 2 - 1).to(self.vae.dtype)
+        encoded = self.vae.encode(given[:, :, None] if self.videos else given)
+        z = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()  # a deep one has no spread
+        z = z[:, :, 0] if self.videos else z
+        return ((z - self._on(self.shift, images)) * self._on(self.scaling, images)).to(images.dtype)

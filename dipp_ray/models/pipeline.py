@@ -1,133 +1,139 @@
-"""A diffusers pipeline folder, read part by part: its frame, its network, its text encoder. Never its code."""
+"""A diffusers pipeline folder, read part by part: its family, its network. Never its code."""
 
 import inspect
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from dipp_ray.config import ModelSection
 from dipp_ray.diffusion.one_step import Convention, OneStep
-from dipp_ray.diffusion.parameterisation import PARAMETERISATIONS
-from dipp_ray.diffusion.process import Diffusion
-from dipp_ray.diffusion.schedule import FlowSchedule, VPSchedule
 from dipp_ray.errors import UserError
-from dipp_ray.models.denoiser import CALLS, DTYPES, Denoiser
-from dipp_ray.models.encoders import ENCODERS
+from dipp_ray.models.denoiser import DTYPES, Denoiser
+from dipp_ray.models.families import Family, family_of
+from dipp_ray.models.vae_folder import find_vae
+
+# Read beside the weights by whoever samples or trains on from an exported folder.
+ONE_STEP_FILE = "one_step.json"
 
 
-@dataclass(frozen=True)
-class PipelineFrame:
-    """What a pipeline folder says without loading its weights."""
+def read_frame(
+    folder: str | Path,
+    family: str | None = None,
+    resolution: tuple[int, int] | None = None,
+    embedded_guidance: float | None = None,
+) -> Family:
+    """Read a pipeline folder's configuration files. Raises UserError where it is no pipeline that can be trained.
 
-    folder: Path
-    pipeline_class: str
-    network_part: str  # 'transformer' or 'unet'
-    network_class: str
-    latent_shape: tuple[int, int, int]  # C, h, w
-    diffusion: Diffusion
-    network: dict = field(repr=False, hash=False)  # the network's config.json
-
-
-def read_frame(folder: str | Path) -> PipelineFrame:
-    """Read a pipeline folder's configuration files. Raises UserError where it is no pipeline that can be trained."""
+    family: 'package.module:Class' of one that is not listed here. resolution: height and width in pixels.
+    embedded_guidance: what a network that reads its guidance scale is told. Where they are None an exported
+    folder's are those that it was trained with, and another's are its own.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give a diffusers pipeline folder (one with model_index.json)")
-    index = _json(folder / "model_index.json", f"{folder} is no diffusers pipeline")
-    pipeline_class = index.get("_class_name")
-    if pipeline_class not in ENCODERS:
-        raise UserError(
-            f"{folder}: pipelines of class {pipeline_class} are not supported; known are {', '.join(ENCODERS)}"
-        )
-    part = next((name for name in ("transformer", "unet") if name in index), None)
-    if part is None:
-        raise UserError(f"{folder}: its model_index.json names neither a transformer nor a unet to train")
-    network_class = index[part][1]
-    if network_class not in CALLS:
-        raise UserError(f"{folder}: {network_class} is not supported; known are {', '.join(CALLS)}")
-    network = _json(folder / part / "config.json", f"{folder}/{part} is incomplete")
-    size = network["sample_size"]
-    return PipelineFrame(
+    index = _index(folder)
+    kind = family_of(str(index.get("_class_name")), folder, family)
+    if kind.network_part not in index:
+        raise UserError(f"{folder}: its model_index.json names no {kind.network_part} to train")
+    network = _json(folder / kind.network_part / "config.json", f"{folder}/{kind.network_part} is incomplete")
+    network_class = kind.present_name(index[kind.network_part][1], network)
+    if network_class not in kind.networks:
+        raise UserError(f"{folder}: {network_class} is not supported; known are {', '.join(kind.networks)}")
+    trained = one_step_of_folder(folder) or {}
+    given = resolution or trained.get("resolution")
+    frame = kind(
         folder,
-        pipeline_class,
-        part,
-        network_class,
-        (network["in_channels"], size, size),
-        _diffusion(folder, network_class),
-        network,
+        index | {kind.network_part: ["diffusers", network_class]},
+        _completed(network, network_class),
+        _json(folder / "scheduler" / "scheduler_config.json", f"{folder}/scheduler is incomplete"),
+        find_vae(folder),
+        tuple(given) if given else None,
+        trained.get("embedded_guidance") if embedded_guidance is None else embedded_guidance,
     )
+    frame.check()
+    return frame
 
 
-def _diffusion(folder: Path, network_class: str) -> Diffusion:
-    from diffusers import DDPMScheduler
+def frame_of(model: ModelSection, folder: str | Path | None = None) -> Family:
+    """The frame of the configured teacher, or of another folder that is read as it is."""
+    return read_frame(folder or model.teacher, model.family, model.resolution, model.embedded_guidance)
 
-    config = _json(folder / "scheduler" / "scheduler_config.json", f"{folder}/scheduler is incomplete")
-    if config["_class_name"].startswith("FlowMatch"):
-        return Diffusion(FlowSchedule(config["num_train_timesteps"]), "flow_prediction")
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in PARAMETERISATIONS:
-        raise UserError(f"{folder}: prediction type {kind} is not supported; known are {', '.join(PARAMETERISATIONS)}")
-    # DDPMScheduler computes the betas of every VP scheduler's configuration; the product is taken again in fp64.
-    return Diffusion(VPSchedule((1 - DDPMScheduler.from_config(config).betas.double()).cumprod(0)), kind)
+
+def _completed(network: dict, network_class: str) -> dict:
+    """A network's settings with its class's defaults where its config.json says nothing, as folders of old do."""
+    import diffusers
+
+    if not hasattr(diffusers, network_class):
+        raise UserError(f"{network_class} is no class of the installed diffusers {diffusers.__version__}: upgrade it")
+    parameters = inspect.signature(getattr(diffusers, network_class).__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and not p.name.startswith("_")}
+    return json.loads(json.dumps(defaults)) | network  # tuples become lists
+
+
+def _index(folder: Path) -> dict:
+    """model_index.json, whose components must be names within the folder: exports are written under them."""
+    index = _json(folder / "model_index.json", f"{folder} is no diffusers pipeline")
+    for name, entry in index.items():
+        if isinstance(entry, list) and not (
+            name.isidentifier() and len(entry) == 2 and all(isinstance(part, str | None) for part in entry)
+        ):
+            raise UserError(f"{folder} is no diffusers pipeline: its model_index.json says {name}: {entry}")
+    return index
+
+
+def one_step_of_folder(folder: str | Path) -> dict | None:
+    """{'t_star', 'input', ...} that an exported folder was trained with, or None for another pipeline."""
+    path = Path(folder) / ONE_STEP_FILE
+    return _json(path, f"{folder} is no export") if path.exists() else None
 
 
 def _json(path: Path, otherwise: str) -> dict:
     try:
-        return json.loads(path.read_text())
+        said = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{otherwise}: {path.name} is missing") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{otherwise}: {path.name} is not JSON ({error})") from None
+    if not isinstance(said, dict):
+        raise UserError(f"{otherwise}: {path.name} holds no JSON object")
+    return said
 
 
-def one_step_of(frame: PipelineFrame, t_star: int, convention: Convention) -> OneStep:
+def one_step_of(frame: Family, t_star: int, convention: Convention) -> OneStep:
     return OneStep(frame.diffusion, t_star, convention)
 
 
-def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32") -> Denoiser:
-    """The pipeline's network, ready to be called; `compute` and `weights` are 'fp32' or 'bf16'."""
-    import diffusers
+def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame: Family | None = None) -> Denoiser:
+    """The network of the pipeline in `folder`, ready to be called; `compute` and `weights` are 'fp32' or 'bf16'.
 
-    frame = read_frame(folder)
-    network_class = getattr(diffusers, frame.network_class)
-    network = network_class.from_pretrained(
-        frame.folder,
-        subfolder=frame.network_part,
-        torch_dtype=DTYPES[weights],
-        use_safetensors=True,
-        low_cpu_mem_usage=False,
-    )
-    return Denoiser(network, DTYPES[compute])
+    frame: how it is called; None: as the folder's own says. With it `folder` may hold the network alone (`bare`).
+    """
+    from dipp_ray.models.bare import is_bare, load_bare
+    from dipp_ray.models.components import load_model  # which imports transformers: slow, and a frame needs none
+
+    if frame is not None and is_bare(folder):
+        return Denoiser(load_bare(folder, frame, DTYPES[weights]), frame, DTYPES[compute])
+    frame = frame or read_frame(folder)
+    network = load_model(Path(folder) / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
+    return Denoiser(network, frame, DTYPES[compute])
 
 
-def same_network(first: PipelineFrame, second: PipelineFrame) -> None:
+def same_network(first: Family, second: Family) -> None:
     """Raise UserError, with the first setting that differs, unless both folders hold networks of one architecture."""
     if first.network_class != second.network_class:
         raise UserError(
             f"{second.folder} holds a {second.network_class}, but the teacher {first.folder} a {first.network_class}: "
             "use a generator of the teacher's kind"
         )
-    one, other = _settings(first), _settings(second)
-    key = next((key for key in one if one[key] != other[key]), None)
+    # Keys that the class does not know are left out, as are those that begin with '_'.
+    known = _completed({}, first.network_class)
+    key = next((key for key in known if first.network[key] != second.network[key]), None)
     if key is not None:
         raise UserError(
-            f"{second.folder}: its {second.network_part} has {key}={other[key]}, but that of the teacher "
-            f"{first.folder} {key}={one[key]}: use a generator of the teacher's kind"
+            f"{second.folder}: its {second.network_part} has {key}={second.network[key]}, but that of the teacher "
+            f"{first.folder} {key}={first.network[key]}: use a generator of the teacher's kind"
         )
-
-
-def _settings(frame: PipelineFrame) -> dict:
-    """All settings of the frame's network: older folders leave out what is the class's default, exported ones do not.
-
-    Keys that the class does not know are left out, as are those that begin with '_'.
-    """
-    import diffusers
-
-    parameters = inspect.signature(getattr(diffusers, frame.network_class).__init__).parameters.values()
-    settings = {p.name: p.default for p in parameters if p.default is not p.empty and not p.name.startswith("_")}
-    given = {key: value for key, value in frame.network.items() if key in settings}
-    return json.loads(json.dumps(settings | given))  # tuples become lists
 
 
 def device_of_this_process() -> torch.device:

@@ -1,14 +1,13 @@
 """Prompts to embeddings, by the pipeline's own tokenizers and text encoders."""
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
+from dipp_ray.models.components import load_components
 from dipp_ray.models.denoiser import DTYPES
-from dipp_ray.models.encoders import ENCODERS
+from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import read_frame
 
 
@@ -16,19 +15,33 @@ class TextEncoder:
     """Encodes prompts one by one, so that a prompt's bits never depend on its batch, and remembers them.
 
     `dtype`, 'fp32' or 'bf16', is that of the encoders' weights and arithmetic. `remember` bounds the memory: so many
-    prompts, the one unused for longest forgotten first. Raises UserError for a folder whose pipeline is not supported.
+    bytes, the oldest prompt forgotten first (one of FLUX.1 takes 8 MB, one of PixArt a fraction of that). `frame` is
+    the folder's, read here where it is None. Raises UserError for a folder whose pipeline is not supported.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device, dtype: str = "fp32", remember: int = 20_000):
-        frame = read_frame(folder)
-        self.pipeline = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=DTYPES[dtype], **{frame.network_part: None, "vae": None}
-        ).to(device)
-        encode = ENCODERS[frame.pipeline_class]
-        self._embeds_of = lru_cache(remember)(lambda prompt: encode(self.pipeline, prompt, device).to("cpu"))
+    def __init__(
+        self,
+        folder: str | Path,
+        device: torch.device,
+        dtype: str = "fp32",
+        remember: int = 4 * 2**30,
+        frame: Family | None = None,
+    ):
+        self.frame = frame or read_frame(folder)
+        self.pipeline = load_components(self.frame, DTYPES[dtype], (self.frame.network_part, "vae")).to(device)
+        self.device = device
+        self.remember = remember
+        self._known: dict[str, PromptEmbeds] = {}
+        self._bytes = 0
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> PromptEmbeds:
         """Embeddings of the prompts, trimmed to the longest, on the CPU; '' is the null prompt of guidance."""
-        rows = {prompt: self._embeds_of(prompt) for prompt in dict.fromkeys(prompts)}
-        return PromptEmbeds.concatenate(*(rows[prompt] for prompt in prompts)).trimmed()
+        for prompt in prompts:
+            if prompt not in self._known:
+                self._known[prompt] = self.frame.encode(self.pipeline, prompt, self.device).to("cpu").clone()
+                self._bytes += self._known[prompt].nbytes
+        rows = [self._known[prompt] for prompt in prompts]
+        while self._bytes > self.remember and len(self._known) > 1:  # only now: this batch may need the oldest
+            self._bytes -= self._known.pop(next(iter(self._known))).nbytes
+        return PromptEmbeds.concatenate(*rows).trimmed()

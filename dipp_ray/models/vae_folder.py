@@ -1,8 +1,10 @@
 """Where a folder holds a VAE: in a diffusers pipeline, or by itself. No torch here: drivers look before they start."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dipp_ray.errors import UserError
 
@@ -17,7 +19,27 @@ class VaeFolder:
 
     @property
     def latent_channels(self) -> int:
-        return self.config.get("latent_channels", 4)  # AutoencoderKL's own default
+        return self.config.get("latent_channels", self.config.get("z_dim", 4))  # 4: AutoencoderKL's own default
+
+    @property
+    def factor(self) -> int:
+        return pixels_per_latent(self.config)
+
+
+def is_of_videos(config: Mapping[str, Any]) -> bool:
+    """Whether a VAE reads and gives [B, C, frames, h, w], of which a picture is the only frame (Qwen-Image's)."""
+    return config.get("temperal_downsample") is not None
+
+
+def pixels_per_latent(config: Mapping[str, Any]) -> int:
+    """Pixels of an image's side per latent, from a VAE's config.json: every level but the last halves the side.
+
+    A VAE of videos names its levels by whether they halve time too, in diffusers' spelling.
+    """
+    if is_of_videos(config):
+        return 2 ** len(config["temperal_downsample"])
+    levels = config.get("block_out_channels") or config.get("encoder_block_out_channels") or (0,)
+    return 2 ** (len(levels) - 1)
 
 
 def find_vae(folder: str | Path) -> VaeFolder:

@@ -8,7 +8,7 @@ from dipp_ray.alignment.questions import predict_guided
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
-from dipp_ray.models.pipeline import load_denoiser, read_frame
+from dipp_ray.models.pipeline import frame_of, load_denoiser
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
 from dipp_ray.roles.report import Report, Stopwatch
@@ -22,10 +22,11 @@ class Teacher:
         role = config.roles.teacher
         self.objective = config.objective
         self.device = prepare(role, config.run.deterministic)
-        frame = read_frame(config.model.teacher)
+        frame = frame_of(config.model)
         self.diffusion, self.latent_shape = frame.diffusion, frame.latent_shape
         # Frozen: its weights may lie in the precision of its arithmetic.
-        self.network = load_denoiser(config.model.teacher, role.dtype, weights=role.dtype).to(self.device).eval()
+        network = load_denoiser(config.model.teacher, role.dtype, weights=role.dtype, frame=frame)
+        self.network = network.to(self.device).eval()
 
     @ray.method(num_returns=2)
     def guide(self, draws: Draws, x0, embeds, null) -> tuple[np.ndarray, Report]:

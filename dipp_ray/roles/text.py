@@ -6,6 +6,7 @@ import torch
 
 from dipp_ray.config import RunConfig
 from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.text import TextEncoder
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
@@ -19,7 +20,7 @@ class Text:
         self.device = prepare(config.roles.text, config.run.deterministic)
         self.folder = config.model.teacher
         self.chunk = config.micro_batch_size
-        self.encoder = TextEncoder(self.folder, self.device, config.roles.text.dtype)
+        self.encoder = TextEncoder(self.folder, self.device, config.roles.text.dtype, frame=frame_of(config.model))
         self.decoder: LatentDecoder | None = None  # loaded when the first image is asked for
 
     @ray.method(num_returns=2)

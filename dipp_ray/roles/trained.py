@@ -8,7 +8,7 @@ from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, TrainedRoleSection
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
-from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
+from dipp_ray.models.pipeline import frame_of, load_denoiser, one_step_of
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.engine import Engine
 from dipp_ray.roles.process import free_port, join, prepare
@@ -27,10 +27,10 @@ class TrainedRank:
         quiet_libraries()
         self.config, self.objective, self.role, self.optim, self.rank = config, config.objective, role, optim, rank
         self.device = prepare(role, config.run.deterministic)
-        frame = read_frame(config.model.teacher)
-        self.one_step = one_step_of(frame, config.model.t_star, config.model.input)
+        self.frame = frame_of(config.model)
+        self.one_step = one_step_of(self.frame, config.model.t_star, config.model.input)
         self.diffusion = self.one_step.diffusion
-        self.latent_shape = frame.latent_shape
+        self.latent_shape = self.frame.latent_shape
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:
@@ -43,7 +43,7 @@ class TrainedRank:
     def meet(self, host: str, port: int, folder: str) -> int:
         """Join the group's world and load the network of the pipeline in `folder`; returns its parameters' number."""
         join(self.rank, self.role.workers, host, port, self.device, self.config.roles.step_timeout_s)
-        network = load_denoiser(folder, self.role.dtype).to(self.device)
+        network = load_denoiser(folder, self.role.dtype, frame=self.frame).to(self.device)
         self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.role.workers)
         return sum(getattr(p, "ds_numel", p.numel()) for _, p in self.engine.named)
 

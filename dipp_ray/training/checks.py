@@ -5,10 +5,13 @@ import shutil
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.data.prompts import Prompts, read_prompts
+from dipp_ray.diffusion.process import Diffusion
+from dipp_ray.diffusion.schedule import VPSchedule
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
-from dipp_ray.models.export import one_step_of_folder
-from dipp_ray.models.pipeline import one_step_of, read_frame, same_network
+from dipp_ray.models.bare import check_bare, is_bare
+from dipp_ray.models.components import check_components, check_model
+from dipp_ray.models.pipeline import frame_of, one_step_of, one_step_of_folder, same_network
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 
 LEAST_FREE_BYTES = 50_000_000
@@ -16,7 +19,7 @@ LEAST_FREE_BYTES = 50_000_000
 
 def check(config: RunConfig) -> Prompts:
     """The prompts, after everything that needs no cluster has been found in order. Raises UserError otherwise."""
-    frame = read_frame(config.model.teacher)
+    frame = frame_of(config.model)
     one_step_of(frame, config.model.t_star, config.model.input)
     for key in ("score_timesteps", "divergence_timesteps"):
         high = getattr(config.objective, key)[1]
@@ -24,6 +27,8 @@ def check(config: RunConfig) -> Prompts:
             raise UserError(
                 f"objective.{key} ends at {high}, but the teacher has {frame.diffusion.schedule.num_timesteps} steps"
             )
+    check_end(config, frame.diffusion)
+    check_components(frame)
     check_generator(config, frame)
     for term in config.reward.terms if not config.reward.shared else ():  # a shared service has loaded its own
         check_term(term)
@@ -38,12 +43,36 @@ def check(config: RunConfig) -> Prompts:
     return prompts
 
 
+def check_end(config: RunConfig, diffusion: Diffusion) -> None:
+    """Raise UserError where x_0 is asked of an eps-predicting network at a time of alpha = 0, where it has none."""
+    if diffusion.kind != "epsilon" or not isinstance(diffusion.schedule, VPSchedule):
+        return
+    ends = [t for t, squared in enumerate(diffusion.schedule.alphas_cumprod.tolist()) if squared == 0]
+    objective = config.objective
+    asked = {"model.t_star": (config.model.t_star, config.model.t_star + 1)}
+    asked["objective.divergence_timesteps"] = objective.divergence_timesteps
+    if objective.score_weight == "x0":
+        asked["objective.score_timesteps"] = objective.score_timesteps
+    for key, (low, high) in asked.items():
+        if any(low <= t < high for t in ends):
+            raise UserError(
+                f"{key} holds t={ends[0]}, where the teacher's schedule has no signal left (zero terminal SNR) and its "
+                f"network, which predicts eps, says nothing of x_0: end before {ends[0]}"
+            )
+
+
 def check_generator(config: RunConfig, frame) -> None:
     if config.model.generator is None:
         return
-    same_network(frame, read_frame(config.model.generator))
+    if is_bare(config.model.generator):
+        check_bare(config.model.generator, frame)
+        return
+    generator = frame_of(config.model, config.model.generator)
+    same_network(frame, generator)
+    check_model(generator.folder / generator.network_part, "diffusers", generator.network_class)
     trained_with = one_step_of_folder(config.model.generator)
     given = {"t_star": config.model.t_star, "input": config.model.input}
+    trained_with = trained_with and {key: trained_with.get(key) for key in given}
     if trained_with and trained_with != given:
         raise UserError(
             f"{config.model.generator} was trained with {trained_with}, but the configuration says {given}: "

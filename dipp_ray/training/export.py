@@ -10,7 +10,7 @@ from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.models.card import write_card
 from dipp_ray.models.export import export_error, export_pipeline
-from dipp_ray.models.pipeline import one_step_of, read_frame
+from dipp_ray.models.pipeline import frame_of, one_step_of
 from dipp_ray.storage.aside import whole_file
 from dipp_ray.training.controller import Controller
 
@@ -29,12 +29,12 @@ def export_run(
     """Write run/pipeline from a checkpoint's moving average; with live roles its latents are compared."""
     out = export_checkpoint(config, store, checkpoint, config.path / "pipeline")
     if controller is not None:
-        frame = read_frame(config.model.teacher)
+        frame = frame_of(config.model)
         texts = controller.prompts.first(COMPARED)
         draws = Draws(config.run.seed, EVALUATION, 0, range(len(texts)))
         batches = [(draws, embeds) for embeds in controller.encoded([texts])]
         (x0,) = controller.together("generator", "sample_average", batches)[0]
-        error = export_error(out, texts, draws.normal("z", frame.latent_shape), x0)
+        error = export_error(out, texts, draws.normal("z", frame.latent_shape), x0, frame_of(config.model, out))
         say(f"exported {out}: its latents differ from the trainer's x0 by {error:.1e} (relative)")
         if not error <= LARGEST_EXPORT_ERROR and config.roles.generator.dtype == "fp32":
             raise RuntimeError(
@@ -56,7 +56,7 @@ def export_checkpoint(config: RunConfig, store: CheckpointStore, checkpoint: Che
     weights = {name.removeprefix("ema/"): value for name, value in tensors.items() if name.startswith("ema/")}
     if not weights:
         raise UserError(f"the checkpoint of step {checkpoint.step} holds no moving average of the generator")
-    one_step = one_step_of(read_frame(config.model.teacher), config.model.t_star, config.model.input)
-    export_pipeline(config.model.teacher, weights, one_step, out)
-    write_card(out, config, checkpoint.step)
+    frame = frame_of(config.model)
+    export_pipeline(frame, weights, one_step_of(frame, config.model.t_star, config.model.input), out)
+    write_card(out, frame, config, checkpoint.step)
     return out

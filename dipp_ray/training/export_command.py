@@ -6,7 +6,7 @@ from pathlib import Path
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import load_config
 from dipp_ray.errors import UserError
-from dipp_ray.models.export import one_step_of_folder
+from dipp_ray.models.pipeline import one_step_of_folder
 from dipp_ray.training.export import export_checkpoint
 
 STEP_FOLDER = re.compile(r"step_(\d{6,})")

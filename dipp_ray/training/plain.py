@@ -20,7 +20,7 @@ from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.models.denoiser import Denoiser
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
+from dipp_ray.models.pipeline import frame_of, load_denoiser, one_step_of
 from dipp_ray.models.text import TextEncoder
 from dipp_ray.serving.core.scoring import Scorer
 
@@ -147,14 +147,14 @@ def plain_loop(config: RunConfig, prompts: Prompts) -> PlainLoop:
     if config.init.score_checkpoint or config.reward.standardise:
         raise UserError("the plain loop knows neither init.score_checkpoint nor reward.standardise: leave them out")
     teacher, generator = config.model.teacher, config.model.generator or config.model.teacher
-    frame = read_frame(teacher)
+    frame = frame_of(config.model)
     return PlainLoop(
         config,
         one_step_of(frame, config.model.t_star, config.model.input),
-        load_denoiser(generator, config.roles.generator.dtype),
-        load_denoiser(teacher, config.roles.score.dtype),
-        load_denoiser(teacher, config.roles.teacher.dtype, weights=config.roles.teacher.dtype),
-        TextEncoder(teacher, torch.device("cpu")),
+        load_denoiser(generator, config.roles.generator.dtype, frame=frame),
+        load_denoiser(teacher, config.roles.score.dtype, frame=frame),
+        load_denoiser(teacher, config.roles.teacher.dtype, weights=config.roles.teacher.dtype, frame=frame),
+        TextEncoder(teacher, torch.device("cpu"), frame=frame),
         prompts,
         local_reward(config) if config.objective.reward_scale > 0 else None,
         frame.latent_shape,

@@ -47,8 +47,11 @@ def trajectory(config: RunConfig) -> dict[str, Any]:
 
 
 def trajectory_hash(config: RunConfig) -> str:
-    """SHA-256 of the settings that there were in format 1 of checkpoints, which know their run by it alone."""
-    return hash_of_json(_of_format_1(trajectory(config)))
+    """The hash by which alone checkpoints of format 1 know their run: SHA-256 of the settings that there were then,
+    or, where a younger one has not its default, of all."""
+    settings = trajectory(config)
+    old = _of_format_1(settings)
+    return hash_of_json(old if _completed(old) == settings else settings)
 
 
 def difference(record: Mapping, config: RunConfig) -> str | None:

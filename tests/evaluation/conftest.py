@@ -13,7 +13,8 @@ from tiny import pixart_pipeline, prompt_file
 
 def one_step_folder(teacher: Path, weights_of: Path, out: Path) -> Path:
     weights = load_denoiser(weights_of, "fp32").network.state_dict()
-    return export_pipeline(teacher, weights, one_step_of(read_frame(teacher), 440, "sigma"), out)
+    frame = read_frame(teacher)
+    return export_pipeline(frame, weights, one_step_of(frame, 440, "sigma"), out)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from dipp_ray.evaluation import evaluate as evaluation
 from dipp_ray.evaluation.evaluate import evaluate_command, evaluate_run
 from dipp_ray.evaluation.measure import diversity, load_judge, spread
 from dipp_ray.evaluation.sampling import sample_images
-from dipp_ray.models.export import load_pipeline
+from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.settings import validate
 from settings import InkReward
 from tiny import PROMPTS

@@ -8,9 +8,9 @@ from dipp_ray.alignment.questions import generate
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.sampling import sample_images, sample_to_file
-from dipp_ray.models.export import load_pipeline
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
+from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.models.text import TextEncoder
 
 CALL = {"num_inference_steps": 1, "guidance_scale": 0.0, "use_resolution_binning": False, "clean_caption": False}

@@ -1,12 +1,17 @@
 """What each family's network is called with, against what its own pipeline gives it, and which half of its output
 is the prediction."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel, StableDiffusionXLPipeline, UNet2DConditionModel
 
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.models.denoiser import Denoiser
+from dipp_ray.models.families.pixart import PixArtAlpha
+from dipp_ray.models.families.stable_diffusion_xl import StableDiffusionXL
+from dipp_ray.models.vae_folder import VaeFolder
 
 SIZE = 6  # latents of a side: 48 pixels
 B = 3
@@ -28,6 +33,13 @@ def sdxl():
         addition_time_embed_dim=4, projection_class_embeddings_input_dim=5 + 6 * 4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
+
+
+def denoiser(network):
+    """The network behind its family's call, with a VAE of eight pixels a latent."""
+    family = PixArtAlpha if isinstance(network, PixArtTransformer2DModel) else StableDiffusionXL
+    eighth = VaeFolder(Path(), "AutoencoderKL", {"block_out_channels": [8, 8, 8, 8]})
+    return Denoiser(network, family(Path(), {}, {}, {}, eighth), torch.float32)
 
 
 def inputs(pooled=None):
@@ -58,7 +70,7 @@ def called_with(network, monkeypatch):
 def test_of_a_learned_sigma_the_first_half_is_the_prediction():
     network = pixart(out_channels=4, use_additional_conditions=False)
     x_t, t, embeds = inputs()
-    output = Denoiser(network, torch.float32)(x_t, t, embeds)
+    output = denoiser(network)(x_t, t, embeds)
     both = network(
         x_t, encoder_hidden_states=embeds.tokens, encoder_attention_mask=embeds.mask, timestep=t,
         added_cond_kwargs={"resolution": None, "aspect_ratio": None},
@@ -72,7 +84,7 @@ def test_of_a_learned_sigma_the_first_half_is_the_prediction():
 def test_pixarts_resolution_is_height_and_width_in_pixels_and_their_ratio(monkeypatch):
     network = pixart(out_channels=2, use_additional_conditions=True)
     seen = called_with(network, monkeypatch)
-    Denoiser(network, torch.float32)(*inputs())
+    denoiser(network)(*inputs())
     conditions = seen[0]["added_cond_kwargs"]
     # The pipeline's: torch.tensor([height, width]).repeat(batch_size, 1) and torch.tensor([height / width])
     assert torch.equal(conditions["resolution"], torch.tensor([[48.0, 48.0]] * B))
@@ -83,7 +95,7 @@ def test_pixarts_resolution_is_height_and_width_in_pixels_and_their_ratio(monkey
 def test_pixart_without_conditions_is_given_none(monkeypatch):
     network = pixart(out_channels=2, use_additional_conditions=False)
     seen = called_with(network, monkeypatch)
-    Denoiser(network, torch.float32)(*inputs())
+    denoiser(network)(*inputs())
     assert seen[0]["added_cond_kwargs"] == {"resolution": None, "aspect_ratio": None}
 
 
@@ -92,7 +104,7 @@ def test_sdxls_time_ids_are_those_of_its_pipeline(monkeypatch):
     network = sdxl()
     seen = called_with(network, monkeypatch)
     x_t, t, embeds = inputs(pooled=5)
-    Denoiser(network, torch.float32)(x_t, t, embeds)
+    denoiser(network)(x_t, t, embeds)
 
     class Pipeline:  # what the pipeline's method reads of itself
         unet = network
@@ -113,7 +125,7 @@ def test_each_of_sdxls_time_ids_is_felt(position, monkeypatch):
     """So that the comparison above can fail by what matters: each of the six changes the output."""
     network = sdxl()
     x_t, t, embeds = inputs(pooled=5)
-    right = Denoiser(network, torch.float32)(x_t, t, embeds)
+    right = denoiser(network)(x_t, t, embeds)
     forward = network.forward
 
     def moved(*arguments, added_cond_kwargs, **keywords):
@@ -122,4 +134,4 @@ def test_each_of_sdxls_time_ids_is_felt(position, monkeypatch):
         return forward(*arguments, added_cond_kwargs=added_cond_kwargs | {"time_ids": ids}, **keywords)
 
     monkeypatch.setattr(network, "forward", moved)
-    assert not torch.allclose(right, Denoiser(network, torch.float32)(x_t, t, embeds), atol=1e-6)
+    assert not torch.allclose(right, denoiser(network)(x_t, t, embeds), atol=1e-6)

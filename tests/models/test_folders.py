@@ -40,5 +40,5 @@ def test_what_makes_no_network_another_one_is_not_compared(folder, tmp_path):
 def test_the_card_needs_no_weights(folder, tmp_path):
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
-    write_card(folder, tiny_config(tmp_path, folder, tmp_path / "prompts.parquet"), 20)
+    write_card(folder, read_frame(folder), tiny_config(tmp_path, folder, tmp_path / "prompts.parquet"), 20)
     assert "num_inference_steps=1, guidance_scale=0, use_resolution_binning=False" in (folder / "README.md").read_text()

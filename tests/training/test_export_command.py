@@ -6,8 +6,7 @@ import yaml
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.errors import UserError
-from dipp_ray.models.export import one_step_of_folder
-from dipp_ray.models.pipeline import load_denoiser
+from dipp_ray.models.pipeline import load_denoiser, one_step_of_folder
 from dipp_ray.training.export_command import export_command
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file

@@ -11,7 +11,7 @@ import torch
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.errors import NonFiniteError, RoleFailure, UserError
-from dipp_ray.models.export import call_arguments, load_pipeline
+from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.reporting.metrics import read_metrics
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.train import train
@@ -108,8 +108,8 @@ def kills_change_nothing(world, name, straight_settings, stopped_settings):
         assert ours[group].keys() == theirs[group].keys()
         assert all(torch.equal(ours[group][name], theirs[group][name]) for name in theirs[group])
 
-    pipeline = load_pipeline(straight / "pipeline")
-    image = pipeline("a bold two", **call_arguments(type(pipeline).__name__)).images[0]
+    plain = load_pipeline(straight / "pipeline")
+    image = plain.pipeline("a bold two", **plain.arguments()).images[0]
     assert image.size == (8, 8)
     assert "num_inference_steps=1" in (straight / "pipeline" / "README.md").read_text()
     assert json.loads((straight / "checkpoints" / "best.json").read_text())["step"] in (3, 6, 8)

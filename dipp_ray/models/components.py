@@ -1,0 +1,193 @@
+"""The models of a pipeline folder: checked from their headers, loaded whole or not at all."""
+
+import logging
+from collections.abc import Collection, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+
+from dipp_ray.errors import UserError
+from dipp_ray.models.families import Family
+from dipp_ray.models.weights import WeightFiles, find_weights, refuse_pointer
+
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+# Of a refused model so many names are said.
+NAMED = 3
+
+
+def models_of(frame: Family) -> dict[str, tuple[str, str]]:
+    """Library and class of each component with weights, by name. Raises UserError for a component without a folder."""
+    return {
+        name: (library, kind)
+        for name, (library, kind) in _needed(frame).items()
+        if library in LIBRARIES and _is_model(_class(frame.folder, library, kind))
+    }
+
+
+def _needed(frame: Family) -> dict[str, tuple[str, str]]:
+    """Library and class of each component without which the pipeline does not work, by name."""
+    found = {}
+    for name, entry in frame.index.items():
+        if not isinstance(entry, list) or name in frame.absent or name in frame.dispensable:
+            continue
+        if not (frame.folder / name).is_dir():
+            raise UserError(f"{frame.folder}: its model_index.json names {name}, but there is no such folder: fetch it")
+        found[name] = (entry[0], entry[1])
+    return found
+
+
+def _class(folder: Path, library: str, kind: str) -> Any:
+    found = getattr(LIBRARIES[library], kind, None)
+    if found is None:
+        raise UserError(f"{folder}: it wants {kind} of {library}, which the installed one does not have: upgrade it")
+    return found
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin | transformers.PreTrainedModel)
+
+
+def check_components(frame: Family) -> None:
+    """Raise UserError unless each model's files are whole and hold exactly its weights, by their names and shapes, and
+    each tokenizer loads."""
+    models = models_of(frame)
+    for name, (library, kind) in _needed(frame).items():
+        folder = frame.folder / name
+        for path in folder.iterdir():
+            if path.is_file():
+                refuse_pointer(path)
+        if name in models:
+            check_model(folder, library, kind)
+        elif library == "transformers" and "Tokenizer" in kind:
+            try:
+                with _silent(library):
+                    _class(folder, library, kind).from_pretrained(folder, local_files_only=True)
+            except Exception as error:  # whatever its parsers raise
+                raise UserError(f"the {kind} in {folder} does not load ({_short(error)}): fetch its files") from None
+
+
+def check_model(folder: Path, library: str, kind: str) -> None:
+    """The same of one model, from its config.json and the headers of its files."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is incomplete: config.json is missing")
+    held = {name: tensor.shape for name, tensor in find_weights(folder, library).header().items()}
+    ask = differences if library == "diffusers" else _transformers_differences
+    try:
+        found = ask(_class(folder, library, kind), folder, held)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise UserError(f"{folder}: a {kind} cannot be made of it ({_short(error)})") from None
+    refuse(folder, *found)
+
+
+def differences(kind: Any, folder: Path, held: dict[str, tuple]) -> tuple[list, list, list]:
+    """Names that are missing, unexpected, and of another shape, as `from_pretrained` of diffusers would find them.
+
+    kind: a class of diffusers. folder: that of its config.json. held: shapes by name.
+    """
+    with torch.device("meta"):
+        model = kind.from_config(kind.load_config(folder))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if set(held) != set(expected):
+        held = dict(held)
+        model._fix_state_dict_keys_on_load(held)  # names of attention blocks before they were renamed
+    ignored = model._keys_to_ignore_on_load_unexpected or []
+    unexpected = [name for name in held if name not in expected and not any(word in name for word in ignored)]
+    other = [name for name in held if name in expected and held[name] != expected[name]]
+    return [name for name in expected if name not in held], unexpected, other
+
+
+def _transformers_differences(kind: Any, folder: Path, held: dict[str, tuple]) -> tuple[list, list, list]:
+    """The same. The library itself is asked, which knows the names of old and what is tied: its loader is given
+    tensors of these shapes that take no memory."""
+    nothing = {name: torch.zeros(()).expand(shape) for name, shape in held.items()}
+    config = kind.config_class.from_pretrained(folder, local_files_only=True)
+    with _silent("transformers"):
+        _, said = kind.from_pretrained(
+            None, config=config, state_dict=nothing, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    return sorted(said["missing_keys"]), sorted(said["unexpected_keys"]), _names(said["mismatched_keys"])
+
+
+def _names(mismatched: Iterable) -> list[str]:
+    return sorted(entry if isinstance(entry, str) else entry[0] for entry in mismatched)
+
+
+def refuse(path: Path, missing: list[str], unexpected: list[str], other: list[str]) -> None:
+    for what, names in (("lack", missing), ("hold an unexpected", unexpected), ("hold in another shape", other)):
+        if names:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            raise UserError(
+                f"{path}: its weights {what} {', '.join(names[:NAMED])}{more}: they are not what its config.json "
+                "describes; take the files that belong together"
+            )
+
+
+def load_model(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
+    """A model with its weights in `dtype`, in eval mode.
+
+    Raises UserError where it does not load, or a weight is missing or left over.
+    """
+    files = find_weights(folder, library)
+    arguments = {"low_cpu_mem_usage": False} if library == "diffusers" else {}
+    try:
+        with _silent(library):
+            model, said = _class(folder, library, kind).from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=files.safe, variant=files.variant, local_files_only=True,
+                output_loading_info=True, **arguments,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"the {kind} in {folder} does not load: {_short(error)}") from error
+    refuse(folder, sorted(said["missing_keys"]), sorted(said["unexpected_keys"]), _names(said["mismatched_keys"]))
+    # Where the first tensor of a file is in fp32 already diffusers leaves all others as the file has them (SD3's).
+    if library == "diffusers" and not model._keep_in_fp32_modules and {p.dtype for p in model.parameters()} != {dtype}:
+        model.to(dtype)
+    return model.eval()
+
+
+def load_components(frame: Family, dtype: torch.dtype, without: Collection[str] = ()) -> DiffusionPipeline:
+    """The folder's pipeline in diffusers, each model loaded by itself, and none of those in `without`.
+
+    What the family can do without stays away, such as a safety checker.
+    """
+    nothing = dict.fromkeys([*without, *(name for name in frame.dispensable if name in frame.index)])
+    models = {
+        name: load_model(frame.folder / name, library, kind, dtype)
+        for name, (library, kind) in models_of(frame).items()
+        if name not in nothing
+    }
+    try:
+        with _silent("diffusers"):  # that the safety checker is away
+            return DiffusionPipeline.from_pretrained(
+                frame.folder, **frame.absent | nothing | models, local_files_only=True
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{frame.folder} does not load as a diffusers pipeline: {_short(error)}") from None
+
+
+def is_plain(files: WeightFiles) -> bool:
+    """Whether plain diffusers loads these files in fp32 without being told more than the folder."""
+    return files.safe and files.variant is None and all(t.dtype == "F32" for t in files.header().values())
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def _silent(library: str):
+    """Without the library's own report of what it loaded, nor its bar: what is wrong is said by us."""
+    logger, bars = logging.getLogger(library), LIBRARIES[library].utils.logging
+    level, shown = logger.level, bars.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if shown:
+            bars.enable_progress_bar()

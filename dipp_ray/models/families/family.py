@@ -1,0 +1,186 @@
+"""What a family of text-to-image models is: all that distinguishes it from the others, in one class of one file."""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dipp_ray.diffusion.one_step import OneStep
+from dipp_ray.diffusion.process import Diffusion
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
+from dipp_ray.errors import UserError
+from dipp_ray.models.schedulers import diffusion_of, one_step_scheduler
+from dipp_ray.models.vae_folder import VaeFolder
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A family's reading of one pipeline folder: made from the folder's JSON files, without a weight.
+
+    A subclass must define `pipelines`, `networks`, `encode` and `output`; the rest is right for most families as it
+    stands here. Latents are [B, C, h, w] everywhere outside: a family whose network reads them packed packs them in
+    `output`, and in `packed` and `unpacked` for its pipeline.
+    """
+
+    folder: Path
+    index: dict = field(repr=False)  # model_index.json
+    network: dict = field(repr=False)  # the network's config.json, with its class's defaults where it says nothing
+    scheduler: dict = field(repr=False)  # scheduler_config.json
+    vae: VaeFolder = field(repr=False)
+    resolution: tuple[int, int] | None = None  # height, width in pixels; None: the folder's own
+    embedded_guidance: float | None = None  # for networks that read their guidance scale; None: the family's own
+
+    # Names of diffusers' classes, so that a folder is read without importing them.
+    pipelines: ClassVar[tuple[str, ...]]
+    networks: ClassVar[tuple[str, ...]]
+    network_part: ClassVar[str] = "transformer"  # in the folder and in its pipeline
+    flow: ClassVar[bool] = False  # whether the scheduler must be one of flow matching
+    multiple: ClassVar[int] = 1  # of pixels a side, that the pipeline's own call asks for
+    scheduler_of_sigma: ClassVar[str] = "EulerDiscreteScheduler"  # of an exported step from sigma z
+    # Components that a pipeline works without, named or not.
+    dispensable: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
+    # The modules of the network that the family's published training scripts adapt by LoRA.
+    adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+
+    @classmethod
+    def present_name(cls, network_class: str, config: dict) -> str:
+        """The name under which diffusers now knows the class of a network with this config.json."""
+        return network_class
+
+    # -- what the folder holds -----------------------------------------------------------------------------------
+
+    @property
+    def pipeline_class(self) -> str:
+        return self.index["_class_name"]
+
+    @property
+    def network_class(self) -> str:
+        return self.index[self.network_part][1]
+
+    @property
+    def factor(self) -> int:
+        """Pixels of an image's side per latent."""
+        return self.vae.factor
+
+    @property
+    def channels(self) -> int:
+        """Channels C of the latents."""
+        return self.network["in_channels"]
+
+    @property
+    def patch(self) -> int:
+        """Latents of a side that the network takes as one: height and width in latents are multiples of it."""
+        return self.network.get("patch_size") or 1
+
+    @property
+    def sample_size(self) -> Any:
+        """Height and width in latents that the folder's network was made for: a number, a pair, or None."""
+        return self.network.get("sample_size")
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, h, w of one sample's latents. Raises UserError where the resolution is not known or does not divide."""
+        if self.resolution is None:
+            size = self.sample_size
+            if size is None:
+                raise UserError(
+                    f"{self.folder}: its {self.network_part} has no sample_size: set model.resolution=[height, width]"
+                )
+            height, width = size if isinstance(size, list | tuple) else (size, size)
+        else:
+            unit = math.lcm(self.factor * self.patch, self.multiple)
+            if any(side % unit for side in self.resolution):
+                raise UserError(
+                    f"model.resolution={list(self.resolution)}: height and width must be multiples of {unit} pixels "
+                    f"for {self.folder}, of whose images a latent is {self.factor} pixels a side and a patch "
+                    f"{self.patch} latents"
+                )
+            height, width = (side // self.factor for side in self.resolution)
+        return (self.channels, height, width)
+
+    @cached_property
+    def diffusion(self) -> Diffusion:
+        """The forward process and what the network's output means. Raises UserError where the scheduler is another."""
+        return diffusion_of(self.folder, self.scheduler, flow=self.flow)
+
+    def check(self) -> None:
+        """Raise UserError where the folder's settings are not those of models that this family knows."""
+        if self.channels != self.vae.latent_channels:
+            raise UserError(
+                f"{self.folder}: its {self.network_part} reads {self.channels} channels, but its VAE has "
+                f"{self.vae.latent_channels}: take a text-to-image pipeline whose parts belong together"
+            )
+        if self.embedded_guidance is not None and not self.embeds_guidance:
+            raise UserError(
+                f"model.embedded_guidance={self.embedded_guidance:g}: the network of {self.folder} reads no guidance "
+                "scale: leave it out, and set objective.guidance_scale"
+            )
+        _ = self.latent_shape, self.diffusion
+
+    @property
+    def absent(self) -> dict[str, None]:
+        """Components that the folder does without, as `from_pretrained` must be told."""
+        return {
+            name: None
+            for name, entry in self.index.items()
+            if isinstance(entry, list)
+            and (entry[1] is None or (name in self.dispensable and not (self.folder / name).is_dir()))
+        }
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told a guidance scale."""
+        return False
+
+    # -- text ----------------------------------------------------------------------------------------------------
+
+    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+        """One prompt's embeddings (a batch of one) by the pipeline's own encoders; '' is the null prompt."""
+        raise NotImplementedError
+
+    # -- the network -----------------------------------------------------------------------------------------------
+
+    def output(self, network: Any, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) -> Tensor:
+        """The network's output [B, C, h, w], in the meaning of `diffusion`, for x_t [B, C, h, w] and embeds of B rows.
+
+        t [B] is in the schedule's own steps: what unit the network reads time in, is decided here.
+        """
+        raise NotImplementedError
+
+    # -- plain diffusers -------------------------------------------------------------------------------------------
+
+    def one_step_scheduler(self, one_step: OneStep) -> Any:
+        """The scheduler of diffusers with which one step of the pipeline from noise is the generator, exactly."""
+        return one_step_scheduler(self.scheduler, one_step, self.scheduler_of_sigma)
+
+    def call_arguments(self) -> dict[str, Any]:
+        """What the pipeline's call needs beside prompt, steps and guidance to give what the trainer gives."""
+        if self.resolution is None:
+            return {}
+        return dict(zip(("height", "width"), self.pixels, strict=True))
+
+    def guidance_arguments(self, scale: float) -> dict[str, Any]:
+        """The arguments with which the pipeline guides by alpha_cfg = `scale`; 0 and 1 are no guidance."""
+        return {"guidance_scale": scale}
+
+    def length_arguments(self, pipeline: Any, prompts: list[str]) -> dict[str, Any]:
+        """Arguments that shorten the text where padding is masked, and costs time without changing an image."""
+        return {}
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] as the pipeline's call takes them."""
+        return latents
+
+    def unpacked(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] from what the pipeline gives at output_type='latent'."""
+        return latents
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        _, height, width = self.latent_shape
+        return height * self.factor, width * self.factor

@@ -1,0 +1,89 @@
+"""FLUX.1, dev and schnell: a transformer on latents packed two by two, which reads T5's tokens; flow matching.
+
+dev is distilled from guidance: it is told a guidance scale, and is trained here as the model that it is at that scale.
+"""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
+from dipp_ray.models.families.family import Family
+from dipp_ray.models.families.packing import pack, unpack
+
+
+class Flux(Family):
+    pipelines = ("FluxPipeline",)
+    networks = ("FluxTransformer2DModel",)
+    flow = True
+    adapter_targets = (
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+        "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+    )  # fmt: skip
+    own_guidance = 3.5  # of dev, as its pipeline has it
+
+    @property
+    def channels(self) -> int:
+        return self.network["in_channels"] // 4
+
+    @property
+    def patch(self) -> int:
+        return 2
+
+    @property
+    def sample_size(self) -> Any:
+        return 128  # the pipeline's own: the network's configuration says none
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return bool(self.network.get("guidance_embeds"))
+
+    @property
+    def guidance(self) -> float:
+        return self.own_guidance if self.embedded_guidance is None else self.embedded_guidance
+
+    @property
+    def longest(self) -> int:
+        """Tokens that every prompt is padded to, unmasked: 512, or 256 for schnell; fewer if its tokenizer says so."""
+        path = self.folder / "tokenizer_2" / "tokenizer_config.json"
+        said = json.loads(path.read_text()).get("model_max_length", 512) if path.exists() else 512
+        return int(min(said, 512 if self.embeds_guidance else 256))
+
+    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+        tokens, pooled, _ = pipeline.encode_prompt(prompt, None, device, max_sequence_length=self.longest)
+        return PromptEmbeds(tokens, pooled=pooled)
+
+    def output(self, network: Any, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) -> Tensor:
+        height, width = x_t.shape[-2:]
+        positions = torch.zeros(height // 2, width // 2, 3, device=x_t.device)
+        positions[..., 1] = torch.arange(height // 2, device=x_t.device)[:, None]
+        positions[..., 2] = torch.arange(width // 2, device=x_t.device)[None]
+        guidance = torch.full((len(x_t),), self.guidance, device=x_t.device) if self.embeds_guidance else None
+        packed = network(
+            hidden_states=pack(x_t),
+            timestep=t / self.diffusion.schedule.num_timesteps,  # sigma
+            guidance=guidance,
+            pooled_projections=embeds.pooled,
+            encoder_hidden_states=embeds.tokens,
+            txt_ids=torch.zeros(embeds.tokens.shape[1], 3, device=x_t.device),
+            img_ids=positions.reshape(-1, 3),
+        ).sample
+        return unpack(packed, height, width)
+
+    def packed(self, latents: Tensor) -> Tensor:
+        return pack(latents)
+
+    def unpacked(self, latents: Tensor) -> Tensor:
+        return unpack(latents, *self.latent_shape[1:])
+
+    def call_arguments(self) -> dict[str, Any]:
+        height, width = self.pixels
+        return {"height": height, "width": width, "max_sequence_length": self.longest}
+
+    def guidance_arguments(self, scale: float) -> dict[str, Any]:
+        """The scale that the network is told, and beside it the guidance by two branches, where there is one."""
+        told = {"guidance_scale": self.guidance if self.embeds_guidance else 0.0}
+        return told if scale in (0, 1) else told | {"true_cfg_scale": scale, "negative_prompt": ""}

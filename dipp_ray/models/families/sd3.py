@@ -1,0 +1,49 @@
+"""Stable Diffusion 3 and 3.5: a transformer of two streams that reads two CLIPs and T5; flow matching."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
+from dipp_ray.errors import UserError
+from dipp_ray.models.families.family import Family
+
+
+class StableDiffusion3(Family):
+    pipelines = ("StableDiffusion3Pipeline",)
+    networks = ("SD3Transformer2DModel",)
+    flow = True
+    adapter_targets = (
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        _, *sides = self.latent_shape
+        largest = self.network["pos_embed_max_size"] * self.patch
+        if max(sides) > largest:
+            raise UserError(
+                f"model.resolution={list(self.pixels)}: the transformer of {self.folder} knows positions up to "
+                f"{largest * self.factor} pixels a side: choose a smaller one"
+            )
+
+    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+        if pipeline.text_encoder_3 is None:
+            # Then it puts zeros in the place of T5's tokens, whose width it asks of the network, which is not loaded.
+            vars(pipeline)["transformer"] = SimpleNamespace(config=SimpleNamespace(**self.network))
+        tokens, _, pooled, _ = pipeline.encode_prompt(
+            prompt, None, None, device=device, do_classifier_free_guidance=False
+        )
+        return PromptEmbeds(tokens, pooled=pooled)
+
+    def output(self, network: Any, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) -> Tensor:
+        steps = self.diffusion.schedule.num_timesteps
+        return network(
+            hidden_states=x_t,
+            timestep=t * (1000 / steps),  # 1000 sigma
+            encoder_hidden_states=embeds.tokens,
+            pooled_projections=embeds.pooled,
+        ).sample

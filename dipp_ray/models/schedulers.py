@@ -1,0 +1,75 @@
+"""Schedulers of diffusers: the diffusion that a folder's configuration means, and the one for a single exact step."""
+
+from pathlib import Path
+from typing import Any
+
+from dipp_ray.diffusion.one_step import OneStep
+from dipp_ray.diffusion.parameterisation import PARAMETERISATIONS
+from dipp_ray.diffusion.process import Diffusion
+from dipp_ray.diffusion.schedule import FlowSchedule, VPSchedule
+from dipp_ray.errors import UserError
+
+STEPS = 1000  # of every scheduler of diffusers that says nothing
+
+
+def diffusion_of(folder: Path, scheduler: dict, flow: bool) -> Diffusion:
+    """The diffusion that a scheduler_config.json describes; `flow`: its family is one of flow matching.
+
+    Raises UserError for schedules that are neither of betas nor of flow matching, whatever diffusers would make of
+    their configuration: its DDPM takes linear betas where it finds none.
+    """
+    kind: str = scheduler.get("_class_name", "a scheduler without a name")
+    prediction: Any = scheduler.get("prediction_type") or "epsilon"
+    flow_sigmas = bool(scheduler.get("use_flow_sigmas"))
+    if kind.startswith("FlowMatch") or (flow and flow_sigmas and prediction == "flow_prediction"):
+        return Diffusion(FlowSchedule(scheduler.get("num_train_timesteps", STEPS)), "flow_prediction")
+    if flow:
+        raise UserError(f"{folder}: its scheduler {kind} is none of flow matching: take the one it was published with")
+    if flow_sigmas:
+        raise UserError(
+            f"{folder}: its scheduler {kind} has use_flow_sigmas, but models of its class are trained on betas: "
+            "take the one it was published with"
+        )
+    if not (scheduler.get("trained_betas") or scheduler.get("beta_schedule")):
+        raise UserError(
+            f"{folder}: its scheduler {kind} has neither betas nor flow matching: only variance-preserving and flow "
+            "schedules are supported"
+        )
+    if prediction not in PARAMETERISATIONS:
+        raise UserError(
+            f"{folder}: prediction type {prediction} is not supported; known are {', '.join(PARAMETERISATIONS)}"
+        )
+    return Diffusion(VPSchedule((1 - _betas(scheduler, folder).double()).cumprod(0)), prediction)
+
+
+def _betas(scheduler: dict, folder: Path):
+    from diffusers import DDPMScheduler
+
+    try:  # it computes the betas of every VP scheduler's configuration; the product is taken again in fp64
+        return DDPMScheduler.from_config(scheduler).betas
+    except (NotImplementedError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: the betas of its scheduler are not known here ({error})") from None
+
+
+def one_step_scheduler(scheduler: dict, one_step: OneStep, of_sigma: str) -> Any:
+    """The scheduler whose single step is the generator's x_0 = to_x0(network(input)) at t*.
+
+    For betas and the input convention `sigma` it is one of class `of_sigma`, Euler's or Heun's.
+    The schedule is truncated at t*, so that `num_inference_steps=1` with trailing spacing lands exactly there. Other
+    choices are silently wrong: DDIM with set_alpha_to_one=False by 2.5 %, DDPM with clip_sample by 46 %. A flow begins
+    at sigma = 1 whatever its shift, so no shift is written, nor a shift_terminal, which gives NaN at one step. Where
+    alpha is 0 at t*, both input conventions are one, and Euler, which divides by alpha, cannot do it.
+    """
+    import diffusers
+
+    if isinstance(one_step.diffusion.schedule, FlowSchedule):
+        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=one_step.diffusion.schedule.num_timesteps)
+    shared = {
+        "trained_betas": diffusers.DDPMScheduler.from_config(scheduler).betas[: one_step.t_star + 1].tolist(),
+        "num_train_timesteps": one_step.t_star + 1,
+        "timestep_spacing": "trailing",
+        "prediction_type": one_step.diffusion.kind,
+    }
+    if one_step.convention == "unit" or not one_step.diffusion.schedule.alphas_cumprod[one_step.t_star]:
+        return diffusers.DDPMScheduler(clip_sample=False, variance_type="fixed_small", **shared)
+    return getattr(diffusers, of_sigma)(**shared)

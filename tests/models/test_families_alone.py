@@ -1,0 +1,38 @@
+"""A family is one file: its classes' names stand nowhere else in the package, and each family lists its own."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import dipp_ray
+from dipp_ray.errors import UserError
+from dipp_ray.models.families import FAMILIES
+from dipp_ray.models.pipeline import read_frame
+from tiny_families import save_family
+
+PACKAGE = Path(dipp_ray.__file__).parent
+# The miniature is a pipeline of one family, made and trained here.
+ALONE = (PACKAGE / "models" / "families", PACKAGE / "miniature")
+
+
+def test_no_class_of_a_family_is_named_outside_its_file():
+    names = {name for family in FAMILIES for name in (*family.pipelines, *family.networks)}
+    assert len({name for family in FAMILIES for name in family.pipelines}) == len(FAMILIES)
+    word = re.compile("|".join(sorted(names)))
+    for path in PACKAGE.rglob("*.py"):
+        if not any(folder in path.parents for folder in ALONE):
+            assert not word.search(path.read_text()), f"{path.relative_to(PACKAGE)} names a family's class"
+
+
+@pytest.mark.parametrize(("name", "refused"), [("pixart", True), ("schnell", True), ("flux", False)])
+def test_a_scale_is_told_only_to_a_network_that_reads_one(tmp_path, name, refused):
+    folder = save_family(name, tmp_path / name)
+    if refused:
+        with pytest.raises(UserError, match="reads no guidance scale"):
+            read_frame(folder, embedded_guidance=2.0)
+    else:
+        assert read_frame(folder).guidance_arguments(0) == {"guidance_scale": 3.5}
+        frame = read_frame(folder, embedded_guidance=2.0)
+        assert frame.guidance_arguments(1) == {"guidance_scale": 2.0}
+        assert frame.guidance_arguments(4.5)["true_cfg_scale"] == 4.5
