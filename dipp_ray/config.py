@@ -70,8 +70,11 @@ class InitSection(Section):
 
 
 class DataSection(Section):
-    prompts: str = Field(description="Parquet file of prompts; a local path or s3://.")
-    column: str = Field("prompt", description="Its text column.")
+    prompts: str | list[str] = Field(
+        description="A file of prompts (.parquet, .csv, .tsv, .jsonl, .json, .txt), a folder of such, a pattern, or a "
+        "list; local or s3://."
+    )
+    column: str = Field("prompt", description="Their text column, where they have columns.")
     batch_size: int = Field(64, ge=1, description="Samples of one generator update, over all ranks.")
     micro_batches: int = Field(2, ge=1, description="M: the step's fixed list; group sizes must divide it.")
 
@@ -200,7 +203,7 @@ class LogSection(Section):
 
 
 class EvaluationSection(Section):
-    prompts: str | None = Field(None, description="Parquet file of prompts; null: those of training.")
+    prompts: str | list[str] | None = Field(None, description="As data.prompts; null: those of training.")
     samples: int = Field(500, ge=2, description="Images of each model.")
     judge: str | None = Field(None, description="`package.module:function` (images, prompts) -> {metric: value}.")
     teacher_steps: int = Field(25, ge=1, description="Steps of the teacher that is shown beside.")

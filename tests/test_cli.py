@@ -77,7 +77,7 @@ def refused(capsys, *arguments) -> str:
         ("reward.terms=[{name: a, model: 'settings:InkRewad'}]", "module settings has no class InkRewad"),
         ("reward.terms=[{name: a, model: 'no_such_module:Ink'}]", "reward 'a': No module named 'no_such_module'"),
         ("evaluation.judge=settings:nobody", "evaluation.judge 'settings:nobody'"),
-        ("evaluation.prompts=/nowhere.parquet", "set evaluation.prompts to a parquet file"),
+        ("evaluation.prompts=/nowhere.parquet", "set evaluation.prompts to one that does"),
         ("roles.reward.workers=2", "use reward.replicas=2"),
         ("reward.terms=[]", "reward.terms has no trained term"),
         ("init={score: checkpoint, score_checkpoint: /nowhere}", "no committed checkpoint"),
@@ -134,7 +134,7 @@ def test_prompt_files_without_prompts(capsys, config_file, tmp_path):
     empty = write_prompts(tmp_path / "empty.parquet", prompt=pyarrow.array([], pyarrow.string()))
     assert "holds no prompts" in refused(capsys, "train", config_file, f"data.prompts={empty}")
     blank = write_prompts(tmp_path / "blank.parquet", prompt=["a zero", ""])
-    assert "empty or non-text rows" in refused(capsys, "train", config_file, f"data.prompts={blank}")
+    assert "row 2: the prompt is empty" in refused(capsys, "train", config_file, f"data.prompts={blank}")
     text = tmp_path / "text.parquet"
     text.write_text("a zero\n")
     assert "is not parquet" in refused(capsys, "train", config_file, f"data.prompts={text}")
