@@ -135,10 +135,8 @@ def _tsv(content: bytes, column: str, shown: str) -> Rows:
 def _jsonl(content: bytes, column: str, shown: str) -> Rows:
     for number, line in enumerate(_text(content, shown).splitlines(), start=1):
         if line.strip():
-            yield (
-                f"line {number}",
-                _of_object(_parsed(line, f"{shown}, line {number}"), column, f"{shown}, line {number}"),
-            )
+            where = f"line {number}"
+            yield where, _of_object(_parsed(line, f"{shown}, {where}"), column, f"{shown}, {where}")
 
 
 def _json(content: bytes, column: str, shown: str) -> Rows:
