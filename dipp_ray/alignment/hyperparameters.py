@@ -33,7 +33,9 @@ class Objective:
     guidance_scale: NotNegative = field(default=1.5, metadata=_means("alpha_cfg of the teacher; 1 is no guidance."))
     weight: Weight = field(default="x0_difference", metadata=_means("w(t) of the integral KL."))
     divisor: Divisor = field(default="abs_mean", metadata=_means("Per-sample divisor of the divergence."))
-    divisor_floor: Positive = field(default=1e-3, metadata=_means("Smallest divisor, in units of x0."))
+    divisor_floor: NotNegative = field(
+        default=1e-3, metadata=_means("Smallest divisor, in units of x0; 0 is none, as in DMD2.")
+    )
     reduction: Reduction = field(default="sum", metadata=_means("Over the elements of one sample."))
     score_updates: Count = field(default=1, metadata=_means("K_TA: score updates for each generator update."))
     score_weight: ScoreWeight = field(default="epsilon", metadata=_means("lambda(t) of score matching."))
