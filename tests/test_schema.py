@@ -42,7 +42,7 @@ def test_a_preset_names_its_schema_and_satisfies_it(path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"weigth": "unit"}, {"weight": "cubed"}, {"divisor_floor": 0}, {"score_timesteps": [0]}]
+    "wrong", [{"weigth": "unit"}, {"weight": "cubed"}, {"divisor_floor": -1}, {"score_timesteps": [0]}]
 )
 def test_the_schema_refuses_what_the_configuration_refuses(wrong):
     checker = jsonschema.Draft202012Validator(json.loads(json_schema("run")))
