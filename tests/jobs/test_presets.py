@@ -49,3 +49,10 @@ def test_it_is_checked_with_a_small_teacher_of_its_class(tmp_path, name):
     teacher, prompts = save_family(LARGE[name], tmp_path / "teacher"), prompt_file(tmp_path / "prompts.parquet")
     settings = [f"model.teacher={teacher}", f"data.prompts={prompts}", f"run.folder={tmp_path}"]
     check(load_config(path, [*settings, "reward.terms=[{name: bright, model: 'tiny_models:Brightness'}]"]))
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_no_preset_clips_every_update(name):
+    """A sum over a latent's elements is thousands of times their mean: a clip made for the mean would always act."""
+    config = load_config(next(path for path in PRESETS if path.stem == name))
+    assert config.objective.reduction == "mean" or config.generator_optim.grad_clip == 0
