@@ -188,7 +188,10 @@ def test_the_hash_of_a_configuration_never_changes(path):
         ("generator_optim={}", "generator_optim.lr: Field required"),
         ("objective.reward_scale=-1", "objective.reward_scale: Input should be greater than or equal to 0 (given: -1)"),
         ("objective.reward_scale=.nan", "objective.reward_scale: Input should be a finite number (given: nan)"),
-        ("objective.divisor_floor=-1", "objective.divisor_floor: Input should be greater than or equal to 0 (given: -1)"),
+        (
+            "objective.divisor_floor=-1",
+            "objective.divisor_floor: Input should be greater than or equal to 0 (given: -1)",
+        ),
         (
             "objective.score_timesteps=[-1, 9]",
             "objective.score_timesteps.0: Input should be greater than or equal to 0",

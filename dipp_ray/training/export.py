@@ -4,13 +4,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipp_ray.alignment.questions import generate
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import RunConfig
+from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.models.card import write_card
 from dipp_ray.models.export import export_error, export_pipeline
-from dipp_ray.models.pipeline import frame_of, one_step_of
+from dipp_ray.models.pipeline import frame_of, load_denoiser, one_step_of
+from dipp_ray.models.text import TextEncoder
 from dipp_ray.storage.aside import whole_file
 from dipp_ray.training.controller import Controller
 
@@ -23,25 +30,43 @@ def export_run(
     config: RunConfig,
     store: CheckpointStore,
     checkpoint: Checkpoint,
+    prompts: Prompts,
     say: Callable[[str], None],
     controller: Controller | None = None,
 ) -> None:
-    """Write run/pipeline from a checkpoint's moving average; with live roles its latents are compared."""
+    """Write run/pipeline from a checkpoint's moving average, and compare its latents with the generator's: the live
+    ranks', or, where none is alive any more, the checkpoint's in this process.
+
+    Raises RuntimeError where they differ; the folder is not marked as exported then.
+    """
     out = export_checkpoint(config, store, checkpoint, config.path / "pipeline")
+    frame = frame_of(config.model)
+    texts = prompts.first(COMPARED)
+    draws = Draws(config.run.seed, EVALUATION, 0, range(len(texts)))
     if controller is not None:
-        frame = frame_of(config.model)
-        texts = controller.prompts.first(COMPARED)
-        draws = Draws(config.run.seed, EVALUATION, 0, range(len(texts)))
         batches = [(draws, embeds) for embeds in controller.encoded([texts])]
         (x0,) = controller.together("generator", "sample_average", batches)[0]
-        error = export_error(out, texts, draws.normal("z", frame.latent_shape), x0, frame_of(config.model, out))
-        say(f"exported {out}: its latents differ from the trainer's x0 by {error:.1e} (relative)")
-        if not error <= LARGEST_EXPORT_ERROR and config.roles.generator.dtype == "fp32":
-            raise RuntimeError(
-                f"{out} does not reproduce the trainer's x0: {error:.1e} is not within {LARGEST_EXPORT_ERROR}"
-            )
+    else:
+        x0 = generated(config, average_of(store, checkpoint), texts, draws)
+    error = export_error(out, texts, draws.normal("z", frame.latent_shape), x0, frame_of(config.model, out))
+    say(f"exported {out}: its latents differ from the trainer's x0 by {error:.1e} (relative)")
+    if not error <= LARGEST_EXPORT_ERROR and config.roles.generator.dtype == "fp32":
+        raise RuntimeError(
+            f"{out} does not reproduce the trainer's x0: {error:.1e} is not within {LARGEST_EXPORT_ERROR}"
+        )
     with whole_file(out / EXPORTED) as aside:  # last: a stale or faulty export has none
         aside.write_text(json.dumps({"step": checkpoint.step}))
+
+
+@torch.no_grad()
+def generated(config: RunConfig, weights: dict[str, Tensor], texts: list[str], draws: Draws) -> np.ndarray:
+    """x0 [B, C, h, w] of the generator with these weights, by the functions that the roles call, on the CPU."""
+    frame = frame_of(config.model)
+    network = load_denoiser(config.model.teacher, config.roles.generator.dtype, frame=frame)
+    network.network.load_state_dict(weights, strict=False)  # buffers are the teacher's
+    text = TextEncoder(config.model.teacher, torch.device("cpu"), config.roles.text.dtype, frame=frame)
+    one_step = one_step_of(frame, config.model.t_star, config.model.input)
+    return generate(network, one_step, draws.normal("z", frame.latent_shape), text(texts)).numpy()
 
 
 def exported_step(config: RunConfig) -> int | None:
@@ -52,11 +77,17 @@ def exported_step(config: RunConfig) -> int | None:
 
 def export_checkpoint(config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path) -> Path:
     """A diffusers pipeline folder, with its model card, of a checkpoint's moving average."""
+    frame = frame_of(config.model)
+    one_step = one_step_of(frame, config.model.t_star, config.model.input)
+    export_pipeline(frame, average_of(store, checkpoint), one_step, out)
+    write_card(out, frame, config, checkpoint.step)
+    return out
+
+
+def average_of(store: CheckpointStore, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The generator's moving average, by parameter name. Raises UserError where the checkpoint holds none."""
     tensors, _ = store.read_group(checkpoint, "generator")
     weights = {name.removeprefix("ema/"): value for name, value in tensors.items() if name.startswith("ema/")}
     if not weights:
         raise UserError(f"the checkpoint of step {checkpoint.step} holds no moving average of the generator")
-    frame = frame_of(config.model)
-    export_pipeline(frame, weights, one_step_of(frame, config.model.t_star, config.model.input), out)
-    write_card(out, frame, config, checkpoint.step)
-    return out
+    return weights

@@ -40,7 +40,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
     if checkpoint and checkpoint.step >= config.run.steps:
         say(f"{config.path}: all {checkpoint.step} steps are done already; delete the folder to start anew")
         if exported_step(config) != checkpoint.step:
-            export_run(config, store, checkpoint, say)
+            export_run(config, store, checkpoint, prompts, say)
         return config.path
     planned = plan(requests(config), cluster_nodes())
     print_table(planned.table())
@@ -68,7 +68,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
             raise KeyboardInterrupt
         if run.gives_up:
             say(f"stopped at step {done}: the held-out reward fell {run.state.falls} times since {run.state.best}")
-        export_run(config, store, store.require(done), say, controller)
+        export_run(config, store, store.require(done), prompts, say, controller)
     except BaseException:
         with suppress(Exception):  # what failed first is what a person must read
             if roles is not None:

@@ -1,12 +1,16 @@
 """`dipp-ray export` on the checkpoints of a run's folder."""
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from dipp_ray.checkpoints.store import CheckpointStore
+from dipp_ray.config import load_config
+from dipp_ray.data.prompts import read_prompts
 from dipp_ray.errors import UserError
 from dipp_ray.models.pipeline import load_denoiser, one_step_of_folder
+from dipp_ray.training.export import export_run, exported_step
 from dipp_ray.training.export_command import export_command
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
@@ -51,3 +55,23 @@ def test_a_missing_checkpoint_is_named(run, tmp_path):
     with pytest.raises(UserError, match="is no run's folder"):
         export_command(run / "checkpoints", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_roles_are_gone_is_compared_all_the_same(run):
+    config, said = load_config(run / "config.yaml"), []
+    store = CheckpointStore(run / "checkpoints")
+    prompts = read_prompts(config.data.prompts, config.data.column)
+    export_run(config, store, store.require(2), prompts, said.append)
+    assert "its latents differ from the trainer's x0 by" in said[0] and exported_step(config) == 2
+
+
+def test_an_export_that_is_another_generator_is_not_marked(run, monkeypatch):
+    config = load_config(run / "config.yaml")
+    store = CheckpointStore(run / "checkpoints")
+    prompts = read_prompts(config.data.prompts, config.data.column)
+    for broken in (lambda *a: np.full((5, 1, 8, 8), np.nan), lambda *a: np.ones((5, 1, 8, 8))):
+        monkeypatch.setattr("dipp_ray.training.export.generated", broken)
+        monkeypatch.setattr("dipp_ray.training.export.COMPARED", 5)
+        with pytest.raises(RuntimeError, match="does not reproduce the trainer's x0"):
+            export_run(config, store, store.require(1), prompts, print)
+        assert exported_step(config) is None
