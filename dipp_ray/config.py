@@ -207,6 +207,9 @@ class EvaluationSection(Section):
     samples: int = Field(500, ge=2, description="Images of each model.")
     judge: str | None = Field(None, description="`package.module:function` (images, prompts) -> {metric: value}.")
     teacher_steps: int = Field(25, ge=1, description="Steps of the teacher that is shown beside.")
+    teacher_guidance: float | None = Field(
+        None, ge=0, description="Guidance scale of that teacher; null: objective.guidance_scale."
+    )
 
 
 class RunConfig(Section):
@@ -267,6 +270,12 @@ class RunConfig(Section):
     @property
     def trained_terms(self) -> list[RewardTerm]:
         return [term for term in self.reward.terms if not term.held_out]
+
+    @property
+    def teacher_guidance(self) -> float:
+        """Guidance scale of the teacher that an evaluation shows beside."""
+        given = self.evaluation.teacher_guidance
+        return self.objective.guidance_scale if given is None else given
 
     @property
     def micro_batch_size(self) -> int:

@@ -34,7 +34,8 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
     """Measure pipeline folders by name ('base', 'aligned', 'teacher') as the configuration says.
 
     Returns {"prompts", "samples", "models": {name: {key: value or null}}, "metrics": {key: {"label", "better",
-    "unit"}}, "grid"}. Exported one-step folders take one step, others `evaluation.teacher_steps` without guidance.
+    "unit"}}, "made": {name: how}, "grid"}. Exported one-step folders take one step without guidance, others
+    `evaluation.teacher_steps` with `evaluation.teacher_guidance`.
     With a folder `out`, evaluation.json and evaluation_grid.png are written there.
     Raises UserError, before anything is sampled, for a folder, prompt file, reward or judge that is not there.
     """
@@ -57,12 +58,13 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
         with waiting(f"the measures of {name}"):
             values[name] = measure(images, texts, scorer, judge) | {"images_per_second": speed}
         shown[name] = images[list(picked)]
-        say(f"evaluated {name}: {summary(values[name])}")
+        say(f"evaluated {name} ({in_words(*how_to_sample(folder, config))}): {summary(values[name])}")
     result = {
         "prompts": len(set(texts)),
         "samples": len(texts),
         "models": values,
         "metrics": about(list(next(iter(values.values()))), scorer.terms if scorer else []),
+        "made": {name: in_words(*how_to_sample(folder, config)) for name, folder in models.items()},
         "grid": None,
     }
     if out is not None:
@@ -81,11 +83,20 @@ def batch_of(config: RunConfig) -> int:
 def timed_samples(folder, texts: list[str], config: RunConfig, device: torch.device) -> tuple[Tensor, float]:
     """Images [B, 3, H, W] in [0, 1] of a pipeline folder, and how many it made a second, loading left out."""
     pipeline = load_pipeline(folder, device, frame_of(config.model, folder))
-    how = (1, 0.0) if one_step_of_folder(folder) else (config.evaluation.teacher_steps, 1.0)
+    how = how_to_sample(folder, config)
     sample_images(pipeline, texts[:1], config.run.seed, 1 if how[0] == 1 else 2, how[1], 1)  # the first call is slower
     clock = time.perf_counter()
     images = sample_images(pipeline, texts, config.run.seed, *how, batch_of(config))
     return images, len(texts) / (time.perf_counter() - clock)
+
+
+def how_to_sample(folder: str | Path, config: RunConfig) -> tuple[int, float]:
+    """(steps, guidance scale) of a pipeline folder: one step of an exported generator, many guided ones of others."""
+    return (1, 0.0) if one_step_of_folder(folder) else (config.evaluation.teacher_steps, config.teacher_guidance)
+
+
+def in_words(steps: int, guidance_scale: float) -> str:
+    return "one step" if steps == 1 else f"{steps} steps, guidance {guidance_scale:g}"
 
 
 def summary(values: dict[str, float | None]) -> str:
@@ -104,7 +115,8 @@ def evaluate_run(config: RunConfig, say: Say = print) -> dict:
 def models_of(config: RunConfig, pipeline: Path, against: Path | None) -> dict[str, str | Path]:
     start = config.model.generator
     base = against or (start if start and not is_bare(start) else None)
-    return ({"base": base} if base else {}) | {"aligned": pipeline, "teacher": config.model.teacher}
+    name = "aligned" if base or config.objective.reward_scale > 0 else "distilled"
+    return ({"base": base} if base else {}) | {name: pipeline, "teacher": config.model.teacher}
 
 
 def evaluate_command(

@@ -35,10 +35,13 @@ image = pipeline("{prompt}", {arguments}).images[0]
 | generator updates | {steps}, batch {batch} |
 | licence | that of the base model: nothing is granted beyond it |
 
-Caveats. It answers in one step, without guidance; other step counts or schedulers give wrong images. It was pushed
-towards one reward: look at the held-out reward and at diversity in evaluation.json before trusting the reward's gain.
-It inherits the biases of its base and of its reward model.
+Caveats. It answers in one step, without guidance; other step counts or schedulers give wrong images. {caveat}
 """
+ALIGNED = """It was pushed
+towards one reward: look at the held-out reward and at diversity in evaluation.json before trusting the reward's gain.
+It inherits the biases of its base and of its reward model."""
+DISTILLED = """It inherits the
+biases of its base."""
 
 
 def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> None:
@@ -58,6 +61,7 @@ def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> No
             generator=config.model.generator or "the teacher",
             reward=(terms or config.reward.app or ", ".join(config.reward.urls)) if rewarded else "none (distillation)",
             scale=f"{objective.reward_scale:g}",
+            caveat=ALIGNED if rewarded else DISTILLED,
             guidance=f"{objective.guidance_scale:g}",
             weight=objective.weight,
             divisor=objective.divisor,

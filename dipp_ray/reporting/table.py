@@ -28,9 +28,12 @@ def evaluation_table(evaluation: dict) -> str:
         cells += [_cell(models[name], key, decimals) for name in others]
         rows.append(f'<tr><th scope="row">{_label(key, about)}</th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ["Measure", *heads])
+    made = evaluation.get("made") or {}
+    how = "; ".join(f"{escape(name)}: {escape(str(way))}" for name, way in made.items())
+    how = f" {how[0].upper()}{how[1:]}." if how else ""
     return (
         f'<p class="soft" id="evaluated">{evaluation.get("samples", 0):,} samples of {evaluation.get("prompts", 0):,} '
-        "prompts, the same for each model. ↑ higher is better, ↓ lower is better.</p>"
+        f"prompts, the same for each model.{how} ↑ higher is better, ↓ lower is better.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Evaluation"><table aria-describedby="evaluated">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -100,12 +100,17 @@ class Engine:
         return norm
 
     def _clip_at_stage_0(self) -> float:
-        """Clip the gradients, which are whole on every rank; returns their norm before. DeepSpeed would not say it."""
+        """Clip the gradients, which are whole on every rank; returns their norm before.
+
+        As DeepSpeed clips them at this stage, to the bit; it would not say the norm, and meet the other ranks for it.
+        """
         gradients = [p.grad for _, p in self.named if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
         if self.optim.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(self.engine.module.parameters(), self.optim.grad_clip, norm)
-        return norm.item()
+            factor = (self.optim.grad_clip / (norms.square().sum().sqrt() + 1e-6)).clamp(max=1.0)
+            for gradient in gradients:
+                gradient.mul_(factor)
+        return torch.linalg.vector_norm(norms).item()
 
     # -- state by parameter name -------------------------------------------------------------------------------------
 

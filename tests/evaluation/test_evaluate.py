@@ -8,7 +8,7 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation import evaluate as evaluation
-from dipp_ray.evaluation.evaluate import evaluate_command, evaluate_run
+from dipp_ray.evaluation.evaluate import evaluate_command, evaluate_run, how_to_sample, in_words, models_of
 from dipp_ray.evaluation.measure import diversity, load_judge, spread
 from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.models.plain_pipeline import load_pipeline
@@ -55,7 +55,8 @@ def test_a_run_is_measured_against_its_base_and_teacher(run_config, tiny_world, 
         assert result["models"][name]["ink"] == pytest.approx(expected, abs=1e-5)
         assert result["models"][name]["diversity"] == pytest.approx(diversity(images, prompts), abs=1e-5)
     assert result["models"]["base"]["ink"] != pytest.approx(result["models"]["aligned"]["ink"], abs=1e-3)
-    images = sample_images(load_pipeline(tiny_world / "teacher"), prompts, 7, 3, 1.0, 64)
+    images = sample_images(load_pipeline(tiny_world / "teacher"), prompts, 7, 3, 1.5, 64)  # as it guides in training
+    assert result["made"] == {"base": "one step", "aligned": "one step", "teacher": "3 steps, guidance 1.5"}
     assert result["models"]["teacher"]["ink"] == pytest.approx(
         InkReward().reward(images, prompts).mean().item(), abs=1e-5
     )
@@ -143,3 +144,17 @@ def test_diversity_is_the_mean_distance_within_a_prompt():
     root = 12**0.5
     assert diversity(images, prompts) == pytest.approx((root / 2 + root) / 2)
     assert diversity(images[:1], ["a"]) != diversity(images[:1], ["a"])  # not a number
+
+
+def test_the_teacher_is_guided_as_in_training_and_it_is_said(tiny_world, run_config, monkeypatch):
+    assert how_to_sample(tiny_world / "aligned", run_config) == (1, 0.0)
+    guided = changed(run_config, objective={"guidance_scale": 4.5})
+    assert how_to_sample(guided.model.teacher, guided) == (guided.evaluation.teacher_steps, 4.5)
+    alone = changed(guided, evaluation={"teacher_guidance": 1.0, "teacher_steps": 7})
+    assert how_to_sample(alone.model.teacher, alone) == (7, 1.0)
+    assert in_words(7, 1.0) == "7 steps, guidance 1" and in_words(1, 0.0) == "one step"
+
+
+def test_a_distillation_is_not_called_aligned(run_config):
+    distilled = changed(run_config, objective={"reward_scale": 0.0}, model={"generator": None})
+    assert list(models_of(distilled, run_config.path / "pipeline", None)) == ["distilled", "teacher"]
