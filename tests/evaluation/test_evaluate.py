@@ -62,7 +62,9 @@ def test_a_run_is_measured_against_its_base_and_teacher(run_config, tiny_world, 
     )
     width, height = Image.open(config.path / "evaluation_grid.png").size
     assert width > 8 * 96 and height > 6 * 96  # two rows of prompts, three models each
-    assert [line.split(":")[0] for line in said] == ["evaluated base", "evaluated aligned", "evaluated teacher"]
+    assert [line.split(":")[0] for line in said] == [
+        "evaluated base (one step)", "evaluated aligned (one step)", "evaluated teacher (3 steps, guidance 1.5)"
+    ]  # fmt: skip
 
 
 def test_distillation_has_no_base(run_config):
