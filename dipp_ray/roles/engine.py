@@ -107,7 +107,8 @@ class Engine:
         gradients = [p.grad for _, p in self.named if p.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
         if self.optim.grad_clip:
-            factor = (self.optim.grad_clip / (norms.square().sum().sqrt() + 1e-6)).clamp(max=1.0)
+            total = norms.square().sum().sqrt()
+            factor = (torch.full_like(total, self.optim.grad_clip) / (total + 1e-6)).clamp(max=1.0)
             for gradient in gradients:
                 gradient.mul_(factor)
         return torch.linalg.vector_norm(norms).item()
