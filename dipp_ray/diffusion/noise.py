@@ -6,6 +6,7 @@ generator keeps 32 bits of a seed and draws differently below 16 elements.)
 """
 
 import hashlib
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,11 @@ def _fill(generator: np.random.Generator, row: np.ndarray) -> None:
     generator.standard_normal(dtype=np.float32, out=row)  # lets go of the interpreter's lock while it draws
 
 
+def processors() -> int:
+    """Of this process, which may be fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Draws:
     """The randomness of one micro-batch: of repeat k of a step, for the samples with these global indices.
@@ -54,12 +60,13 @@ class Draws:
             yield np.random.Generator(np.random.Philox(key=key_of(self.seed, self.step, self.repeat, index, purpose)))
 
     def normal(self, purpose: Purpose, shape: Sequence[int]) -> Tensor:
-        """Standard normal noise [b, *shape] in fp32 on the CPU, by up to as many threads as torch may use.
+        """Standard normal noise [b, *shape] in fp32 on the CPU, by up to as many threads as the process has processors:
+        a role's network waits for it, however few threads the role computes with.
 
         A sample's numbers come one after another, 6 to 9 ns each; samples come side by side. The bits are the same.
         """
         noise = np.empty((len(self.indices), *shape), np.float32)
-        threads = min(len(noise), torch.get_num_threads()) if noise.size >= PARALLEL_FROM else 1
+        threads = min(len(noise), processors()) if noise.size >= PARALLEL_FROM else 1
         if threads > 1:
             # A pool of this call alone: nothing that a forked process could inherit half alive.
             with ThreadPoolExecutor(threads) as pool:

@@ -45,11 +45,9 @@ def bits(shape, b) -> str:
 
 
 @pytest.fixture
-def threads():
-    """Sets torch's threads, which are what a draw may use too."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+def threads(monkeypatch):
+    """Sets the processors that a draw may use."""
+    return lambda number: monkeypatch.setattr("dipp_ray.diffusion.noise.processors", lambda: number)
 
 
 @pytest.mark.parametrize("number", [1, 2, 7])
