@@ -155,7 +155,7 @@ def run_check(given) -> None:
     import rich
 
     from dipp_ray.config import load_config
-    from dipp_ray.training.checks import check, sizes_line
+    from dipp_ray.training.checks import check, sizes_line, start_line
 
     config = load_config(given.config, settings_of(given))
     prompts = check(config)
@@ -165,6 +165,7 @@ def run_check(given) -> None:
     planned = plan(requests(config), cluster_nodes())
     rich.print(planned.table())
     planned.require()
+    print(start_line(config))
     print(f"{given.config}: ready. {len(prompts.texts)} prompts; {sizes_line(config)}")
 
 

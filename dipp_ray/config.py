@@ -39,8 +39,24 @@ class ModelSection(Section):
         description="Pipeline folder of the starting generator, or its network alone (a folder or file of weights, "
         "safetensors or .bin); null: the teacher.",
     )
-    input: Literal["unit", "sigma"] = Field("sigma", description="Generator's input: z, or sigma_{t*} z.")
-    t_star: int = Field(ge=0, description="The fixed time at which the generator's network is read.")
+    input: Literal["unit", "sigma"] | None = Field(
+        None,
+        description="Generator's input: z, or sigma_{t*} z; null: as `t_star`, sigma where it starts as the teacher.",
+    )
+    t_star: int | None = Field(
+        None,
+        ge=0,
+        description="The fixed time at which the generator's network is read; null: as the generator's one_step.json "
+        "or the table of docs/generators.md says, and the end of a flow.",
+    )
+    prediction: Literal["teacher", "epsilon", "sample", "v_prediction", "flow_prediction", "negative_flow"] | None = (
+        Field(
+            None,
+            description="What the generator's output means: what the teacher's does, eps, x0, v, eps - x0 or x0 - eps "
+            "(the last two read in flow time, whatever the teacher's schedule); null: as `t_star`, and the teacher's "
+            "where neither says.",
+        )
+    )
     family: str | None = Field(
         None, description="`package.module:Class` of a family of one's own; null: by the class of the pipeline."
     )

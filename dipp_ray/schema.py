@@ -1,6 +1,6 @@
 """The JSON schemas of the configurations, and the tables of settings that are made from them.
 
-    python -m dipp_ray.schema docs        # writes docs/schema/*.json and docs/settings.md anew
+    python -m dipp_ray.schema docs        # writes docs/schema/*.json, docs/settings.md and docs/generators.md anew
 
 Editors complete and check a YAML file by the schema that its first line names. A schema knows each key, type, bound and
 meaning, but not the rules between several keys: those are the configuration's own.
@@ -15,6 +15,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from dipp_ray.config import RunConfig
+from dipp_ray.models.published import table_page
 from dipp_ray.preferences.config import FitConfig
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.settings import Section
@@ -100,7 +101,8 @@ def _kind(setting: dict[str, Any]) -> str:
 
 def documents() -> dict[str, str]:
     """What is generated, by its path below docs/."""
-    return {f"schema/{name}.json": json_schema(name) for name in CONFIGURATIONS} | {"settings.md": settings_page()}
+    pages = {"settings.md": settings_page(), "generators.md": table_page()}
+    return {f"schema/{name}.json": json_schema(name) for name in CONFIGURATIONS} | pages
 
 
 def write_documents(folder: Path) -> None:

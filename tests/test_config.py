@@ -11,7 +11,7 @@ from dipp_ray.training.trajectory import difference, trajectory, trajectory_hash
 
 MINIMAL = {
     "run": {"steps": 10},
-    "model": {"teacher": "teacher", "t_star": 440},
+    "model": {"teacher": "teacher", "t_star": 440, "input": "sigma"},
     "data": {"prompts": "prompts.parquet", "batch_size": 24, "micro_batches": 12},
     "generator_optim": {"lr": 1e-4},
     "score_optim": {"lr": 2e-4},
@@ -138,8 +138,8 @@ def test_a_value_of_the_wrong_kind_is_named_and_shown(path):
 
 
 def test_a_missing_setting_is_named(path):
-    path.write_text(yaml.safe_dump(MINIMAL | {"model": {"teacher": "teacher"}}))
-    assert re.search(r"model\.t_star.*required", sentence(path))
+    path.write_text(yaml.safe_dump(MINIMAL | {"model": {"t_star": 440}}))
+    assert re.search(r"model\.teacher.*required", sentence(path))
 
 
 def test_a_file_that_is_not_yaml(path):
@@ -217,6 +217,7 @@ def test_a_held_out_term_alone_is_no_reward_to_train_on(path):
         "run.deterministic=false",
         "model.t_star=441",
         "model.input=unit",
+        "model.prediction=sample",
         "data.batch_size=48",
         "data.micro_batches=6",
         "data.prompts=other.parquet",

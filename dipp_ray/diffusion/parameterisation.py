@@ -13,8 +13,10 @@ from torch import Tensor
 from dipp_ray.diffusion.schedule import per_sample
 
 # diffusers' names of `prediction_type`; flow_prediction is eps - x_0 (SD3, FLUX, SANA).
-Parameterisation = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
-PARAMETERISATIONS = get_args(Parameterisation)
+SchedulerPrediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
+PARAMETERISATIONS = get_args(SchedulerPrediction)
+# Beside them, known to no scheduler of diffusers: x_0 - eps, the way from noise to data (InstaFlow).
+Parameterisation = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "negative_flow"]
 
 
 def to_x0(kind: Parameterisation, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -29,6 +31,8 @@ def to_x0(kind: Parameterisation, output: Tensor, x_t: Tensor, alpha: Tensor, si
             return (a * x_t - s * output) / (a**2 + s**2)
         case "flow_prediction":
             return (x_t - s * output) / (a + s)
+        case "negative_flow":
+            return (x_t + s * output) / (a + s)
     raise ValueError(f"unknown parameterisation {kind}")
 
 
@@ -44,6 +48,8 @@ def to_epsilon(kind: Parameterisation, output: Tensor, x_t: Tensor, alpha: Tenso
             return (s * x_t + a * output) / (a**2 + s**2)
         case "flow_prediction":
             return (x_t + a * output) / (a + s)
+        case "negative_flow":
+            return (x_t - a * output) / (a + s)
     raise ValueError(f"unknown parameterisation {kind}")
 
 
@@ -60,6 +66,8 @@ def from_x0(kind: Parameterisation, x0: Tensor, x_t: Tensor, alpha: Tensor, sigm
             return a * epsilon - s * x0
         case "flow_prediction":
             return epsilon - x0
+        case "negative_flow":
+            return x0 - epsilon
     raise ValueError(f"unknown parameterisation {kind}")
 
 

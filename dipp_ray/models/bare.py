@@ -1,10 +1,11 @@
 """A network alone, without its pipeline, as one-step generators are published: a file, or a folder of its weights.
 
-Its architecture is the teacher's, and must be by name and shape.
+Its architecture is the teacher's, and must be by name and shape. A first part that all names share, such as `model.` or
+`module.`, is a training script's wrapper and left out: a network has several modules at its top.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from dipp_ray.errors import UserError
 from dipp_ray.models.components import differences, refuse
 from dipp_ray.models.families import Family
 from dipp_ray.models.weights import WeightFiles, find_weights
+
+Named = TypeVar("Named")
 
 
 def is_bare(path: str | Path) -> bool:
@@ -30,13 +33,16 @@ def files_of(path: Path, frame: Family) -> WeightFiles:
             )
         return WeightFiles((path,), path.suffix == ".safetensors")
     part = path / frame.network_part
-    return find_weights(part if part.is_dir() else path, "diffusers")
+    folder = part if part.is_dir() else path
+    # A training script's folder has pytorch_model.bin, as those of transformers.
+    trained = (folder / "pytorch_model.bin").is_file() and not any(folder.glob("diffusion_pytorch_model*"))
+    return find_weights(folder, "transformers" if trained else "diffusers")
 
 
 def check_bare(path: str | Path, frame: Family) -> None:
     """Raise UserError, from headers, unless the weights at `path` are those of a network like the teacher's."""
     path = Path(path)
-    held = {name: tensor.shape for name, tensor in files_of(path, frame).header().items()}
+    held = unwrapped({name: tensor.shape for name, tensor in files_of(path, frame).header().items()})
     refuse(path, *differences(_class(frame), frame.folder / frame.network_part, held))
 
 
@@ -45,10 +51,18 @@ def load_bare(path: str | Path, frame: Family, dtype: torch.dtype) -> Any:
     check_bare(path, frame)
     kind = _class(frame)
     network = kind.from_config(kind.load_config(frame.folder / frame.network_part))
-    state = _tensors(files_of(Path(path), frame))
+    state = unwrapped(_tensors(files_of(Path(path), frame)))
     network._fix_state_dict_keys_on_load(state)
     network.load_state_dict(state)
     return network.to(dtype).eval()
+
+
+def unwrapped(named: dict[str, Named]) -> dict[str, Named]:
+    """The same under names without the first parts that all of them share."""
+    first = {name.partition(".")[0] for name in named}
+    if len(first) != 1 or not all("." in name for name in named):
+        return named
+    return unwrapped({name.partition(".")[2]: value for name, value in named.items()})
 
 
 def _class(frame: Family) -> Any:

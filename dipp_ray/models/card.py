@@ -5,6 +5,7 @@ from pathlib import Path
 from dipp_ray.config import RunConfig
 from dipp_ray.models.families import Family
 from dipp_ray.models.plain_pipeline import call_arguments
+from dipp_ray.models.starts import prediction_of
 
 CARD = """---
 library_name: diffusers
@@ -31,7 +32,7 @@ image = pipeline("{prompt}", {arguments}).images[0]
 | reward scale | {scale} |
 | guidance scale of the teacher | {guidance} |
 | weight, divisor, reduction | {weight}, {divisor}, {reduction} |
-| read at | t* = {t_star}, input convention `{input}` |
+| read at | t* = {t_star}, input convention `{input}`, output `{prediction}` |
 | generator updates | {steps}, batch {batch} |
 | licence | that of the base model: nothing is granted beyond it |
 
@@ -68,6 +69,7 @@ def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> No
             reduction=objective.reduction,
             t_star=config.model.t_star,
             input=config.model.input,
+            prediction=prediction_of(config.model) or frame.diffusion.kind,
             steps=steps,
             batch=config.data.batch_size,
         )

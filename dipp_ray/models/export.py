@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipp_ray.diffusion.one_step import OneStep
+from dipp_ray.diffusion.one_step import OneStep, same_reading
 from dipp_ray.errors import UserError
 from dipp_ray.models.components import is_plain, load_model, models_of
 from dipp_ray.models.families import Family
-from dipp_ray.models.pipeline import ONE_STEP_FILE, load_denoiser
+from dipp_ray.models.pipeline import ONE_STEP_FILE, OUTPUT_SCALE, load_denoiser, scale_output
 from dipp_ray.models.plain_pipeline import load_pipeline
+from dipp_ray.models.schedulers import output_scale
 from dipp_ray.models.weights import find_weights, is_weights
 from dipp_ray.storage.aside import whole_folder
 
@@ -35,6 +36,7 @@ def export_pipeline(frame: Family, weights: dict[str, Tensor], one_step: OneStep
     scheduler = frame.one_step_scheduler(one_step)
     with whole_folder(out) as aside:
         index = copy_components(frame, aside, without=(frame.network_part, "scheduler"))
+        scale_output(network, frame, output_scale(frame.diffusion, one_step))
         network.save_pretrained(aside / frame.network_part)
         scheduler.save_pretrained(aside / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
@@ -70,8 +72,16 @@ def copy_components(frame: Family, out: Path, without: Collection[str]) -> dict:
 
 
 def one_step_record(frame: Family, one_step: OneStep) -> dict:
-    """What one_step.json holds: where and how the network is read, and what was set beside its folder's own."""
+    """What one_step.json holds: where and how the network is read, and what was set beside its folder's own.
+
+    `prediction` where it is not the teacher's; OUTPUT_SCALE where the network's last layer is multiplied by it, which
+    `load_denoiser` takes back: so the folder is a start of exactly the generator that was exported.
+    """
     record: dict = {"t_star": one_step.t_star, "input": one_step.convention}
+    if not same_reading(frame.diffusion, one_step.diffusion):
+        record["prediction"] = one_step.diffusion.kind
+    if (scale := output_scale(frame.diffusion, one_step)) != 1:
+        record[OUTPUT_SCALE] = scale
     if frame.resolution is not None:
         record["resolution"] = list(frame.resolution)
     if frame.embedded_guidance is not None:

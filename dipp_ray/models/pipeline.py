@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dipp_ray.config import ModelSection
-from dipp_ray.diffusion.one_step import Convention, OneStep
+from dipp_ray.diffusion.one_step import Convention, OneStep, generator_diffusion
+from dipp_ray.diffusion.parameterisation import Parameterisation
 from dipp_ray.errors import UserError
 from dipp_ray.models.denoiser import DTYPES, Denoiser
 from dipp_ray.models.families import Family, family_of
@@ -15,6 +17,7 @@ from dipp_ray.models.vae_folder import find_vae
 
 # Read beside the weights by whoever samples or trains on from an exported folder.
 ONE_STEP_FILE = "one_step.json"
+OUTPUT_SCALE = "output_scale"  # in it: by what the exported network's last layer is multiplied
 
 
 def read_frame(
@@ -100,23 +103,44 @@ def _json(path: Path, otherwise: str) -> dict:
     return said
 
 
-def one_step_of(frame: Family, t_star: int, convention: Convention) -> OneStep:
-    return OneStep(frame.diffusion, t_star, convention)
+def export_record(path: str | Path) -> dict | None:
+    """The one_step.json of the exported folder at `path`, or of the one of which it is the network's folder or file."""
+    path = Path(path)
+    return next((said for said in map(one_step_of_folder, (path, *path.parents[:2])) if said), None)
+
+
+def one_step_of(
+    frame: Family, t_star: int, convention: Convention, prediction: Parameterisation | None = None
+) -> OneStep:
+    """The generator's reading; `prediction` is what its output means, None: the same as the teacher's."""
+    return OneStep(generator_diffusion(frame.diffusion, prediction), t_star, convention)
 
 
 def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame: Family | None = None) -> Denoiser:
     """The network of the pipeline in `folder`, ready to be called; `compute` and `weights` are 'fp32' or 'bf16'.
 
     frame: how it is called; None: as the folder's own says. With it `folder` may hold the network alone (`bare`).
+    What an export has multiplied the last layer by is taken back: the output means what one_step.json says.
     """
     from dipp_ray.models.bare import is_bare, load_bare
     from dipp_ray.models.components import load_model  # which imports transformers: slow, and a frame needs none
 
     if frame is not None and is_bare(folder):
-        return Denoiser(load_bare(folder, frame, DTYPES[weights]), frame, DTYPES[compute])
-    frame = frame or read_frame(folder)
-    network = load_model(Path(folder) / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
+        network = load_bare(folder, frame, DTYPES[weights])
+    else:
+        frame = frame or read_frame(folder)
+        network = load_model(Path(folder) / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
+    scale_output(network, frame, 1 / (export_record(folder) or {}).get(OUTPUT_SCALE, 1.0))
     return Denoiser(network, frame, DTYPES[compute])
+
+
+@torch.no_grad()
+def scale_output(network: nn.Module, frame: Family, factor: float) -> None:
+    """Multiply what a network gives by `factor`, in place: exact, and exactly undone, for a power of two."""
+    if factor != 1:
+        assert frame.last_layer is not None, "checked with the scheduler of the one step"
+        for parameter in network.get_submodule(frame.last_layer).parameters():
+            parameter.mul_(factor)
 
 
 def same_network(first: Family, second: Family) -> None:
@@ -127,7 +151,7 @@ def same_network(first: Family, second: Family) -> None:
             "use a generator of the teacher's kind"
         )
     # Keys that the class does not know are left out, as are those that begin with '_'.
-    known = _completed({}, first.network_class)
+    known = [key for key in _completed({}, first.network_class) if key not in first.immaterial]
     key = next((key for key in known if first.network[key] != second.network[key]), None)
     if key is not None:
         raise UserError(

@@ -10,6 +10,9 @@ from dipp_ray.diffusion.schedule import FlowSchedule, VPSchedule
 from dipp_ray.errors import UserError
 
 STEPS = 1000  # of every scheduler of diffusers that says nothing
+# sigma of the step that exports a flow within betas. 2^-10, so that to multiply a network's last layer by its inverse,
+# and to divide it again, is exact in every precision; alpha is 1 - 5e-7, and in fp16 outputs up to 64 are finite.
+FLOW_STEP_SIGMA = 2.0**-10
 
 
 def diffusion_of(folder: Path, scheduler: dict, flow: bool) -> Diffusion:
@@ -54,7 +57,8 @@ def _betas(scheduler: dict, folder: Path):
 def one_step_scheduler(scheduler: dict, one_step: OneStep, of_sigma: str) -> Any:
     """The scheduler whose single step is the generator's x_0 = to_x0(network(input)) at t*.
 
-    For betas and the input convention `sigma` it is one of class `of_sigma`, Euler's or Heun's.
+    For betas and the input convention `sigma` it is one of class `of_sigma`, Euler's or Heun's, of which Heun's knows
+    no network that predicts x_0 itself.
     The schedule is truncated at t*, so that `num_inference_steps=1` with trailing spacing lands exactly there. Other
     choices are silently wrong: DDIM with set_alpha_to_one=False by 2.5 %, DDPM with clip_sample by 46 %. A flow begins
     at sigma = 1 whatever its shift, so no shift is written, nor a shift_terminal, which gives NaN at one step. Where
@@ -72,4 +76,37 @@ def one_step_scheduler(scheduler: dict, one_step: OneStep, of_sigma: str) -> Any
     }
     if one_step.convention == "unit" or not one_step.diffusion.schedule.alphas_cumprod[one_step.t_star]:
         return diffusers.DDPMScheduler(clip_sample=False, variance_type="fixed_small", **shared)
+    if one_step.diffusion.kind == "sample":
+        return diffusers.EulerDiscreteScheduler(**shared)
     return getattr(diffusers, of_sigma)(**shared)
+
+
+def flow_within_betas(steps: int) -> Any:
+    """The scheduler with which a pipeline of betas takes a flow's one step from z at t = steps.
+
+    None of diffusers' gives x_0 = z -+ output there: the flow's own have no init_noise_sigma, which these pipelines
+    ask for. But an eps-step of sigma s at that time, x_0 = (z - s output')/alpha, is it where the network gives
+    output' = +-output / s: where its last layer is multiplied by `output_scale`. alpha = sqrt(1 - s^2) is 1 to 5e-7.
+    """
+    import diffusers
+
+    return diffusers.DDPMScheduler(
+        trained_betas=[0.0] * steps + [FLOW_STEP_SIGMA**2],
+        num_train_timesteps=steps + 1,
+        timestep_spacing="trailing",
+        prediction_type="epsilon",
+        clip_sample=False,
+        variance_type="fixed_small",
+    )
+
+
+def output_scale(teacher: Diffusion, one_step: OneStep) -> float:
+    """By what an exported network's last layer is multiplied: 1, except for a flow within betas."""
+    if not is_flow_within_betas(teacher, one_step):
+        return 1.0
+    return (-1 if one_step.diffusion.kind == "negative_flow" else 1) / FLOW_STEP_SIGMA
+
+
+def is_flow_within_betas(teacher: Diffusion, one_step: OneStep) -> bool:
+    """Whether the generator predicts a flow, and the pipeline that it is exported into knows betas alone."""
+    return isinstance(teacher.schedule, VPSchedule) and isinstance(one_step.diffusion.schedule, FlowSchedule)

@@ -25,6 +25,7 @@ def key_settings(config: dict) -> list[tuple[str, str]]:
         ("Times of score matching", _range(get("objective.score_timesteps"))),
         ("Times of divergence", _range(get("objective.divergence_timesteps"))),
         ("Time read by the generator", get("model.t_star")),
+        ("Output of the generator", get("model.prediction")),
         ("Batch", _batch(get("data"))),
         ("Steps", get("run.steps")),
         ("Learning rate, generator", get("generator_optim.lr")),

@@ -8,7 +8,8 @@ from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, TrainedRoleSection
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
-from dipp_ray.models.pipeline import frame_of, load_denoiser, one_step_of
+from dipp_ray.models.pipeline import frame_of, load_denoiser
+from dipp_ray.models.starts import one_step_of_model
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.engine import Engine
 from dipp_ray.roles.process import free_port, join, prepare
@@ -28,8 +29,8 @@ class TrainedRank:
         self.config, self.objective, self.role, self.optim, self.rank = config, config.objective, role, optim, rank
         self.device = prepare(role, config.run.deterministic)
         self.frame = frame_of(config.model)
-        self.one_step = one_step_of(self.frame, config.model.t_star, config.model.input)
-        self.diffusion = self.one_step.diffusion
+        self.one_step = one_step_of_model(self.frame, config.model)
+        self.diffusion = self.frame.diffusion  # the teacher's and the score model's; the generator's is in one_step
         self.latent_shape = self.frame.latent_shape
 
     @ray.method(concurrency_group="health")

@@ -5,13 +5,15 @@ import shutil
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.data.prompts import Prompts, read_prompts
+from dipp_ray.diffusion.one_step import generator_diffusion, same_reading
 from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import VPSchedule
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
 from dipp_ray.models.bare import check_bare, is_bare
 from dipp_ray.models.components import check_components, check_model
-from dipp_ray.models.pipeline import frame_of, one_step_of, one_step_of_folder, same_network
+from dipp_ray.models.pipeline import frame_of, one_step_of_folder
+from dipp_ray.models.starts import exported_reading, one_step_of_model, prediction_of, settle
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 
 LEAST_FREE_BYTES = 50_000_000
@@ -20,14 +22,21 @@ LEAST_FREE_BYTES = 50_000_000
 def check(config: RunConfig) -> Prompts:
     """The prompts, after everything that needs no cluster has been found in order. Raises UserError otherwise."""
     frame = frame_of(config.model)
-    one_step_of(frame, config.model.t_star, config.model.input)
+    if one_step_of_folder(config.model.teacher):
+        raise UserError(
+            f"model.teacher={config.model.teacher} is an exported one-step generator, which knows one time alone: give "
+            "the pipeline that it was distilled from"
+        )
+    config = config.model_copy(update={"model": settle(config.model, frame)})
+    one_step = one_step_of_model(frame, config.model)
+    frame.one_step_scheduler(one_step)
     for key in ("score_timesteps", "divergence_timesteps"):
         high = getattr(config.objective, key)[1]
         if high > frame.diffusion.schedule.num_timesteps:
             raise UserError(
                 f"objective.{key} ends at {high}, but the teacher has {frame.diffusion.schedule.num_timesteps} steps"
             )
-    check_end(config, frame.diffusion)
+    check_end(config, frame.diffusion, one_step.diffusion)
     check_components(frame)
     check_generator(config, frame)
     for term in config.reward.terms if not config.reward.shared else ():  # a shared service has loaded its own
@@ -43,17 +52,21 @@ def check(config: RunConfig) -> Prompts:
     return prompts
 
 
-def check_end(config: RunConfig, diffusion: Diffusion) -> None:
-    """Raise UserError where x_0 is asked of an eps-predicting network at a time of alpha = 0, where it has none."""
-    if diffusion.kind != "epsilon" or not isinstance(diffusion.schedule, VPSchedule):
-        return
-    ends = [t for t, squared in enumerate(diffusion.schedule.alphas_cumprod.tolist()) if squared == 0]
-    objective = config.objective
-    asked = {"model.t_star": (config.model.t_star, config.model.t_star + 1)}
-    asked["objective.divergence_timesteps"] = objective.divergence_timesteps
+def check_end(config: RunConfig, diffusion: Diffusion, generator: Diffusion) -> None:
+    """Raise UserError where x_0 is asked of an eps-predicting network at a time of alpha = 0, where it has none.
+
+    `diffusion` is the teacher's frame, `generator` the generator's own.
+    """
+    objective, t_star = config.objective, config.model.t_star
+    assert t_star is not None, "settled"
+    asked = [("model.t_star", generator, (t_star, t_star + 1))]
+    asked.append(("objective.divergence_timesteps", diffusion, objective.divergence_timesteps))
     if objective.score_weight == "x0":
-        asked["objective.score_timesteps"] = objective.score_timesteps
-    for key, (low, high) in asked.items():
+        asked.append(("objective.score_timesteps", diffusion, objective.score_timesteps))
+    for key, frame, (low, high) in asked:
+        if frame.kind != "epsilon" or not isinstance(frame.schedule, VPSchedule):
+            continue
+        ends = [t for t, squared in enumerate(frame.schedule.alphas_cumprod.tolist()) if squared == 0]
         if any(low <= t < high for t in ends):
             raise UserError(
                 f"{key} holds t={ends[0]}, where the teacher's schedule has no signal left (zero terminal SNR) and its "
@@ -66,17 +79,21 @@ def check_generator(config: RunConfig, frame) -> None:
         return
     if is_bare(config.model.generator):
         check_bare(config.model.generator, frame)
+    else:
+        generator = frame_of(config.model, config.model.generator)  # of the teacher's architecture: it is settled
+        check_model(generator.folder / generator.network_part, "diffusers", generator.network_class)
+    said = exported_reading(config.model)
+    if said is None:
         return
-    generator = frame_of(config.model, config.model.generator)
-    same_network(frame, generator)
-    check_model(generator.folder / generator.network_part, "diffusers", generator.network_class)
-    trained_with = one_step_of_folder(config.model.generator)
-    given = {"t_star": config.model.t_star, "input": config.model.input}
-    trained_with = trained_with and {key: trained_with.get(key) for key in given}
-    if trained_with and trained_with != given:
+    given: dict[str, object] = {"t_star": config.model.t_star, "input": config.model.input}
+    trained_with: dict[str, object] = {"t_star": said.t_star, "input": said.input}
+    kinds = [generator_diffusion(frame.diffusion, kind) for kind in (prediction_of(config.model), said.prediction)]
+    if not same_reading(*kinds):
+        given["prediction"], trained_with["prediction"] = (diffusion.kind for diffusion in kinds)
+    if trained_with != given:
         raise UserError(
-            f"{config.model.generator} was trained with {trained_with}, but the configuration says {given}: "
-            "set model.t_star and model.input to the former"
+            f"{config.model.generator} was trained with {trained_with}, but the configuration says {given}: leave "
+            "model.t_star, model.input and model.prediction out, or set them to the former"
         )
 
 
@@ -101,6 +118,16 @@ def check_disk(config: RunConfig) -> None:
         raise UserError(
             f"run folder {path}: only {free / 1e6:.0f} MB are free on its disk: free some, or choose another"
         )
+
+
+def start_line(config: RunConfig) -> str:
+    """How the generator is read, as it was settled."""
+    frame = frame_of(config.model)
+    one_step = one_step_of_model(frame, config.model)
+    return (
+        f"generator: {config.model.generator or 'starts as the teacher'}, read at t*={one_step.t_star}, input "
+        f"{one_step.convention}, output {one_step.diffusion.kind}"
+    )
 
 
 def sizes_line(config: RunConfig) -> str:

@@ -16,7 +16,8 @@ from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.models.card import write_card
 from dipp_ray.models.export import export_error, export_pipeline
-from dipp_ray.models.pipeline import frame_of, load_denoiser, one_step_of
+from dipp_ray.models.pipeline import frame_of, load_denoiser
+from dipp_ray.models.starts import one_step_of_model
 from dipp_ray.models.text import TextEncoder
 from dipp_ray.storage.aside import whole_file
 from dipp_ray.training.controller import Controller
@@ -65,7 +66,7 @@ def generated(config: RunConfig, weights: dict[str, Tensor], texts: list[str], d
     network = load_denoiser(config.model.teacher, config.roles.generator.dtype, frame=frame)
     network.network.load_state_dict(weights, strict=False)  # buffers are the teacher's
     text = TextEncoder(config.model.teacher, torch.device("cpu"), config.roles.text.dtype, frame=frame)
-    one_step = one_step_of(frame, config.model.t_star, config.model.input)
+    one_step = one_step_of_model(frame, config.model)
     return generate(network, one_step, draws.normal("z", frame.latent_shape), text(texts)).numpy()
 
 
@@ -78,7 +79,7 @@ def exported_step(config: RunConfig) -> int | None:
 def export_checkpoint(config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path) -> Path:
     """A diffusers pipeline folder, with its model card, of a checkpoint's moving average."""
     frame = frame_of(config.model)
-    one_step = one_step_of(frame, config.model.t_star, config.model.input)
+    one_step = one_step_of_model(frame, config.model)
     export_pipeline(frame, average_of(store, checkpoint), one_step, out)
     write_card(out, frame, config, checkpoint.step)
     return out

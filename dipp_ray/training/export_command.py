@@ -7,6 +7,7 @@ from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import load_config
 from dipp_ray.errors import UserError
 from dipp_ray.models.pipeline import one_step_of_folder
+from dipp_ray.models.starts import recorded
 from dipp_ray.training.export import export_checkpoint
 
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
@@ -27,7 +28,7 @@ def export_command(checkpoint_path: str | Path, out: str | Path) -> Path:
     run = path.parent.parent if step else path
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no run's folder (no config.yaml): give RUN, RUN@best or RUN/checkpoints/step_NNNNNN")
-    config = load_config(run / "config.yaml")
+    config = recorded(load_config(run / "config.yaml"))
     store = CheckpointStore(config.checkpoint.url or str(run / "checkpoints"))
     checkpoint: Checkpoint | None
     if step:

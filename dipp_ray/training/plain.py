@@ -17,10 +17,12 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import SCORE_WARMUP, Draws
 from dipp_ray.diffusion.one_step import OneStep
+from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.models.denoiser import Denoiser
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.models.pipeline import frame_of, load_denoiser, one_step_of
+from dipp_ray.models.pipeline import frame_of, load_denoiser
+from dipp_ray.models.starts import one_step_of_model, settle
 from dipp_ray.models.text import TextEncoder
 from dipp_ray.serving.core.scoring import Scorer
 
@@ -60,11 +62,12 @@ class PlainLoop:
         text: TextEncoder,
         prompts: Prompts,
         reward: Reward | None,
+        diffusion: Diffusion,
         latent_shape: tuple[int, int, int],
         reward_deviation: float = 1.0,
     ):
         self.config, self.objective, self.one_step = config, config.objective, one_step
-        self.diffusion = one_step.diffusion
+        self.diffusion = diffusion  # the teacher's and the score model's; the generator's is in one_step
         self.generator = Trained(generator, config.generator_optim)
         self.score = Trained(score, config.score_optim)
         self.teacher, self.text, self.prompts, self.reward = teacher, text, prompts, reward
@@ -148,15 +151,17 @@ def plain_loop(config: RunConfig, prompts: Prompts) -> PlainLoop:
         raise UserError("the plain loop knows neither init.score_checkpoint nor reward.standardise: leave them out")
     teacher, generator = config.model.teacher, config.model.generator or config.model.teacher
     frame = frame_of(config.model)
+    config = config.model_copy(update={"model": settle(config.model, frame)})
     return PlainLoop(
         config,
-        one_step_of(frame, config.model.t_star, config.model.input),
+        one_step_of_model(frame, config.model),
         load_denoiser(generator, config.roles.generator.dtype, frame=frame),
         load_denoiser(teacher, config.roles.score.dtype, frame=frame),
         load_denoiser(teacher, config.roles.teacher.dtype, weights=config.roles.teacher.dtype, frame=frame),
         TextEncoder(teacher, torch.device("cpu"), frame=frame),
         prompts,
         local_reward(config) if config.objective.reward_scale > 0 else None,
+        frame.diffusion,
         frame.latent_shape,
     )
 

@@ -9,6 +9,7 @@ import yaml
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
+from dipp_ray.models.starts import settled
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.storage.aside import whole_file
@@ -28,6 +29,7 @@ def train(config: RunConfig, say: Say = print) -> Path:
     Raises UserError for bad input before anything starts. Ctrl-C or SIGTERM saves a checkpoint and stops; the same
     command goes on from there.
     """
+    config = settled(config)
     prompts = check(config)
     refusal = f"{config.path}: another process trains in this folder: wait for it, or set run.name"
     with alone(config.path / ".lock", refusal):

@@ -43,7 +43,10 @@ TERM_OF_FORMAT_1 = "name weight held_out mean deviation hinge cap required model
 def trajectory(config: RunConfig) -> dict[str, Any]:
     """The settings that define the trajectory, nested as in the configuration, and each role's precision."""
     dtypes = {name: getattr(config.roles, name).dtype for name in ROLES_WITH_DTYPE}
-    return config.model_dump(mode="json", exclude=ELSEWHERE) | {"dtype": dtypes}
+    settings = config.model_dump(mode="json", exclude=ELSEWHERE) | {"dtype": dtypes}
+    # A run's is always settled: null is of checkpoints from before the setting, when there was nothing else.
+    settings["model"]["prediction"] = settings["model"]["prediction"] or "teacher"
+    return settings
 
 
 def trajectory_hash(config: RunConfig) -> str:

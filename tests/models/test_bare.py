@@ -14,6 +14,7 @@ from settings import tiny_config
 from tiny import prompt_file
 from tiny_families import save_family
 
+UNIT = "model.input=unit"  # nothing says how a stranger's network is read
 FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -43,13 +44,23 @@ def as_part(weights, place):
     return as_folder(weights, place / "unet").parent
 
 
-@pytest.mark.parametrize("dress", [as_file, as_bin, as_folder, as_part])
+def as_training_folder(weights, place):
+    torch.save(load_file(weights), place / "pytorch_model.bin")
+    return place
+
+
+def wrapped(weights, place):
+    save_file({f"module.model.{name}": value for name, value in load_file(weights).items()}, place / "unet.safetensors")
+    return place / "unet.safetensors"
+
+
+@pytest.mark.parametrize("dress", [as_file, as_bin, as_folder, as_part, as_training_folder, wrapped])
 def test_a_network_alone_is_checked_and_trained_from(folders, tmp_path, dress):
     teacher, other = folders
     (tmp_path / "start").mkdir()
     start = dress(other / "unet" / FILE, tmp_path / "start")
     config = tiny_config(
-        tmp_path, teacher, prompt_file(tmp_path / "prompts.parquet"), f"model.generator={start}",
+        tmp_path, teacher, prompt_file(tmp_path / "prompts.parquet"), f"model.generator={start}", UNIT,
         "data.batch_size=2", "data.micro_batches=1", "objective.reward_scale=0",
     )  # fmt: skip
     loop = plain_loop(config, check(config))
@@ -70,9 +81,10 @@ def test_another_network_is_refused_by_name(folders, tmp_path):
             "an unexpected model.diffusion_model.in.weight",
         ),
         (weights | {name: torch.zeros(3, 3, 3)}, f"in another shape {name}"),
+        ({f"model.{key}" if key == name else key: value for key, value in weights.items()}, f"lack {name}"),
     ):
         save_file(changed, start)
-        config = tiny_config(tmp_path, teacher, prompt_file(tmp_path / "p.parquet"), f"model.generator={start}")
+        config = tiny_config(tmp_path, teacher, prompt_file(tmp_path / "p.parquet"), f"model.generator={start}", UNIT)
         with pytest.raises(UserError, match=sentence):
             check(config)
         with pytest.raises(UserError, match=sentence):
@@ -82,7 +94,11 @@ def test_another_network_is_refused_by_name(folders, tmp_path):
 def test_a_file_of_another_kind_is_refused(folders, tmp_path):
     (tmp_path / "unet.ckpt").write_bytes(b"pickle")
     config = tiny_config(
-        tmp_path, folders[0], prompt_file(tmp_path / "p.parquet"), f"model.generator={tmp_path / 'unet.ckpt'}"
+        tmp_path,
+        folders[0],
+        prompt_file(tmp_path / "p.parquet"),
+        f"model.generator={tmp_path / 'unet.ckpt'}",
+        UNIT,
     )
     with pytest.raises(UserError, match="no file of weights that is known here"):
         check(config)

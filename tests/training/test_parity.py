@@ -70,6 +70,13 @@ def test_one_rank_equals_the_plain_loop(ray_session, world, order):
 
 
 @pytest.mark.slow
+def test_a_generator_with_a_reading_of_its_own_equals_the_plain_loop(ray_session, world):
+    """It predicts x0; teacher and score model go on predicting eps."""
+    config = tiny_config(*world, "model.prediction=sample", "model.input=unit")
+    assert_same(ray_run(config, steps=4), plain_run(config, steps=4), 1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["strict", "overlapped"])
 def test_the_same_to_the_bit_when_run_twice(ray_session, world, order):
     config = tiny_config(*world, f"objective.order={order}")

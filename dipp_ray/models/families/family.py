@@ -13,7 +13,7 @@ from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.errors import UserError
-from dipp_ray.models.schedulers import diffusion_of, one_step_scheduler
+from dipp_ray.models.schedulers import diffusion_of, flow_within_betas, is_flow_within_betas, one_step_scheduler
 from dipp_ray.models.vae_folder import VaeFolder
 
 
@@ -39,8 +39,10 @@ class Family:
     networks: ClassVar[tuple[str, ...]]
     network_part: ClassVar[str] = "transformer"  # in the folder and in its pipeline
     flow: ClassVar[bool] = False  # whether the scheduler must be one of flow matching
+    immaterial: ClassVar[tuple[str, ...]] = ()  # settings of the network that change nothing of what it computes
     multiple: ClassVar[int] = 1  # of pixels a side, that the pipeline's own call asks for
     scheduler_of_sigma: ClassVar[str] = "EulerDiscreteScheduler"  # of an exported step from sigma z
+    last_layer: ClassVar[str | None] = None  # module of the network whose output, times a number, is the network's
     # Components that a pipeline works without, named or not.
     dispensable: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
     # The modules of the network that the family's published training scripts adapt by LoRA.
@@ -154,7 +156,17 @@ class Family:
     # -- plain diffusers -------------------------------------------------------------------------------------------
 
     def one_step_scheduler(self, one_step: OneStep) -> Any:
-        """The scheduler of diffusers with which one step of the pipeline from noise is the generator, exactly."""
+        """The scheduler of diffusers with which one step of the pipeline from noise is the generator, exactly.
+
+        Raises UserError where there is none.
+        """
+        if is_flow_within_betas(self.diffusion, one_step):
+            if self.last_layer is None:
+                raise UserError(
+                    f"model.prediction={one_step.diffusion.kind}: one step of {self.pipeline_class} cannot be that of "
+                    "a flow, for its family names no last_layer: choose another prediction, or name it in model.family"
+                )
+            return flow_within_betas(one_step.t_star)
         return one_step_scheduler(self.scheduler, one_step, self.scheduler_of_sigma)
 
     def call_arguments(self) -> dict[str, Any]:

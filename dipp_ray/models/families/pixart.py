@@ -17,6 +17,7 @@ class PixArtAlpha(Family):
     # At one step the pipeline takes the scheduler's x_0, which Euler gives in fp32 whatever the precision, so that the
     # VAE refuses it in bf16 and fp16; Heun's first step is Euler's, in the precision of its input.
     scheduler_of_sigma = "HeunDiscreteScheduler"
+    last_layer = "proj_out"
 
     @classmethod
     def present_name(cls, network_class: str, config: dict) -> str:
