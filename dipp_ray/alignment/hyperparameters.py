@@ -26,6 +26,24 @@ def _means(text: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Times:
+    """How t is distributed on its range: tau = t / T, of T steps of the teacher's schedule."""
+
+    distribution: Literal["uniform", "logit_normal"] = field(
+        default="uniform", metadata=_means("Of tau: uniform, or logit(tau) normal (SD3's training).")
+    )
+    shift: Positive = field(
+        default=1.0,
+        metadata=_means("s: tau becomes s tau / (1 + (s - 1) tau); above 1 towards noise (3: SD3's), 1: nothing."),
+    )
+    mean: float = field(default=0.0, metadata=_means("Of logit_normal, before the shift."))
+    std: Positive = field(default=1.0, metadata=_means("Of logit_normal, the standard deviation."))
+    continuous: bool = field(
+        default=False, metadata=_means("Any time of a flow; false: whole steps, as a schedule of betas has alone.")
+    )
+
+
+@dataclass(frozen=True)
 class Objective:
     """What the generator and the score model are trained on, and in which order."""
 
@@ -40,11 +58,13 @@ class Objective:
     score_updates: Count = field(default=1, metadata=_means("K_TA: score updates for each generator update."))
     score_weight: ScoreWeight = field(default="epsilon", metadata=_means("lambda(t) of score matching."))
     score_timesteps: Timesteps = field(
-        default=(0, 1000), metadata=_means("Uniform range [low, high) of t, score matching.")
+        default=(0, 1000), metadata=_means("Range [low, high) of t in steps of the teacher's schedule, score matching.")
     )
     divergence_timesteps: Timesteps = field(
-        default=(20, 980), metadata=_means("Uniform range [low, high) of t, divergence.")
+        default=(20, 980), metadata=_means("Range [low, high) of t in steps of the teacher's schedule, divergence.")
     )
+    score_times: Times = field(default=Times(), metadata=_means("pi(t) of score matching on its range."))
+    divergence_times: Times = field(default=Times(), metadata=_means("pi(t) of the divergence on its range."))
     order: Literal["strict", "overlapped"] = field(
         default="strict", metadata=_means("psi before theta, or DMD2's order.")
     )

@@ -76,6 +76,10 @@ class Draws:
                 _fill(generator, row)
         return torch.from_numpy(noise)
 
+    def uniform(self, purpose: Purpose) -> Tensor:
+        """Numbers [b] uniform on [0, 1), fp64 of 53 bits."""
+        return torch.tensor([generator.random() for generator in self._generators(purpose)], dtype=torch.float64)
+
     def integers(self, purpose: Purpose, low: int, high: int) -> Tensor:
         """Integers [b] uniform on low .. high - 1."""
         return torch.tensor([int(generator.integers(low, high)) for generator in self._generators(purpose)])

@@ -22,8 +22,8 @@ def key_settings(config: dict) -> list[tuple[str, str]]:
         ("Reduction", get("objective.reduction")),
         ("Order", get("objective.order")),
         ("Score updates a step", get("objective.score_updates")),
-        ("Times of score matching", _range(get("objective.score_timesteps"))),
-        ("Times of divergence", _range(get("objective.divergence_timesteps"))),
+        ("Times of score matching", _times(get("objective.score_timesteps"), get("objective.score_times"))),
+        ("Times of divergence", _times(get("objective.divergence_timesteps"), get("objective.divergence_times"))),
         ("Time read by the generator", get("model.t_star")),
         ("Output of the generator", get("model.prediction")),
         ("Batch", _batch(get("data"))),
@@ -48,8 +48,15 @@ def _terms(terms: list[dict] | None, held_out: bool) -> str | None:
     return ", ".join(names) or None
 
 
-def _range(times: list[int] | None) -> str | None:
-    return f"{times[0]} to {times[1]}" if times else None
+def _times(limits: list[int] | None, times: dict | None) -> str | None:
+    if not limits:
+        return None
+    words, times = [f"{limits[0]} to {limits[1]}"], times or {}
+    if times.get("distribution", "uniform") != "uniform":
+        words.append(f"logit normal, mean {times.get('mean', 0):g}, deviation {times.get('std', 1):g}")
+    if times.get("shift", 1) != 1:
+        words.append(f"shift {times['shift']:g}")
+    return ", ".join([*words, "continuous"] if times.get("continuous") else words)
 
 
 def _batch(data: dict | None) -> str | None:

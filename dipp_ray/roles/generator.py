@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dipp_ray.alignment.objective import Answers, RewardReply, feedback, surrogate
 from dipp_ray.alignment.questions import generate
+from dipp_ray.alignment.times import divergence_times
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
@@ -57,9 +58,8 @@ class GeneratorRank(TrainedRank):
         watch = Stopwatch()
         sampled = self.sampled.pop(draws)
         x0 = sampled.x0 if sampled.x0 is not None else self._generate(draws, sampled.embeds)
-        alpha, sigma = self.diffusion.schedule.alpha_sigma(
-            draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
-        )
+        t = divergence_times(self.objective, self.diffusion.schedule, draws).to(self.device)
+        alpha, sigma = self.diffusion.schedule.alpha_sigma(t)
         answers = Answers(
             x0_psi=self.tensor(x0_psi), x0_ref=self.tensor(x0_ref), alpha=alpha, sigma=sigma, reward=self._reply(reward)
         )

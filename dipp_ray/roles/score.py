@@ -4,6 +4,7 @@ import numpy as np
 import ray
 
 from dipp_ray.alignment.questions import predict, score_loss
+from dipp_ray.alignment.times import divergence_times, score_times
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
 from dipp_ray.errors import NonFiniteError
@@ -21,7 +22,7 @@ class ScoreRank(TrainedRank):
     def train(self, draws: Draws, x0, embeds, updates: bool) -> Report:
         """Score matching on one micro-batch of x_0 [b, C, h, w]; with `updates` the optimiser steps."""
         watch = Stopwatch()
-        t = draws.integers("score_t", *self.objective.score_timesteps).to(self.device)
+        t = score_times(self.objective, self.diffusion.schedule, draws).to(self.device)
         eps = draws.normal("score_eps", self.latent_shape).to(self.device)
         loss = score_loss(
             self.engine, self.diffusion, self.tensor(x0), self.embeds(embeds), t, eps, self.objective.score_weight
@@ -38,7 +39,7 @@ class ScoreRank(TrainedRank):
     def predict(self, draws: Draws, x0, embeds) -> tuple[np.ndarray, Report]:
         """x0_psi [b, C, h, w] at the divergence's x_t."""
         watch = Stopwatch()
-        t = draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
+        t = divergence_times(self.objective, self.diffusion.schedule, draws).to(self.device)
         eps = draws.normal("divergence_eps", self.latent_shape).to(self.device)
         x0_psi = predict(self.engine, self.diffusion, self.tensor(x0), self.embeds(embeds), t, eps)
         return x0_psi.cpu().numpy(), watch.report()

@@ -5,6 +5,7 @@ import ray
 import torch
 
 from dipp_ray.alignment.questions import predict_guided
+from dipp_ray.alignment.times import divergence_times
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
@@ -32,7 +33,7 @@ class Teacher:
     def guide(self, draws: Draws, x0, embeds, null) -> tuple[np.ndarray, Report]:
         """The guided x0_ref [b, C, h, w] at the divergence's x_t; `null` are the embeddings of ''."""
         watch = Stopwatch()
-        t = draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
+        t = divergence_times(self.objective, self.diffusion.schedule, draws).to(self.device)
         eps = draws.normal("divergence_eps", self.latent_shape).to(self.device)
         x0_ref = predict_guided(
             self.network,

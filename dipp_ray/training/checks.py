@@ -2,12 +2,14 @@
 
 import shutil
 
+from dipp_ray.alignment.hyperparameters import Objective
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.diffusion.one_step import generator_diffusion, same_reading
 from dipp_ray.diffusion.process import Diffusion
-from dipp_ray.diffusion.schedule import VPSchedule
+from dipp_ray.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
+from dipp_ray.diffusion.times import mass
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
 from dipp_ray.models.bare import check_bare, is_bare
@@ -17,6 +19,7 @@ from dipp_ray.models.starts import exported_reading, one_step_of_model, predicti
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 
 LEAST_FREE_BYTES = 50_000_000
+LEAST_MASS = 1e-9  # of a distribution of times within its range
 
 
 def check(config: RunConfig) -> Prompts:
@@ -30,12 +33,7 @@ def check(config: RunConfig) -> Prompts:
     config = config.model_copy(update={"model": settle(config.model, frame)})
     one_step = one_step_of_model(frame, config.model)
     frame.one_step_scheduler(one_step)
-    for key in ("score_timesteps", "divergence_timesteps"):
-        high = getattr(config.objective, key)[1]
-        if high > frame.diffusion.schedule.num_timesteps:
-            raise UserError(
-                f"objective.{key} ends at {high}, but the teacher has {frame.diffusion.schedule.num_timesteps} steps"
-            )
+    check_times(config.objective, frame.diffusion.schedule)
     check_end(config, frame.diffusion, one_step.diffusion)
     check_components(frame)
     check_generator(config, frame)
@@ -50,6 +48,28 @@ def check(config: RunConfig) -> Prompts:
     evaluation_prompts(config)
     check_disk(config)
     return prompts
+
+
+def check_times(objective: Objective, schedule: Schedule) -> None:
+    """Raise UserError where t cannot be drawn as the objective says, in this schedule of the teacher's."""
+    steps, flow = schedule.num_timesteps, isinstance(schedule, FlowSchedule)
+    for name in ("score", "divergence"):
+        limits, times = getattr(objective, f"{name}_timesteps"), getattr(objective, f"{name}_times")
+        if limits[1] > steps:
+            unit = f" (of a flow, sigma = t/{steps})" if flow else ""
+            raise UserError(
+                f"objective.{name}_timesteps ends at {limits[1]}, but the teacher has {steps} steps{unit}: end there"
+            )
+        if times.continuous and not flow:
+            raise UserError(
+                f"objective.{name}_times.continuous: the teacher's schedule is a table of {steps} whole steps, with no "
+                "time between them: leave it false"
+            )
+        if mass(schedule, times, limits) < LEAST_MASS:
+            raise UserError(
+                f"objective.{name}_times lies almost wholly outside objective.{name}_timesteps={list(limits)}: choose "
+                "a mean and shift whose times are in the range"
+            )
 
 
 def check_end(config: RunConfig, diffusion: Diffusion, generator: Diffusion) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.alignment.objective import Answers, RewardReply, feedback, surrogate
 from dipp_ray.alignment.questions import generate, predict, predict_guided, score_loss
+from dipp_ray.alignment.times import divergence_times, score_times
 from dipp_ray.alignment.updates import ema_update, learning_rate, mean_of
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
@@ -107,7 +108,7 @@ class PlainLoop:
     def train_score(self, batch) -> dict[str, float]:
         losses = []
         for draws, _, embeds, x0 in batch:
-            t = draws.integers("score_t", *self.objective.score_timesteps)
+            t = score_times(self.objective, self.diffusion.schedule, draws)
             eps = draws.normal("score_eps", self.latent_shape)
             loss = score_loss(
                 self.score.network, self.diffusion, x0.detach(), embeds, t, eps, self.objective.score_weight
@@ -120,7 +121,7 @@ class PlainLoop:
         return predict(self.score.network, self.diffusion, x0.detach(), embeds, *self.divergence_draws(draws))
 
     def divergence_draws(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        t = draws.integers("divergence_t", *self.objective.divergence_timesteps)
+        t = divergence_times(self.objective, self.diffusion.schedule, draws)
         return t, draws.normal("divergence_eps", self.latent_shape)
 
     def train_generator(self, batch, answers: list[Tensor]) -> dict[str, float]:

@@ -71,8 +71,12 @@ def test_one_rank_equals_the_plain_loop(ray_session, world, order):
 
 @pytest.mark.slow
 def test_a_generator_with_a_reading_of_its_own_equals_the_plain_loop(ray_session, world):
-    """It predicts x0; teacher and score model go on predicting eps."""
-    config = tiny_config(*world, "model.prediction=sample", "model.input=unit")
+    """It predicts x0; teacher and score model go on predicting eps, all at the same times of another distribution."""
+    times = "{distribution: logit_normal, shift: 2, mean: -0.5, std: 0.7}"
+    config = tiny_config(
+        *world, "model.prediction=sample", "model.input=unit",
+        f"objective.score_times={times}", f"objective.divergence_times={times}",
+    )  # fmt: skip
     assert_same(ray_run(config, steps=4), plain_run(config, steps=4), 1e-5)
 
 
