@@ -173,7 +173,11 @@ def sd3(with_t5: bool = True):
     )  # fmt: skip
 
 
-def sana():
+SPRINT = {"qk_norm": "rms_norm_across_heads", "guidance_embeds": True}
+
+
+def sana(sprint: bool = False):
+    """Sprint with norms of queries and keys that are not all ones."""
     k = gemma_tokenizer()
     config = transformers.Gemma2Config(
         vocab_size=len(k), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -182,8 +186,17 @@ def sana():
     network = diffusers.SanaTransformer2DModel(
         patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
         num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=16,
-        sample_size=8, timestep_scale=0.5,
+        sample_size=8, **SPRINT if sprint else {"timestep_scale": 0.5},
     )  # fmt: skip
+    if sprint:
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if "norm_q" in name or "norm_k" in name:
+                    parameter.normal_(1.0, 0.3)
+        return diffusers.SanaSprintPipeline(
+            tokenizer=k, text_encoder=transformers.Gemma2Model(config), vae=vae_dc(), transformer=network,
+            scheduler=diffusers.SCMScheduler(),
+        )  # fmt: skip
     return diffusers.SanaPipeline(
         tokenizer=k, text_encoder=transformers.Gemma2Model(config), vae=vae_dc(), transformer=network,
         scheduler=diffusers.DPMSolverMultistepScheduler(
@@ -275,6 +288,7 @@ PIPELINES: dict[str, Callable] = {
     "sd3": sd3,
     "sd3_without_t5": lambda: sd3(with_t5=False),
     "sana": sana,
+    "sanasprint": lambda: sana(sprint=True),
     "flux": flux,
     "schnell": lambda: flux(guidance=False),
     "qwenimage": qwen_image,

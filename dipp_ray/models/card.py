@@ -47,7 +47,7 @@ biases of its base."""
 
 def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> None:
     """Write README.md into an exported pipeline folder, with the call that reproduces the trainer's x0."""
-    arguments = ", ".join(f"{key}={value:g}" if not isinstance(value, bool) else f"{key}={value}"
+    arguments = ", ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value!r}"
                           for key, value in call_arguments(frame).items())  # fmt: skip
     objective, rewarded = config.objective, config.objective.reward_scale > 0
     terms = ", ".join(f"{term.name} ({term.model}, weight {term.weight:g})" for term in config.trained_terms)

@@ -149,6 +149,15 @@ TABLE: tuple[Published, ...] = (
         note="a start of few steps, read at the flow's end; its teacher is itself, for dev's network reads guidance",
     ),
     Published(
+        name="SANA-Sprint", family="SanaSprint",
+        repos=("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+               "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers"),
+        prediction="flow_prediction", call="SCM, 1 to 4 steps, embedded guidance 4.5", licence="of its repository",
+        source="read",
+        note="its teacher is itself, for SANA's own network reads no guidance; a consistency model is no score: its "
+        "answers as a teacher are ends of paths, not means of x0",
+    ),
+    Published(
         name="SD3.5-large-turbo", family=SD3, repos=("stabilityai/stable-diffusion-3.5-large-turbo",),
         prediction="flow_prediction", call="4 steps, guidance 0", licence="of its repository", source="page",
         note="a start of few steps, read at the flow's end",

@@ -33,6 +33,11 @@ def check(config: RunConfig) -> Prompts:
     config = config.model_copy(update={"model": settle(config.model, frame)})
     one_step = one_step_of_model(frame, config.model)
     frame.one_step_scheduler(one_step)
+    if not frame.two_branches and config.objective.guidance_scale != 1:
+        raise UserError(
+            f"objective.guidance_scale={config.objective.guidance_scale:g}: {frame.folder} was distilled from guidance "
+            "and has no null branch: set it to 1, and model.embedded_guidance to what the network is told"
+        )
     check_times(config.objective, frame.diffusion.schedule)
     check_end(config, frame.diffusion, one_step.diffusion)
     check_components(frame)

@@ -25,12 +25,13 @@ FLUX = {"max_sequence_length": 24}
 CALLS: dict[str, dict] = {
     **{name: {} for name in ("sd15", "sd21v", "sdxl", "sd3", "sd3_without_t5")},
     **{name: SMALL for name in ("pixart", "pixart1024", "pixartsigma", "sana")},
+    "sanasprint": SMALL | {"intermediate_timesteps": None},
     **{name: FLUX for name in ("flux", "schnell")},
     **{name: {} for name in ("qwenimage", "zimage")},
 }
 NAMES = list(CALLS)
 ABSENT: dict[str, dict] = {"sd3_without_t5": {"text_encoder_3": None, "tokenizer_3": None}}
-FLOW = ("sd3", "sd3_without_t5", "sana", "flux", "schnell", "qwenimage", "zimage")
+FLOW = ("sd3", "sd3_without_t5", "sana", "sanasprint", "flux", "schnell", "qwenimage", "zimage")
 PACKED = ("flux", "schnell", "qwenimage")
 
 
@@ -54,7 +55,7 @@ class World:
 
 def size(name: str, resolution: tuple[int, int]) -> tuple[int, int]:
     """The resolution in what this family's pipeline takes: SANA's takes multiples of 32 alone."""
-    if name != "sana":
+    if name not in ("sana", "sanasprint"):
         return resolution
     return {SQUARE: (32, 32), OBLONG: (32, 64)}[resolution]
 
@@ -81,8 +82,9 @@ def recording(scheduler, t):
     class Recording(type(scheduler)):
         order, init_noise_sigma = 1, 1.0
 
-        def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
-            self.timesteps = torch.tensor([t])
+        def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None, **angles):
+            # Sprint's are given with the last, at which nothing is predicted any more.
+            self.timesteps = torch.tensor([t, 0.0] if angles else [t])
 
         def set_begin_index(self, begin_index=0):
             pass
@@ -115,11 +117,34 @@ def guidance(name: str, scale: float) -> dict:
 
 def own_prediction(world: World, x_t, t: int, scale: float):
     """x_0 [B, C, h, w] in fp64 as the pipeline predicts it at x_t and t, guided by alpha_cfg = scale >= 1."""
+    if world.name == "sanasprint":
+        return by_branches(world, x_t, t, scale)
     if world.name != "qwenimage":
         return called(world, PROMPTS, x_t, t, guidance(world.name, scale))
     # Its guided prediction is bent to the length of the conditional one: the branches are taken one by one.
     branches = (called(world, prompts, x_t, t, {"true_cfg_scale": 1.0}) for prompts in ([" "] * 3, PROMPTS))
     null, conditional = branches
+    return null + scale * (conditional - null)
+
+
+def by_branches(world: World, x_t, t: int, scale: float):
+    """The same of SANA-Sprint, whose pipeline has one branch, and goes by x = cos(angle) x_0 + sin(angle) z."""
+    pipeline, scheduler = world.pipeline, world.pipeline.scheduler
+    (batch, _, h, w), sigma = x_t.shape, torch.tensor(t / 1000, dtype=torch.float64)
+    angle = torch.atan2(sigma, 1 - sigma)
+    x = x_t.double() * (angle.sin() + angle.cos())
+    found = []
+    for prompts, more in (([""] * batch, {"complex_human_instruction": None}), (PROMPTS[:batch], {})):
+        pipeline.scheduler = recording(scheduler, angle.item())
+        try:
+            pipeline(
+                list(prompts), latents=x.float(), height=2 * h, width=2 * w, num_inference_steps=1, guidance_scale=4.5,
+                output_type="latent", **CALLS[world.name], **more,
+            )  # fmt: skip
+            found.append(angle.cos() * x - angle.sin() * pipeline.scheduler.seen.double() / 0.5)  # sigma_data
+        finally:
+            pipeline.scheduler = scheduler
+    null, conditional = found
     return null + scale * (conditional - null)
 
 

@@ -188,6 +188,10 @@ def turned(self, *arguments):
     return true(self).added(self, *[x.mT if isinstance(x, torch.Tensor) and x.ndim == 4 else x for x in arguments])
 
 
+def in_thousands(self, network, x_t, t, embeds):
+    return true(self).output(self, network, x_t, 1000 * t, embeds)
+
+
 def null_words(self, pipeline, prompt, device):
     return true(self).encode(self, pipeline, prompt or "the table", device)
 
@@ -221,7 +225,9 @@ BREAKS = [
     ("null not zeros", "sdxl", {"encode": null_encoded}),
     *[("null mask", name, {"encode": null_unmasked}) for name in PIXART],
     ("null instructed", "sana", {"encode": null_instructed}),
+    ("time in a thousand", "sanasprint", {"output": in_thousands}),
     ("guidance told", "flux", {"own_guidance": 1.0}),
+    ("guidance told", "sanasprint", {"own_guidance": 1.0}),
 ]
 
 

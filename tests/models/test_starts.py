@@ -27,7 +27,14 @@ from settings import tiny_config
 from tiny import prompt_file
 from tiny_families import save_family
 
-UNASKED = ("model.t_star=null", "data.batch_size=2", "data.micro_batches=1", "objective.reward_scale=0")
+SIZES = {"sanasprint": (32, 32)}
+UNASKED = (
+    "objective.guidance_scale=1",
+    "model.t_star=null",
+    "data.batch_size=2",
+    "data.micro_batches=1",
+    "objective.reward_scale=0",
+)
 SD_TABLE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod.double()
 LINEAR = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear").alphas_cumprod.double()
 
@@ -48,7 +55,7 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def config(folders, tmp_path):
     def of(family, generator, *overrides):
-        size = "model.resolution=[16, 16]"
+        size = f"model.resolution={list(SIZES.get(family, (16, 16)))}"
         given = [f"model.generator={generator}"] if generator else []
         prompts = prompt_file(tmp_path / "p.parquet")
         return tiny_config(tmp_path / "runs", folders(family)[0], prompts, *UNASKED, size, *given, *overrides)
@@ -87,6 +94,7 @@ PLACES = {
     "xcliu/instaflow_0_9b_from_sd_1_5/unet": ("sd15", (1.0, 1000, lambda z, output: z + output)),
     "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512": ("pixart", unit_eps(400, LINEAR)),
     "black-forest-labs/FLUX.1-schnell": ("schnell", FLOW_END),
+    "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers": ("sanasprint", FLOW_END),
     "stabilityai/stable-diffusion-3.5-large-turbo": ("sd3", FLOW_END),
     "Tongyi-MAI/Z-Image-Turbo": ("zimage", FLOW_END),
 }
@@ -116,7 +124,7 @@ def lay(place: Path, source: Path, part: str) -> Path:
 def test_a_published_generator_is_read_as_it_was_trained(folders, config, tmp_path, place):
     family, (factor, t_star, x0_of) = PLACES[place]
     teacher, other = folders(family)
-    frame = read_frame(teacher, resolution=(16, 16))
+    frame = read_frame(teacher, resolution=SIZES.get(family, (16, 16)))
     run = config(family, lay(tmp_path / place, other, frame.network_part))
     loop = plain_loop(run, check(run))
     draws = Draws(7, EVALUATION, 0, range(2))

@@ -18,8 +18,21 @@ from settings import tiny_config
 from tiny import prompt_file
 from tiny_families import save_family
 
-NAMES = ["sd15", "sd21v", "sdxl", "pixart", "pixart1024", "pixartsigma", "sd3", "sana", "flux", "qwenimage", "zimage"]
-FLOW = ("sd3", "sana", "flux", "qwenimage", "zimage", "auraflow")
+NAMES = [
+    "sd15",
+    "sd21v",
+    "sdxl",
+    "pixart",
+    "pixart1024",
+    "pixartsigma",
+    "sd3",
+    "sana",
+    "flux",
+    "qwenimage",
+    "zimage",
+    "sanasprint",
+]
+FLOW = ("sd3", "sana", "sanasprint", "flux", "qwenimage", "zimage", "auraflow")
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +41,10 @@ def prompts(tmp_path_factory):
 
 
 def config_of(name, folder, teacher, prompts, *overrides):
-    size = "[32, 64]" if name == "sana" else "[16, 24]"
+    size = "[32, 64]" if name in ("sana", "sanasprint") else "[16, 24]"
+    guidance = 1 if name == "sanasprint" else 4.5  # it has no null branch
     return tiny_config(
-        folder, teacher, prompts, "data.batch_size=2", "data.micro_batches=1", "objective.guidance_scale=4.5",
+        folder, teacher, prompts, "data.batch_size=2", "data.micro_batches=1", f"objective.guidance_scale={guidance}",
         "reward.terms=[{name: bright, model: 'tiny_models:Brightness'}]", f"model.resolution={size}",
         f"model.t_star={1000 if name in FLOW else 440}", *overrides,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from dipp_ray.models.families.family import Family
 from dipp_ray.models.families.flux import Flux
 from dipp_ray.models.families.pixart import PixArtAlpha, PixArtSigma
 from dipp_ray.models.families.qwen_image import QwenImage
-from dipp_ray.models.families.sana import Sana
+from dipp_ray.models.families.sana import Sana, SanaSprint
 from dipp_ray.models.families.sd3 import StableDiffusion3
 from dipp_ray.models.families.stable_diffusion import StableDiffusion
 from dipp_ray.models.families.stable_diffusion_xl import StableDiffusionXL
@@ -22,6 +22,7 @@ FAMILIES: tuple[type[Family], ...] = (
     PixArtSigma,
     StableDiffusion3,
     Sana,
+    SanaSprint,
     Flux,
     QwenImage,
     ZImage,

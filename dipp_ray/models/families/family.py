@@ -40,6 +40,7 @@ class Family:
     network_part: ClassVar[str] = "transformer"  # in the folder and in its pipeline
     flow: ClassVar[bool] = False  # whether the scheduler must be one of flow matching
     immaterial: ClassVar[tuple[str, ...]] = ()  # settings of the network that change nothing of what it computes
+    two_branches: ClassVar[bool] = True  # whether it is guided by a null branch: not where guidance was distilled away
     multiple: ClassVar[int] = 1  # of pixels a side, that the pipeline's own call asks for
     scheduler_of_sigma: ClassVar[str] = "EulerDiscreteScheduler"  # of an exported step from sigma z
     last_layer: ClassVar[str | None] = None  # module of the network whose output, times a number, is the network's
