@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from dipp_ray.models.starts import settled
 from dipp_ray.training.trajectory import trajectory_hash
 from settings import tiny_config
 
@@ -28,12 +29,13 @@ def average_x0():
 
 
 def config_of(folder, name, *overrides):
-    return tiny_config(
+    config = tiny_config(
         folder, FIXTURE / "pipeline", FIXTURE / "prompts.parquet",
         f"run.name={name}", "run.steps=6", "checkpoint.every=3", "log.samples_every=6",
         "objective.order=strict", "objective.score_updates=2", "init.score_warmup_steps=2", "reward.standardise=true",
         f"reward.terms={TERMS}", *overrides,
     )  # fmt: skip
+    return settled(config)
 
 
 def lay_out(config, format_):
