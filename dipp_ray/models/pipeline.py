@@ -103,10 +103,12 @@ def _json(path: Path, otherwise: str) -> dict:
     return said
 
 
-def export_record(path: str | Path) -> dict | None:
-    """The one_step.json of the exported folder at `path`, or of the one of which it is the network's folder or file."""
+def export_record(path: str | Path, part: str) -> dict | None:
+    """The one_step.json of the exported folder at `path`, or of the one of which it is the network's folder or a file
+    there, `part` being the name of that folder."""
     path = Path(path)
-    return next((said for said in map(one_step_of_folder, (path, *path.parents[:2])) if said), None)
+    above = {part: path.parent}.get(path.name) or {part: path.parent.parent}.get(path.parent.name)
+    return one_step_of_folder(path) or (one_step_of_folder(above) if above else None)
 
 
 def one_step_of(
@@ -130,7 +132,7 @@ def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame
     else:
         frame = frame or read_frame(folder)
         network = load_model(Path(folder) / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
-    scale_output(network, frame, 1 / (export_record(folder) or {}).get(OUTPUT_SCALE, 1.0))
+    scale_output(network, frame, 1 / (export_record(folder, frame.network_part) or {}).get(OUTPUT_SCALE, 1.0))
     return Denoiser(network, frame, DTYPES[compute])
 
 

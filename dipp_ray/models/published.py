@@ -174,8 +174,13 @@ def published(path: str) -> Published | None:
     """The entry that a path or hub id names, or None.
 
     By a repository, where its two names follow each other in the path, or stand as the hub's cache writes them
-    (`models--org--name`); where files are named, by the last part alone, whatever folder it lies in.
+    (`models--org--name`); where files are named, by the last part alone, whatever folder it lies in. A revision after
+    an `@` is no part of a name.
     """
+    return _entry(path) or _entry(path.partition("@")[0])
+
+
+def _entry(path: str) -> Published | None:
     parts = [part.lower() for part in PurePosixPath(path.replace("\\", "/")).parts]
     parts = [inner for part in parts for inner in _hub_parts(part)]
     pairs = {f"{org}/{name}" for org, name in pairwise(parts)}

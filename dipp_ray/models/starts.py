@@ -46,7 +46,7 @@ def settle(model: ModelSection, frame: Family) -> ModelSection:
         _of_family(entry, model, frame)
     if model.generator and not is_bare(model.generator):
         same_network(frame, frame_of(model, model.generator))
-    said = _said(model, entry)
+    said = _said(model, entry, frame)
     prediction = said.prediction if model.prediction is None else prediction_of(model)
     diffusion = generator_diffusion(frame.diffusion, prediction)
     flow = isinstance(diffusion.schedule, FlowSchedule)
@@ -83,12 +83,12 @@ def prediction_of(model: ModelSection) -> Parameterisation | None:
     return None if model.prediction == "teacher" else model.prediction
 
 
-def exported_reading(model: ModelSection) -> _Said | None:
+def exported_reading(model: ModelSection, frame: Family) -> _Said | None:
     """What an exported folder says of itself, or None where the generator is none.
 
     Where it names no prediction, its output means what the scheduler that it was exported with says: its teacher's.
     """
-    record = export_record(model.generator) if model.generator else None
+    record = export_record(model.generator, frame.network_part) if model.generator else None
     if record is None:
         return None
     prediction = record.get("prediction")
@@ -97,8 +97,8 @@ def exported_reading(model: ModelSection) -> _Said | None:
     return _Said(record.get("t_star"), record.get("input"), prediction)
 
 
-def _said(model: ModelSection, entry: Published | None) -> _Said:
-    exported = exported_reading(model)
+def _said(model: ModelSection, entry: Published | None, frame: Family) -> _Said:
+    exported = exported_reading(model, frame)
     if exported is not None:
         return exported
     if entry is None or entry.why_not is not None:

@@ -107,7 +107,7 @@ def check_generator(config: RunConfig, frame) -> None:
     else:
         generator = frame_of(config.model, config.model.generator)  # of the teacher's architecture: it is settled
         check_model(generator.folder / generator.network_part, "diffusers", generator.network_class)
-    said = exported_reading(config.model)
+    said = exported_reading(config.model, frame)
     if said is None:
         return
     given: dict[str, object] = {"t_star": config.model.t_star, "input": config.model.input}

@@ -144,6 +144,15 @@ def test_every_entry_that_is_taken_up_is_tested():
     assert tested == {entry.name for entry in TABLE if entry.why_not is None}
 
 
+def test_a_revision_is_no_part_of_a_name():
+    for path in (
+        "XDG-XHS/dipp_1step@main",
+        "tianweiy/DMD2/dmd2_sdxl_1step_unet.bin@0a/1b",
+        "/a@b/dmd2_sdxl_1step_unet.bin",
+    ):
+        assert published(path).t_star == 399, path
+
+
 def test_names_that_are_none():
     for path in (
         "/models/DMD2/other.bin",
@@ -250,6 +259,7 @@ def test_an_exported_folder_says_how_it_is_read(config, export):
     assert json.loads((out / "one_step.json").read_text()) == {"t_star": 440, "input": "unit", "prediction": "sample"}
     assert read(config("sd15", out)) == (440, "unit", "sample")
     assert read(config("sd15", out / "unet")) == (440, "unit", "sample")
+    assert read(config("sd15", out / "unet" / "diffusion_pytorch_model.safetensors")) == (440, "unit", "sample")
     for wrong in ("model.t_star=441", "model.input=sigma", "model.prediction=epsilon", "model.prediction=teacher"):
         with pytest.raises(UserError, match="was trained with"):
             check(config("sd15", out, wrong))
