@@ -57,8 +57,7 @@ def _betas(scheduler: dict, folder: Path):
 def one_step_scheduler(scheduler: dict, one_step: OneStep, of_sigma: str) -> Any:
     """The scheduler whose single step is the generator's x_0 = to_x0(network(input)) at t*.
 
-    For betas and the input convention `sigma` it is one of class `of_sigma`, Euler's or Heun's, of which Heun's knows
-    no network that predicts x_0 itself.
+    For betas and the input convention `sigma` it is one of class `of_sigma`, Euler's or Heun's.
     The schedule is truncated at t*, so that `num_inference_steps=1` with trailing spacing lands exactly there. Other
     choices are silently wrong: DDIM with set_alpha_to_one=False by 2.5 %, DDPM with clip_sample by 46 %. A flow begins
     at sigma = 1 whatever its shift, so no shift is written, nor a shift_terminal, which gives NaN at one step. Where
@@ -76,8 +75,6 @@ def one_step_scheduler(scheduler: dict, one_step: OneStep, of_sigma: str) -> Any
     }
     if one_step.convention == "unit" or not one_step.diffusion.schedule.alphas_cumprod[one_step.t_star]:
         return diffusers.DDPMScheduler(clip_sample=False, variance_type="fixed_small", **shared)
-    if one_step.diffusion.kind == "sample":
-        return diffusers.EulerDiscreteScheduler(**shared)
     return getattr(diffusers, of_sigma)(**shared)
 
 
