@@ -108,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     export = verb(run_export, "A checkpoint as a diffusers pipeline folder.")
     export.add_argument("checkpoint", type=Path, help="RUN (its latest), RUN@best, or RUN/checkpoints/step_NNNNNN")
     export.add_argument("out", type=Path)
+    export.add_argument("--adapter", action="store_true", help="the LoRA alone, of a run that trained one")
     service = verb(run_serve_rewards, "The reward service: scores and gradients for several trainers, until Ctrl-C.")
     service.add_argument("config", type=Path, help="YAML configuration of a service")
     service.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
@@ -190,7 +191,7 @@ def run_evaluate(given) -> None:
 def run_export(given) -> None:
     from dipp_ray.training.export_command import export_command
 
-    print(export_command(given.checkpoint, given.out))
+    print(export_command(given.checkpoint, given.out, given.adapter))
 
 
 def run_serve_rewards(given) -> None:
