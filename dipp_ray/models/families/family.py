@@ -121,9 +121,9 @@ class Family:
                 "scale: leave it out, and set objective.guidance_scale"
             )
         for key, encoders in self.text_widths().items():
-            widths = [self.encoder_width(*encoder) for encoder in encoders]
             reads = self.text_width_of(key)
-            if None not in (reads, *widths) and reads != sum(widths):
+            widths = [width for encoder in encoders if (width := self.encoder_width(*encoder)) is not None]
+            if reads is not None and len(widths) == len(encoders) and reads != sum(widths):
                 raise UserError(
                     f"{self.folder}: its {self.network_part} reads text of {reads} numbers a token or prompt ({key}), "
                     f"but its {' and '.join(name for name, _ in encoders)} give {sum(widths)}: take the encoders that "
