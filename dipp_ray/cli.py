@@ -94,11 +94,15 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
         if function is not run_fit_reward:
             sub.add_argument("--generator", metavar="RUN", help="begin where this finished run's folder ended")
-    sample = verb(run_sample, "One step, one image.")
-    sample.add_argument("pipeline", type=Path)
-    sample.add_argument("--prompt", required=True)
-    sample.add_argument("--out", type=Path, required=True, help="PNG file")
-    sample.add_argument("--seed", type=int, default=0, help="of the latent noise (%(default)s)")
+    sample = verb(run_sample, "One step an image, of an exported generator.")
+    sample.add_argument("pipeline", type=Path, help="pipeline folder, or a run's folder")
+    sample.add_argument("--prompt", action="append", default=[], help="several times for several prompts")
+    sample.add_argument("--prompts", help="file of prompts, as data.prompts")
+    sample.add_argument("--out", type=Path, required=True, help="PNG file; for several images a folder")
+    sample.add_argument("--count", type=positive, default=1, help="images of each prompt (%(default)s)")
+    sample.add_argument("--batch", type=positive, default=8, help="images at a time (%(default)s)")
+    sample.add_argument("--seed", type=int, default=0, help="of the first image's noise, counted up (%(default)s)")
+    sample.add_argument("--device", help="cpu, cuda or cuda:1 (default: the first GPU, or the CPU)")
     sample.add_argument("--family", help="package.module:Class, where it was trained as a family of your own")
     evaluate = verb(run_evaluate, "Rewards, judge and diversity of a pipeline: a table, JSON and a side-by-side grid.")
     evaluate.add_argument("pipeline", type=Path, help="pipeline folder, or a run's folder")
@@ -120,6 +124,14 @@ def parser() -> argparse.ArgumentParser:
     report = verb(run_report, "Write report.html of a run's folder anew.")
     report.add_argument("folder", type=Path)
     return top
+
+
+def positive(text: str) -> int:
+    """An argument that is 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def run_demo(given) -> None:
@@ -176,10 +188,22 @@ def run_fit_reward(given) -> None:
 
 
 def run_sample(given) -> None:
-    from dipp_ray.evaluation.sampling import sample_to_file
+    from dipp_ray.data.prompts import read_prompts
+    from dipp_ray.evaluation.sample_command import sample
 
-    sample_to_file(given.pipeline, given.prompt, given.seed, given.out, given.family)
-    print(given.out)
+    if not given.prompt and not given.prompts:
+        raise UserError("there is nothing to sample: give --prompt TEXT, or --prompts FILE")
+    read = read_prompts(given.prompts, "prompt").texts if given.prompts else []
+    sample(
+        given.pipeline,
+        [*given.prompt, *read],
+        given.out,
+        seed=given.seed,
+        count=given.count,
+        batch=given.batch,
+        device=given.device,
+        family=given.family,
+    )
 
 
 def run_evaluate(given) -> None:
