@@ -95,9 +95,7 @@ def device_named(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"--device {name}: torch has no such device here ({reason}): write cpu, cuda or cuda:1"
-        ) from None
+        raise UserError(f"--device {name}: torch has none here ({reason}): write cpu, cuda or cuda:1") from None
     return device
 
 
