@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.reporting.output import lasting_output
 from dipp_ray.reporting.quiet import quiet_libraries
 
 CONNECT_S = 10.0
@@ -51,6 +52,11 @@ def guarded(work: Callable[[], None]) -> int:
     """
     if os.getcwd() not in sys.path:  # rewards and judges may lie here: Ray's workers look here too
         sys.path.append(os.getcwd())
+    with lasting_output():
+        return _exit_status(work)
+
+
+def _exit_status(work: Callable[[], None]) -> int:
     try:
         work()
     except (UserError, CallError) as error:
