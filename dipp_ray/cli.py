@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.import_path import refuse_shadows
 from dipp_ray.reporting.output import lasting_output
 from dipp_ray.reporting.quiet import quiet_libraries
 
@@ -270,6 +271,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     require_known_mode()
+    refuse_shadows({os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))})
     address = os.environ.get("RAY_ADDRESS", "local")
     local = address == "local"
     print("starting Ray on this machine" if local else f"joining the Ray cluster at {address}")
@@ -281,6 +283,11 @@ def connect() -> None:
         ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None)
     except (RayError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if "AF_UNIX path" in reason:
+            raise UserError(
+                "the folder of RAY_TMPDIR or TMPDIR is too long for the sockets that Ray puts there: set RAY_TMPDIR to "
+                "a short one, such as /tmp/r"
+            ) from None
         if local:
             raise UserError(f"Ray did not start: {reason}; its logs are in /tmp/ray/session_latest/logs") from error
         raise UserError(f"RAY_ADDRESS={address}: {reason}: correct it, or start that cluster") from error

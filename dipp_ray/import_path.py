@@ -2,7 +2,34 @@
 
 import os
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
+from dipp_ray.errors import UserError
+
+# What Ray's processes import between adding the driver's folders and the first module of ours.
+IMPORTED_BY_RAY = frozenset(
+    [
+        "cloudpickle",
+        "cmath",
+        "colorsys",
+        "configparser",
+        "difflib",
+        "google",
+        "grpc",
+        "gzip",
+        "numpy",
+        "pandas",
+        "pkgutil",
+        "pyarrow",
+        "pydantic",
+        "pydoc",
+        "socketserver",
+        "sysconfig",
+        "unittest",
+        "zoneinfo",
+    ]
+)
 RAY_WORKER = "default_worker.py"  # the script that Ray runs in them
 
 
@@ -21,3 +48,17 @@ def drivers_folders_last() -> None:
     first = sys.path[: sys.path.index(library)]
     drivers = [folder for folder in first if folder not in kept and not folder.endswith(".zip")]
     sys.path[:] = [folder for folder in sys.path if folder not in drivers] + drivers
+
+
+def refuse_shadows(folders: Iterable[str]) -> None:
+    """Raise UserError where one of the driver's folders holds a module that Ray's processes would take for another."""
+    for folder in folders:
+        for name in sorted(IMPORTED_BY_RAY):
+            found = next(
+                (path for path in (f"{name}.py", f"{name}/__init__.py") if (Path(folder) / path).exists()), None
+            )
+            if found and "site-packages" not in Path(folder).parts:
+                raise UserError(
+                    f"{Path(folder) / found} would be taken for Python's or Ray's own {name} by every process that Ray "
+                    "starts: rename it, or start in another folder"
+                )
