@@ -99,6 +99,11 @@ def parser() -> argparse.ArgumentParser:
         sub = verb(function, text)
         sub.add_argument("config", type=Path, help="YAML configuration")
         sub.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
+        if function is run_check:
+            sub.add_argument(
+                "--try", dest="try_rewards", action="store_true",
+                help="start Ray, build each reward where it would run, and call it on two images",
+            )  # fmt: skip
         if function is not run_fit_reward:
             sub.add_argument("--generator", metavar="RUN", help="begin where this finished run's folder ended")
     sample = verb(run_sample, "One step an image, of an exported generator.")
@@ -179,13 +184,22 @@ def run_check(given) -> None:
 
     config = load_config(given.config, settings_of(given))
     prompts = check(config)
-    connect()
+    require_sane_ray()
+    in_cluster = "RAY_ADDRESS" in os.environ
+    if in_cluster or given.try_rewards:
+        connect()
+    from dipp_ray.training.machine import this_machine
     from dipp_ray.training.placement import cluster_nodes, plan, requests
 
-    planned = plan(requests(config), cluster_nodes())
+    planned = plan(requests(config), cluster_nodes() if in_cluster else [this_machine()])
     rich.print(planned.table())
     planned.require()
-    print(f"{given.config}: ready. {len(prompts.texts)} prompts; {sizes_line(config)}")
+    if given.try_rewards:
+        from dipp_ray.training.reward_trial import try_rewards
+
+        try_rewards(config, prompts.first(2), print)
+    where = "" if in_cluster else "; planned for this machine: RAY_ADDRESS names a cluster"
+    print(f"{given.config}: ready. {len(prompts.texts)} prompts; {sizes_line(config)}{where}")
 
 
 def run_fit_reward(given) -> None:
@@ -270,8 +284,7 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    require_known_mode()
-    refuse_shadows({os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))})
+    require_sane_ray()
     address = os.environ.get("RAY_ADDRESS", "local")
     local = address == "local"
     print("starting Ray on this machine" if local else f"joining the Ray cluster at {address}")
@@ -293,11 +306,13 @@ def connect() -> None:
         raise UserError(f"RAY_ADDRESS={address}: {reason}: correct it, or start that cluster") from error
 
 
-def require_known_mode() -> None:
-    """Raise UserError for a RAY_AUTH_MODE that Ray does not know: it would turn authentication off without a word."""
+def require_sane_ray() -> None:
+    """Raise UserError for what would make Ray start otherwise than meant: a RAY_AUTH_MODE that it does not know turns
+    authentication off without a word, and files called like modules end its processes."""
     mode = os.environ.get("RAY_AUTH_MODE", "token")
     if mode not in AUTH_MODES:
         raise UserError(f"RAY_AUTH_MODE={mode}: write {' or '.join(AUTH_MODES)}, or unset it for a token of Ray's own")
+    refuse_shadows({os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))})
 
 
 def require_listener(address: str) -> None:
