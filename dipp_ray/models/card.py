@@ -1,11 +1,14 @@
 """The model card of an exported generator."""
 
+import json
 from pathlib import Path
 
 from dipp_ray.config import RunConfig
+from dipp_ray.models.adapter_files import PEFT_CONFIG, is_adapter
+from dipp_ray.models.bare import is_bare
 from dipp_ray.models.families import Family
 from dipp_ray.models.plain_pipeline import call_arguments
-from dipp_ray.models.starts import prediction_of
+from dipp_ray.models.reading import prediction_of
 
 CARD = """---
 library_name: diffusers
@@ -18,9 +21,7 @@ A one-step text-to-image generator, trained by Diff-Instruct++ (unofficial imple
 arXiv:2410.18881) with dipp-ray.
 
 ```python
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("{folder}"{without})
+{loading}
 image = pipeline("{prompt}", {arguments}).images[0]
 ```
 
@@ -33,11 +34,22 @@ image = pipeline("{prompt}", {arguments}).images[0]
 | guidance scale of the teacher | {guidance} |
 | weight, divisor, reduction | {weight}, {divisor}, {reduction} |
 | read at | t* = {t_star}, input convention `{input}`, output `{prediction}` |
+| trained | {trained} |
 | generator updates | {steps}, batch {batch} |
 | licence | that of the base model: nothing is granted beyond it |
 
 Caveats. It answers in one step, without guidance; other step counts or schedulers give wrong images. {caveat}
 """
+WHOLE = """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{folder}"{without})"""
+ADAPTER = """from diffusers import DiffusionPipeline, {scheduler}{imports}
+
+pipeline = DiffusionPipeline.from_pretrained("{base}"{without}){beside}
+{load}
+pipeline.scheduler = {scheduler}.from_pretrained("{folder}", subfolder="scheduler")"""
+BY_DIFFUSERS = 'pipeline.load_lora_weights("{folder}")'
+BY_PEFT = 'pipeline.{part} = PeftModel.from_pretrained(pipeline.{part}, "{folder}").merge_and_unload()'
 ALIGNED = """It was pushed
 towards one reward: look at the held-out reward and at diversity in evaluation.json before trusting the reward's gain.
 It inherits the biases of its base and of its reward model."""
@@ -45,17 +57,20 @@ DISTILLED = """It inherits the
 biases of its base."""
 
 
-def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> None:
-    """Write README.md into an exported pipeline folder, with the call that reproduces the trainer's x0."""
+def write_card(folder: Path, frame: Family, config: RunConfig, steps: int, adapter: bool = False) -> None:
+    """Write README.md into an exported folder, with the call that reproduces the trainer's x0.
+
+    adapter: it holds the adapter alone.
+    """
     arguments = ", ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value!r}"
                           for key, value in call_arguments(frame).items())  # fmt: skip
+    lora = config.adapters.generator
     objective, rewarded = config.objective, config.objective.reward_scale > 0
     terms = ", ".join(f"{term.name} ({term.model}, weight {term.weight:g})" for term in config.trained_terms)
     (folder / "README.md").write_text(
         CARD.format(
             name=config.run.name,
-            folder=folder,
-            without="".join(f", {name}=None" for name in frame.absent if name not in frame.dispensable),
+            loading=_loading(folder, frame, config, adapter),
             prompt="your prompt",
             arguments=arguments,
             teacher=config.model.teacher,
@@ -70,7 +85,28 @@ def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> No
             t_star=config.model.t_star,
             input=config.model.input,
             prediction=prediction_of(config.model) or frame.diffusion.kind,
+            trained="all weights" if lora is None else f"LoRA, rank {lora.rank}, alpha {lora.scaled_by:g}",
             steps=steps,
             batch=config.data.batch_size,
         )
+    )
+
+
+def _loading(folder: Path, frame: Family, config: RunConfig, adapter: bool) -> str:
+    """The lines that make the pipeline."""
+    without = "".join(f", {name}=None" for name in frame.absent if name not in frame.dispensable)
+    if not adapter:
+        return WHOLE.format(folder=folder, without=without)
+    generator, by_peft = config.model.generator, (folder / PEFT_CONFIG).exists()
+    alone = generator is not None and is_bare(generator) and not is_adapter(generator)
+    whole = generator is not None and not is_bare(generator)
+    beside = f"\n# with the network of {generator} as pipeline.{frame.network_part}, on which it was trained"
+    return ADAPTER.format(
+        folder=folder,
+        without=without,
+        base=generator if whole else config.model.teacher,
+        beside=beside if alone else "",
+        imports="\nfrom peft import PeftModel" if by_peft else "",
+        load=(BY_PEFT if by_peft else BY_DIFFUSERS).format(part=frame.network_part, folder=folder),
+        scheduler=json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"],
     )

@@ -60,7 +60,7 @@ TABLE: tuple[Published, ...] = (
         name="DMD2 SDXL, LoRA", family=SDXL, repos=("tianweiy/DMD2",),
         files=("dmd2_sdxl_4step_lora.safetensors", "dmd2_sdxl_4step_lora_fp16.safetensors"),
         call="LCM, `timesteps=[999, 749, 499, 249]`, guidance 0", licence="CC-BY-NC-4.0", source="read",
-        why_not="it is a LoRA, no network: fuse it into its base with diffusers, and give the folder",
+        why_not=FEW_STEPS + "give model.t_star=999, model.input=unit and model.prediction=epsilon",
     ),
     Published(
         name="Diff-Instruct++, Diff-Instruct, SIM, DI* SDXL (Luo)", family=SDXL,
@@ -79,8 +79,8 @@ TABLE: tuple[Published, ...] = (
         name="Hyper-SD LoRAs, one step", family=SDXL, repos=("ByteDance/Hyper-SD",),
         files=("Hyper-SDXL-1step-lora.safetensors", "Hyper-SD15-1step-lora.safetensors"),
         call="TCD", licence="of its repository", source="not verified",
-        why_not="it is a LoRA, no network: fuse it into its base with diffusers, and give the folder, with "
-        "model.t_star and model.input as its repository says",
+        why_not="how its one step is read was not verified here: give model.t_star and model.input as its repository "
+        "says",
     ),
     Published(
         name="NitroFusion SDXL, realism", family=SDXL, repos=("ChenDY/NitroFusion",),

@@ -1,6 +1,7 @@
 """All that can fail is checked before anything is started: files, shapes, weights, rewards."""
 
 import shutil
+from collections.abc import Mapping
 
 from dipp_ray.alignment.hyperparameters import Objective
 from dipp_ray.checkpoints.store import CheckpointStore
@@ -12,10 +13,13 @@ from dipp_ray.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
 from dipp_ray.diffusion.times import mass
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
+from dipp_ray.models.adapter_files import is_adapter
 from dipp_ray.models.bare import check_bare, is_bare
 from dipp_ray.models.components import check_components, check_model
 from dipp_ray.models.pipeline import frame_of, one_step_of_folder
-from dipp_ray.models.starts import exported_reading, one_step_of_model, prediction_of, settle
+from dipp_ray.models.reading import exported_reading, one_step_of_model, prediction_of, settle
+from dipp_ray.models.schedulers import output_scale
+from dipp_ray.models.start import check_adapters
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 
 LEAST_FREE_BYTES = 50_000_000
@@ -33,6 +37,11 @@ def check(config: RunConfig) -> Prompts:
     config = config.model_copy(update={"model": settle(config.model, frame)})
     one_step = one_step_of_model(frame, config.model)
     frame.one_step_scheduler(one_step)
+    if config.adapters.generator is not None and output_scale(frame.diffusion, one_step) != 1:
+        raise UserError(
+            f"adapters.generator: an adapter alone cannot be exported with model.prediction={one_step.diffusion.kind}, "
+            "for which the network's last layer is changed: leave it out, to train the whole network"
+        )
     if not frame.two_branches and config.objective.guidance_scale != 1:
         raise UserError(
             f"objective.guidance_scale={config.objective.guidance_scale:g}: {frame.folder} was distilled from guidance "
@@ -100,7 +109,8 @@ def check_end(config: RunConfig, diffusion: Diffusion, generator: Diffusion) -> 
 
 
 def check_generator(config: RunConfig, frame) -> None:
-    if config.model.generator is None:
+    check_adapters(config, frame)
+    if config.model.generator is None or is_adapter(config.model.generator):
         return
     if is_bare(config.model.generator):
         check_bare(config.model.generator, frame)
@@ -128,8 +138,20 @@ def score_checkpoint(config: RunConfig) -> tuple[str, int]:
     for url in (f"{given}/checkpoints", given):
         latest = CheckpointStore(url, say=lambda _: None).latest()
         if latest is not None:
+            check_score_adapter(config, latest.record)
             return url, latest.step
     raise UserError(f"init.score_checkpoint: {given} holds no committed checkpoint: give the folder of a finished run")
+
+
+def check_score_adapter(config: RunConfig, record: Mapping) -> None:
+    """Raise UserError where the score model of a checkpoint was trained otherwise: its weights are other ones then."""
+    before = (record.get("trajectory") or {}).get("adapters", {}).get("score")
+    now = config.adapters.score and config.adapters.score.model_dump(mode="json")
+    if before != now:
+        raise UserError(
+            f"init.score_checkpoint={config.init.score_checkpoint} was trained with adapters.score={before or 'null'}, "
+            f"and this run has {now or 'null'}: set it to the former"
+        )
 
 
 def check_disk(config: RunConfig) -> None:

@@ -7,14 +7,15 @@ from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import load_config
 from dipp_ray.errors import UserError
 from dipp_ray.models.pipeline import one_step_of_folder
-from dipp_ray.models.starts import recorded
-from dipp_ray.training.export import export_checkpoint
+from dipp_ray.models.reading import recorded
+from dipp_ray.training.export import export_adapter, export_checkpoint
 
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
 
 
-def export_command(checkpoint_path: str | Path, out: str | Path) -> Path:
-    """Export RUN (its latest checkpoint), RUN@best, or RUN/checkpoints/step_000200 to the folder `out`.
+def export_command(checkpoint_path: str | Path, out: str | Path, adapter: bool = False) -> Path:
+    """Export RUN (its latest checkpoint), RUN@best, or RUN/checkpoints/step_000200 to the folder `out`: a pipeline, or
+    with `adapter` the LoRA alone.
 
     Raises UserError where there is no such checkpoint, or `out` holds something else than an earlier export.
     """
@@ -40,7 +41,7 @@ def export_command(checkpoint_path: str | Path, out: str | Path) -> Path:
     if checkpoint is None:
         raise UserError(f"{checkpoint_path} holds no committed checkpoint: train it for `checkpoint.every` steps first")
     out.parent.mkdir(parents=True, exist_ok=True)
-    return export_checkpoint(config, store, checkpoint, out)
+    return (export_adapter if adapter else export_checkpoint)(config, store, checkpoint, out)
 
 
 def _best(store: CheckpointStore) -> Checkpoint | None:

@@ -9,7 +9,7 @@ import yaml
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
-from dipp_ray.models.starts import settled
+from dipp_ray.models.reading import settled
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.storage.aside import whole_file

@@ -9,7 +9,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.models.card import write_card
 from dipp_ray.models.pipeline import read_frame
 from dipp_ray.models.plain_pipeline import call_arguments
-from dipp_ray.models.starts import settled
+from dipp_ray.models.reading import settled
 from dipp_ray.training.checks import check
 from settings import tiny_config
 from tiny import prompt_file

@@ -7,10 +7,14 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from family_worlds import OBLONG, SQUARE, world_of
 
+from dipp_ray.errors import UserError
 from dipp_ray.models.export import export_error, export_pipeline
 from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.models.plain_pipeline import call_arguments
 from dipp_ray.models.schedulers import FLOW_STEP_SIGMA
+from dipp_ray.training.checks import check
+from settings import tiny_config
+from tiny import prompt_file
 from tiny_families import PROMPTS
 
 NAMES = ("sd15", "sdxl", "pixart", "pixartsigma")
@@ -101,3 +105,12 @@ def test_a_flow_within_betas_says_what_was_done_to_its_last_layer(worlds, tmp_pa
     plain = DiffusionPipeline.from_pretrained(out, low_cpu_mem_usage=False)
     assert torch.equal(plain.unet.conv_out.weight, -1024 * network.network.conv_out.weight)
     assert plain.scheduler.alphas_cumprod[-1].double().sqrt().item() == pytest.approx(1, abs=6e-7)
+
+
+def test_an_adapter_alone_cannot_say_what_a_flow_within_betas_needs(worlds, tmp_path):
+    given = "model.t_star=null", "model.prediction=negative_flow", "model.resolution=[16, 16]"
+    prompts = prompt_file(tmp_path / "p.parquet")
+    config = tiny_config(tmp_path, worlds("sd15").folder, prompts, *given, "adapters.generator={rank: 2}")
+    with pytest.raises(UserError, match="an adapter alone cannot be exported"):
+        check(config)
+    check(tiny_config(tmp_path, worlds("sd15").folder, prompts, *given))

@@ -16,7 +16,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.models.export import export_pipeline
 from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.models.published import TABLE, published
-from dipp_ray.models.starts import settled
+from dipp_ray.models.reading import settled
 from dipp_ray.roles.trained import TrainedRank
 from dipp_ray.training.checks import check
 from dipp_ray.training.export_command import recorded
@@ -212,7 +212,7 @@ def test_what_cannot_be_read_or_exported_is_refused(config, family, overrides, s
     [
         ("somebody/unet.safetensors", "sdxl", r"says how it is read: give model\.t_star and model\.input"),
         ("dmd2_sdxl_4step_unet_fp16.safetensors", "sdxl", "give model.t_star=999"),
-        ("dmd2_sdxl_4step_lora.safetensors", "sdxl", "it is a LoRA"),
+        ("dmd2_sdxl_4step_lora.safetensors", "sdxl", "give model.t_star=999"),
         ("dmd2_sdxl_1step_unet.bin", "sd15", "a generator of StableDiffusionXLPipeline, but the teacher"),
         ("stabilityai/sd-turbo", "sdxl", "a generator of StableDiffusionPipeline, but the teacher"),
     ],
@@ -292,7 +292,7 @@ def test_a_record_holds_what_was_settled_and_resumes_whatever_the_table_says_lat
         "t_star": 249, "input": "unit", "prediction": "teacher",
     }  # fmt: skip
     monkeypatch.setattr(
-        "dipp_ray.models.starts.published", lambda path: published("sdxl_lightning_1step_unet_x0.safetensors")
+        "dipp_ray.models.reading.published", lambda path: published("sdxl_lightning_1step_unet_x0.safetensors")
     )
     again = settled(type(run).model_validate(written))
     assert again == run and difference(record, again) is None

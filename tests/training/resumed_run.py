@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from dipp_ray.models.starts import settled
+from dipp_ray.models.reading import settled
 from dipp_ray.training.trajectory import trajectory_hash
 from settings import tiny_config
 
