@@ -91,7 +91,7 @@ def test_seed_step_repeat_and_index_each_give_other_noise(other):
 def test_purposes_give_other_noise():
     rows = torch.cat([Draws(0, 5, 0, [2]).normal(purpose, (64,)) for purpose in get_args(Purpose)])
     same = rows[:, None] == rows[None]
-    assert len(rows) == 6 and same.sum() == 6 * 64
+    assert len(rows) == 7 and same.sum() == 7 * 64
 
 
 def test_moments_and_independence_of_normal_noise():
