@@ -22,7 +22,7 @@ def sample_to_file(folder: str | Path, prompt: str, seed: int, out: str | Path, 
 
     Each pixel of an image below 256 pixels becomes a square of as many pixels as brings its shorter side there.
     family: 'package.module:Class' of one that the package does not know.
-    Raises UserError where the folder holds no exported one-step generator, or `out` cannot be written.
+    A hub's id is a folder. Raises UserError where it holds no exported one-step generator, or `out` cannot be written.
     """
     out = Path(out)
     if not out.parent.is_dir():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dipp_ray.config import RunConfig
+from dipp_ray.hub.ids import hub_id
 from dipp_ray.models.families import Family
 from dipp_ray.models.plain_pipeline import call_arguments
 
@@ -10,7 +11,7 @@ CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
 tags: [one-step, diff-instruct-plus-plus]
----
+{base}---
 # {name}
 
 A one-step text-to-image generator, trained by Diff-Instruct++ (unofficial implementation of Luo, 2024,
@@ -44,8 +45,11 @@ DISTILLED = """It inherits the
 biases of its base."""
 
 
-def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> None:
-    """Write README.md into an exported pipeline folder, with the call that reproduces the trainer's x0."""
+def write_card(folder: Path, frame: Family, config: RunConfig, steps: int, published: str | None = None) -> None:
+    """Write README.md into an exported pipeline folder, with the call that reproduces the trainer's x0.
+
+    published: the hub id under which it will be loaded; None: by the folder's path.
+    """
     arguments = ", ".join(f"{key}={value:g}" if not isinstance(value, bool) else f"{key}={value}"
                           for key, value in call_arguments(frame).items())  # fmt: skip
     objective, rewarded = config.objective, config.objective.reward_scale > 0
@@ -53,7 +57,8 @@ def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> No
     (folder / "README.md").write_text(
         CARD.format(
             name=config.run.name,
-            folder=folder,
+            base=base_model(config.model.teacher),
+            folder=published or folder,
             without="".join(f", {name}=None" for name in frame.absent if name not in frame.dispensable),
             prompt="your prompt",
             arguments=arguments,
@@ -72,3 +77,15 @@ def write_card(folder: Path, frame: Family, config: RunConfig, steps: int) -> No
             batch=config.data.batch_size,
         )
     )
+
+
+def base_model(teacher: str) -> str:
+    """The hub's own lines about the model that this one was made from, where the teacher is one of the hub.
+
+    The hub takes an id there without its revision, which has a line of its own.
+    """
+    named = None if Path(teacher).exists() else hub_id(teacher)
+    if named is None:
+        return ""
+    revision = f"base_model_revision: {named.revision}\n" if named.revision else ""
+    return f"base_model: {named.repo}\n{revision}base_model_relation: finetune\n"

@@ -9,6 +9,7 @@ from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import VPSchedule
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
+from dipp_ray.hub.fetch import local
 from dipp_ray.models.bare import check_bare, is_bare
 from dipp_ray.models.components import check_components, check_model
 from dipp_ray.models.pipeline import frame_of, one_step_of, one_step_of_folder, same_network
@@ -28,6 +29,7 @@ def check(config: RunConfig) -> Prompts:
                 f"objective.{key} ends at {high}, but the teacher has {frame.diffusion.schedule.num_timesteps} steps"
             )
     check_end(config, frame.diffusion)
+    local(config.model.teacher)  # all of it now: the files are looked at, and an export copies them
     check_components(frame)
     check_generator(config, frame)
     for term in config.reward.terms if not config.reward.shared else ():  # a shared service has loaded its own
@@ -64,13 +66,14 @@ def check_end(config: RunConfig, diffusion: Diffusion) -> None:
 def check_generator(config: RunConfig, frame) -> None:
     if config.model.generator is None:
         return
-    if is_bare(config.model.generator):
-        check_bare(config.model.generator, frame)
+    folder = local(config.model.generator, within=True)
+    if is_bare(folder):
+        check_bare(folder, frame)
         return
-    generator = frame_of(config.model, config.model.generator)
+    generator = frame_of(config.model, folder)
     same_network(frame, generator)
     check_model(generator.folder / generator.network_part, "diffusers", generator.network_class)
-    trained_with = one_step_of_folder(config.model.generator)
+    trained_with = one_step_of_folder(folder)
     given = {"t_star": config.model.t_star, "input": config.model.input}
     trained_with = trained_with and {key: trained_with.get(key) for key in given}
     if trained_with and trained_with != given:

@@ -14,6 +14,7 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
 from dipp_ray.models.card import write_card
 from dipp_ray.models.export import export_error, export_pipeline
 from dipp_ray.models.pipeline import frame_of, load_denoiser, one_step_of
@@ -75,12 +76,15 @@ def exported_step(config: RunConfig) -> int | None:
     return json.loads(path.read_text())["step"] if path.exists() else None
 
 
-def export_checkpoint(config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path) -> Path:
-    """A diffusers pipeline folder, with its model card, of a checkpoint's moving average."""
+def export_checkpoint(
+    config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path, published: str | None = None
+) -> Path:
+    """A diffusers pipeline folder of a checkpoint's moving average, with its model card; published: as `write_card`."""
     frame = frame_of(config.model)
+    local(config.model.teacher)  # whose components are copied
     one_step = one_step_of(frame, config.model.t_star, config.model.input)
     export_pipeline(frame, average_of(store, checkpoint), one_step, out)
-    write_card(out, frame, config, checkpoint.step)
+    write_card(out, frame, config, checkpoint.step, published)
     return out
 
 
