@@ -33,11 +33,13 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    teacher: str = Field(description="Diffusers pipeline folder of the frozen teacher.")
+    teacher: str = Field(
+        description="Diffusers pipeline folder of the frozen teacher, or its hub id: org/name, org/name@REVISION."
+    )
     generator: str | None = Field(
         None,
         description="Pipeline folder of the starting generator, or its network alone (a folder or file of weights, "
-        "safetensors or .bin); null: the teacher.",
+        "safetensors or .bin), or a hub id, of a file or folder in a repository too; null: the teacher.",
     )
     input: Literal["unit", "sigma"] = Field("sigma", description="Generator's input: z, or sigma_{t*} z.")
     t_star: int = Field(ge=0, description="The fixed time at which the generator's network is read.")

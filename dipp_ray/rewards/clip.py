@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.selection import of_reward
 from dipp_ray.rewards.preprocess import normalise, to_square
 from dipp_ray.rewards.prompt_cache import PromptCache
 from dipp_ray.rewards.tokenizers import load_tokenizer, require_tokenizer
@@ -97,8 +99,14 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str], model: CLIPModel) -> 
 
 
 def load_clip(folder: str | Path) -> tuple[CLIPModel, CLIPTokenizer]:
-    """CLIPModel (safetensors, every weight present) and CLIPTokenizer of a local folder. Raises UserError."""
+    """CLIPModel (safetensors, every weight present) and CLIPTokenizer of a folder or a hub's id. Raises UserError."""
+    folder = clip_files(folder)
     return load_clip_model(folder), load_tokenizer(CLIPTokenizer, folder, ORIGIN)
+
+
+def clip_files(folder: str | Path) -> Path:
+    """A folder of a CLIPModel, or a hub's id, as a folder on this machine. Raises UserError as `hub.fetch.local`."""
+    return local(folder, of_reward(None))
 
 
 def load_clip_model(folder: str | Path) -> CLIPModel:
@@ -129,7 +137,7 @@ def require_clip(folder: str | Path) -> None:
 
 def image_statistics(folder: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Channel mean and standard deviation of the folder's preprocessor_config.json; CLIP's where it is absent."""
-    path = Path(folder) / "preprocessor_config.json"
+    path = clip_files(folder) / "preprocessor_config.json"
     if not path.is_file():
         return CLIP_MEAN, CLIP_STD
     config = json.loads(path.read_text())

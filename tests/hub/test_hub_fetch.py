@@ -18,6 +18,8 @@ from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.models.pipeline import load_denoiser, read_frame
 from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.models.text import TextEncoder
+from dipp_ray.preferences.identity import base_digest
+from dipp_ray.rewards.clip import load_clip
 from dipp_ray.rewards.loading import check_term
 from dipp_ray.rewards.terms import RewardTerm
 from tiny_families import save_family
@@ -263,3 +265,10 @@ def test_a_vae_alone_may_be_an_id(hub, folder):
     hub.add("org/vae", folder / "vae")
     assert same(LatentDecoder.from_folder("org/vae"), LatentDecoder.from_folder(folder))
     assert local("org/vae", weights_of("vae")).is_dir()
+
+
+def test_the_base_of_a_fit_may_be_an_id(hub, tmp_path):
+    save_clip(tmp_path / "clip")
+    hub.add("org/clip", tmp_path / "clip")
+    assert same(load_clip("org/clip")[0], load_clip(tmp_path / "clip")[0])
+    assert base_digest("org/clip") == base_digest(str(tmp_path / "clip"))
