@@ -2,17 +2,20 @@
 
 import glob
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 from dipp_ray.errors import UserError
-from dipp_ray.hub.ids import HubId, hub_id
-from dipp_ray.hub.revisions import at_commit, require_answer
+from dipp_ray.hub.ids import HubId
+from dipp_ray.hub.revisions import at_commit, named_here, require_answer
 from dipp_ray.hub.selection import INDEX, Choice, whole
 from dipp_ray.hub.sentences import Unreachable, in_one_sentence
 from dipp_ray.reporting.waiting import waiting
 
 # Libraries whose classes a pipeline may name; any other is a file of the repository's own code.
+TOLD_EVERY_S = 0.5
 KNOWN_LIBRARIES = ("diffusers", "transformers", None)
 
 
@@ -25,7 +28,7 @@ def local(given: str | Path, choice: Choice = whole, within: bool = False) -> Pa
     Raises UserError where the hub has no such thing or gives it to nobody without a token, where there is neither hub
     nor cache, and for a pipeline that would have its own code run.
     """
-    named = None if Path(given).exists() else hub_id(given, within)
+    named = named_here(given, within)
     return Path(given) if named is None else _fetched(at_commit(named), choice)
 
 
@@ -103,9 +106,33 @@ def _present(named: HubId, names: Iterable[str]) -> Path:
     lacking = [name for name in names if not (snapshot / name).is_file()]
     if lacking:
         require_answer(named)  # at once; the downloads themselves would try again for minutes
-        with waiting(f"{len(lacking)} files of {named.repo} from the hub"):
+        with waiting(f"{len(lacking)} files of {named.repo} from the hub") as detail, _telling(named, detail):
             _download(named, lacking)
     return snapshot
+
+
+@contextmanager
+def _telling(named: HubId, detail: Callable[[str], None]) -> Iterator[None]:
+    """Say every half second how much has come so far, files that are not whole yet among it."""
+    blobs, done = _snapshot(named).parents[1] / "blobs", Event()
+
+    def bytes_there() -> int:
+        return sum(path.stat().st_size for path in blobs.glob("*") if path.is_file())
+
+    before = bytes_there()
+
+    def tell() -> None:
+        while not done.wait(TOLD_EVERY_S):
+            with suppress(OSError):  # a file that has just been given its name
+                detail(f"{(bytes_there() - before) / 1e9:.2f} GB so far")
+
+    thread = Thread(target=tell, daemon=True, name="telling")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _download(named: HubId, names: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+LONGEST_PART = 96
 PART = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"  # of an id: it neither begins nor ends in '-' or '.'
 ID = re.compile(rf"({PART}/{PART})((?:/[^/@]+)*)(?:@([\w][\w./-]*))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -42,7 +43,9 @@ def hub_id(given: str | Path, within: bool = False) -> HubId | None:
     if match is None:
         return None
     repo, inner, revision = match[1], match[2][1:], match[3]
-    if "--" in repo or ".." in str(given) or repo.endswith(".git"):  # the hub's own rules, and no way out of its cache
+    if "--" in repo or repo.endswith(".git") or max(map(len, repo.split("/"))) > LONGEST_PART:  # the hub's own rules
+        return None
+    if ".." in str(given):  # nor would the cache be left
         return None
     if inner and not within:
         return None

@@ -9,6 +9,22 @@ from dipp_ray.hub.sentences import Unreachable, in_one_sentence
 ANSWER_S = 10.0  # longest wait for the hub's first word; the library itself would wait as long as the system does
 
 
+_pinned_alone = False
+
+
+def take_pinned_alone() -> None:
+    """From now on this process takes an id without a commit for a path. For actors: their driver has pinned the ids, so
+    such a text is a folder that this node lacks, and not to be looked for among other people's models."""
+    global _pinned_alone
+    _pinned_alone = True
+
+
+def named_here(given: str | Path, within: bool = False) -> HubId | None:
+    """The id that is meant, as `hub_id`; None for what exists here, and in an actor for an id without a commit."""
+    named = None if Path(given).exists() else hub_id(given, within)
+    return None if named is not None and _pinned_alone and not named.commit else named
+
+
 def pinned(given: str, before: str | None = None, within: bool = False) -> str:
     """What a person wrote, a hub's id at a commit; a path, and an id that has one already, as it is.
 
@@ -16,7 +32,7 @@ def pinned(given: str, before: str | None = None, within: bool = False) -> str:
     its branch has become, and nobody is asked. within: as `hub_id`. Raises UserError where the hub knows no such
     repository or revision, or cannot be asked and the cache does not know.
     """
-    named = None if Path(given).exists() else hub_id(given, within)
+    named = named_here(given, within)
     if named is None or named.commit:
         return given
     recorded = hub_id(before, within) if before else None

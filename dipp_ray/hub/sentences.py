@@ -27,6 +27,7 @@ def in_one_sentence(what: HubId) -> Iterator[None]:
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
+        RevisionResolutionError,
     )
 
     hub = constants.ENDPOINT
@@ -47,7 +48,7 @@ def in_one_sentence(what: HubId) -> Iterator[None]:
         ) from error
     except DisabledRepoError as error:
         raise UserError(f"{what}: {hub} has disabled the repository: take another") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, RevisionResolutionError) as error:
         raise _unreachable(what, "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else cause(error)) from error
     except EntryNotFoundError as error:
         raise UserError(f"{what}: the repository has no such file: correct the name ({hub}/{what.repo})") from error
@@ -63,6 +64,8 @@ def in_one_sentence(what: HubId) -> Iterator[None]:
             f"{what} cannot be kept in {constants.HF_HUB_CACHE} ({error.strerror or cause(error)}): free or mend that "
             "disk, or set HF_HOME to a folder on another"
         ) from error
+    except (ValueError, KeyError, TypeError) as error:  # a page of some network's own, where the hub's JSON should be
+        raise _unreachable(what, f"{hub} does not answer as a hub does") from error
 
 
 def _unreachable(what: HubId, reason: str) -> Unreachable:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dipp_ray.config import RunConfig
-from dipp_ray.hub.ids import hub_id
+from dipp_ray.hub.revisions import named_here
 from dipp_ray.models.families import Family
 from dipp_ray.models.plain_pipeline import call_arguments
 
@@ -84,7 +84,7 @@ def base_model(teacher: str) -> str:
 
     The hub takes an id there without its revision, which has a line of its own.
     """
-    named = None if Path(teacher).exists() else hub_id(teacher)
+    named = named_here(teacher)
     if named is None:
         return ""
     revision = f"base_model_revision: {named.revision}\n" if named.revision else ""

@@ -10,7 +10,7 @@ from torch import nn
 
 from dipp_ray.errors import UserError
 from dipp_ray.hub.fetch import local
-from dipp_ray.hub.ids import hub_id
+from dipp_ray.hub.revisions import named_here
 from dipp_ray.hub.selection import of_reward
 from dipp_ray.rewards.terms import RewardTerm
 
@@ -103,7 +103,7 @@ def _construct(kind: type, term: RewardTerm) -> Reward:
 
 def _folder(term: RewardTerm) -> str | None:
     """The term's folder on this machine: as it is written, or that of a hub's id in the cache."""
-    if term.folder is None or Path(term.folder).exists() or hub_id(term.folder) is None:
+    if term.folder is None or named_here(term.folder) is None:
         return term.folder
     choice = of_reward(getattr(reward_class(term), "FILE", None))
     try:

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 import yaml
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import UserError
-from dipp_ray.hub.ids import hub_id
-from dipp_ray.hub.revisions import pinned
+from dipp_ray.hub.revisions import named_here, pinned
 
 
 def pinned_run(config: RunConfig) -> RunConfig:
@@ -37,7 +35,7 @@ def pinned_run(config: RunConfig) -> RunConfig:
 
 def _is_open(given: str | None) -> bool:
     """Whether a setting is a hub id whose revision may move."""
-    named = None if given is None or Path(given).exists() else hub_id(given, within=True)
+    named = None if given is None else named_here(given, within=True)
     return named is not None and named.commit is None
 
 

@@ -39,4 +39,5 @@ def use(monkeypatch, url: str, cache) -> None:
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(revisions, "_pinned_alone", False)  # another test may have been an actor here
     revisions._commit_of.cache_clear()

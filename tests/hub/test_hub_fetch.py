@@ -11,6 +11,7 @@ from fake_hub import Repo
 from safetensors.torch import load_file
 
 from dipp_ray.errors import UserError
+from dipp_ray.hub import fetch, revisions
 from dipp_ray.hub.fetch import local
 from dipp_ray.hub.revisions import pinned
 from dipp_ray.hub.selection import weights_of
@@ -189,8 +190,6 @@ def test_no_network_is_one_sentence_at_once(hub, folder, monkeypatch):
 
 
 def test_a_hub_that_is_down_is_one_sentence_unless_the_cache_knows(hub, folder):
-    from dipp_ray.hub import revisions
-
     hub.add(REPO, folder)
     read_frame(REPO)
     hub.repos[REPO].refusal = (503, "")
@@ -272,3 +271,44 @@ def test_the_base_of_a_fit_may_be_an_id(hub, tmp_path):
     hub.add("org/clip", tmp_path / "clip")
     assert same(load_clip("org/clip")[0], load_clip(tmp_path / "clip")[0])
     assert base_digest("org/clip") == base_digest(str(tmp_path / "clip"))
+
+
+def test_an_actor_takes_no_id_that_its_driver_has_not_pinned(hub, folder, monkeypatch):
+    commit = hub.add(REPO, folder)
+    monkeypatch.setattr(revisions, "_pinned_alone", False)  # put back at the end
+    revisions.take_pinned_alone()
+    with pytest.raises(UserError, match="org/tiny-sd is no folder: give"):
+        read_frame(REPO)
+    with pytest.raises(UserError, match="there is no folder org/tiny-sd: correct its folder"):
+        check_term(RewardTerm(name="r", model="clip", folder=REPO))
+    assert hub.asked == [] and read_frame(f"{REPO}@{commit}").folder.name == commit
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(hub, folder, tmp_path, monkeypatch):
+    hub.add(REPO, folder)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be kept in .*/file \(Not a directory\): free or mend that"):
+        read_frame(REPO)
+
+
+def test_an_answer_that_is_no_hubs_is_one_sentence(hub, monkeypatch):
+    monkeypatch.setattr(
+        "fake_hub.Handler.say", lambda self, value: self.answer(200, b"<html>log in to this wifi</html>")
+    )
+    hub.add(REPO, {"config.json": b"{}"})
+    with pytest.raises(UserError, match="does not answer as a hub does"):
+        read_frame(REPO)
+
+
+def test_a_long_download_says_how_far_it_is(hub, monkeypatch, capsys):
+    hub.add(REPO, {"config.json": b"{}"})
+    original = fetch._download
+
+    def slow(named, names):
+        original(named, names)
+        time.sleep(1.3 if list(names) == ["config.json"] else 0)
+
+    monkeypatch.setattr(fetch, "_download", slow)
+    local(REPO)
+    assert "waiting for 1 files of org/tiny-sd from the hub, 1 s so far (0.00 GB so far)" in capsys.readouterr().out
