@@ -21,6 +21,7 @@ from dipp_ray.serving.deploy.pinning import pinned_service
 from dipp_ray.training.checks import check
 from dipp_ray.training.pinning import pinned_run
 from dipp_ray.training.plain import plain_loop
+from dipp_ray.training.train import train
 from dipp_ray.training.trajectory import difference, trajectory
 from settings import tiny_config
 from tiny import prompt_file
@@ -77,6 +78,19 @@ def test_the_recorded_configuration_holds_commits(hub, folder, tmp_path):
     forget()
     asked = len(hub.asked)
     assert pinned_run(config) is config and len(hub.asked) == asked
+
+
+def test_train_and_its_verb_go_on_with_the_pinned_configuration(hub, folder, tmp_path, monkeypatch):
+    commit, seen = hub.add(TEACHER, folder), []
+    monkeypatch.setattr("dipp_ray.cli.connect", lambda: None)
+    monkeypatch.setattr("dipp_ray.training.train._train", lambda config, *_: seen.append(config) or config.path)
+    monkeypatch.setattr("dipp_ray.evaluation.evaluate.evaluate_run", lambda config, *_: seen.append(config))
+    monkeypatch.setattr("dipp_ray.reporting.report.write_report", lambda folder: folder)
+    written = tmp_path / "run.yaml"
+    written.write_text(yaml.safe_dump(config_of(tmp_path).model_dump(mode="json")))
+    assert main(["train", str(written)]) == 0
+    train(config_of(tmp_path))
+    assert [config.model.teacher for config in seen] == [f"{TEACHER}@{commit}"] * 3
 
 
 def test_folders_alone_are_left_as_they_are(hub, folder, tmp_path):
