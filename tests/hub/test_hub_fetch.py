@@ -308,10 +308,11 @@ def test_a_long_download_says_how_far_it_is(hub, monkeypatch, capsys):
 
     def slow(named, names):
         original(named, names)
-        time.sleep(1.5 if list(names) == ["config.json"] else 0)
+        time.sleep(0.4 if list(names) == ["config.json"] else 0)
 
     monkeypatch.setattr(fetch, "_download", slow)
-    monkeypatch.setattr(fetch, "TOLD_EVERY_S", 0.05)
+    monkeypatch.setattr(fetch, "TOLD_EVERY_S", 0.02)
+    monkeypatch.setattr("dipp_ray.reporting.waiting.QUIET", 0.2)
     local(REPO)
     line = r"waiting for 1 files of org/tiny-sd from the hub, \d s so far \(0.00 GB so far\)"
     assert re.search(line, capsys.readouterr().out)
