@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.import_path import refuse_shadows
+from dipp_ray.reporting.output import lasting_output
 from dipp_ray.reporting.quiet import quiet_libraries
 
 CONNECT_S = 10.0
@@ -51,6 +53,11 @@ def guarded(work: Callable[[], None]) -> int:
     """
     if os.getcwd() not in sys.path:  # rewards and judges may lie here: Ray's workers look here too
         sys.path.append(os.getcwd())
+    with lasting_output():
+        return _exit_status(work)
+
+
+def _exit_status(work: Callable[[], None]) -> int:
     try:
         work()
     except (UserError, CallError) as error:
@@ -92,13 +99,22 @@ def parser() -> argparse.ArgumentParser:
         sub = verb(function, text)
         sub.add_argument("config", type=Path, help="YAML configuration")
         sub.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
+        if function is run_check:
+            sub.add_argument(
+                "--try", dest="try_rewards", action="store_true",
+                help="start Ray, build each reward where it would run, and call it on two images",
+            )  # fmt: skip
         if function is not run_fit_reward:
             sub.add_argument("--generator", metavar="RUN", help="begin where this finished run's folder ended")
-    sample = verb(run_sample, "One step, one image.")
-    sample.add_argument("pipeline", help="pipeline folder, or a hub's id")
-    sample.add_argument("--prompt", required=True)
-    sample.add_argument("--out", type=Path, required=True, help="PNG file")
-    sample.add_argument("--seed", type=int, default=0, help="of the latent noise (%(default)s)")
+    sample = verb(run_sample, "One step an image, of an exported generator.")
+    sample.add_argument("pipeline", help="pipeline folder, a run's folder, or a hub's id")
+    sample.add_argument("--prompt", action="append", default=[], help="several times for several prompts")
+    sample.add_argument("--prompts", help="file of prompts, as data.prompts")
+    sample.add_argument("--out", type=Path, required=True, help="PNG file; for several images a folder")
+    sample.add_argument("--count", type=positive, default=1, help="images of each prompt (%(default)s)")
+    sample.add_argument("--batch", type=positive, default=8, help="images at a time (%(default)s)")
+    sample.add_argument("--seed", type=int, default=0, help="of the first image's noise, counted up (%(default)s)")
+    sample.add_argument("--device", help="cpu, cuda or cuda:1 (default: the first GPU, or the CPU)")
     sample.add_argument("--family", help="package.module:Class, where it was trained as a family of your own")
     evaluate = verb(run_evaluate, "Rewards, judge and diversity of a pipeline: a table, JSON and a side-by-side grid.")
     evaluate.add_argument("pipeline", help="pipeline folder, a run's folder, or a hub's id")
@@ -108,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     export = verb(run_export, "A checkpoint as a diffusers pipeline folder.")
     export.add_argument("checkpoint", type=Path, help="RUN (its latest), RUN@best, or RUN/checkpoints/step_NNNNNN")
     export.add_argument("out", type=Path)
+    export.add_argument("--adapter", action="store_true", help="the LoRA alone, of a run that trained one")
     export.add_argument("--push", metavar="ORG/NAME", help="then upload the folder to this repository of the hub")
     export.add_argument("--private", action="store_true", help="with --push: nobody else sees the repository")
     service = verb(run_serve_rewards, "The reward service: scores and gradients for several trainers, until Ctrl-C.")
@@ -121,6 +138,14 @@ def parser() -> argparse.ArgumentParser:
     report = verb(run_report, "Write report.html of a run's folder anew.")
     report.add_argument("folder", type=Path)
     return top
+
+
+def positive(text: str) -> int:
+    """An argument that is 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def run_demo(given) -> None:
@@ -163,13 +188,22 @@ def run_check(given) -> None:
 
     config = pinned_run(load_config(given.config, settings_of(given)))
     prompts = check(config)
-    connect()
+    require_sane_ray()
+    in_cluster = "RAY_ADDRESS" in os.environ
+    if in_cluster or given.try_rewards:
+        connect()
+    from dipp_ray.training.machine import this_machine
     from dipp_ray.training.placement import cluster_nodes, plan, requests
 
-    planned = plan(requests(config), cluster_nodes())
+    planned = plan(requests(config), cluster_nodes() if in_cluster else [this_machine()])
     rich.print(planned.table())
     planned.require()
-    print(f"{given.config}: ready. {len(prompts.texts)} prompts; {sizes_line(config)}")
+    if given.try_rewards:
+        from dipp_ray.training.reward_trial import try_rewards
+
+        try_rewards(config, prompts.first(2), print)
+    where = "" if in_cluster else "; planned for this machine: RAY_ADDRESS names a cluster"
+    print(f"{given.config}: ready. {len(prompts.texts)} prompts; {sizes_line(config)}{where}")
 
 
 def run_fit_reward(given) -> None:
@@ -179,10 +213,22 @@ def run_fit_reward(given) -> None:
 
 
 def run_sample(given) -> None:
-    from dipp_ray.evaluation.sampling import sample_to_file
+    from dipp_ray.data.prompts import read_prompts
+    from dipp_ray.evaluation.sample_command import sample
 
-    sample_to_file(given.pipeline, given.prompt, given.seed, given.out, given.family)
-    print(given.out)
+    if not given.prompt and not given.prompts:
+        raise UserError("there is nothing to sample: give --prompt TEXT, or --prompts FILE")
+    read = read_prompts(given.prompts, "prompt").texts if given.prompts else []
+    sample(
+        given.pipeline,
+        [*given.prompt, *read],
+        given.out,
+        seed=given.seed,
+        count=given.count,
+        batch=given.batch,
+        device=given.device,
+        family=given.family,
+    )
 
 
 def run_evaluate(given) -> None:
@@ -197,9 +243,9 @@ def run_export(given) -> None:
     if given.private and not given.push:
         raise UserError("--private is about the repository of --push: give that too, or leave it out")
     if given.push:
-        push_command(given.checkpoint, given.out, given.push, given.private, print)
+        push_command(given.checkpoint, given.out, given.push, given.private, print, given.adapter)
     else:
-        print(export_command(given.checkpoint, given.out))
+        print(export_command(given.checkpoint, given.out, given.adapter))
 
 
 def run_serve_rewards(given) -> None:
@@ -248,7 +294,7 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    require_known_mode()
+    require_sane_ray()
     address = os.environ.get("RAY_ADDRESS", "local")
     local = address == "local"
     print("starting Ray on this machine" if local else f"joining the Ray cluster at {address}")
@@ -260,16 +306,23 @@ def connect() -> None:
         ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None)
     except (RayError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if "AF_UNIX path" in reason:
+            raise UserError(
+                "the folder of RAY_TMPDIR or TMPDIR is too long for the sockets that Ray puts there: set RAY_TMPDIR to "
+                "a short one, such as /tmp/r"
+            ) from None
         if local:
             raise UserError(f"Ray did not start: {reason}; its logs are in /tmp/ray/session_latest/logs") from error
         raise UserError(f"RAY_ADDRESS={address}: {reason}: correct it, or start that cluster") from error
 
 
-def require_known_mode() -> None:
-    """Raise UserError for a RAY_AUTH_MODE that Ray does not know: it would turn authentication off without a word."""
+def require_sane_ray() -> None:
+    """Raise UserError for what would make Ray start otherwise than meant: a RAY_AUTH_MODE that it does not know turns
+    authentication off without a word, and files called like modules end its processes."""
     mode = os.environ.get("RAY_AUTH_MODE", "token")
     if mode not in AUTH_MODES:
         raise UserError(f"RAY_AUTH_MODE={mode}: write {' or '.join(AUTH_MODES)}, or unset it for a token of Ray's own")
+    refuse_shadows({os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))})
 
 
 def require_listener(address: str) -> None:

@@ -6,7 +6,7 @@ defines is taken up from `alignment/hyperparameters.py`.
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -38,8 +38,9 @@ class ModelSection(Section):
     )
     generator: str | None = Field(
         None,
-        description="Pipeline folder of the starting generator, or its network alone (a folder or file of weights, "
-        "safetensors or .bin), or a hub id, of a file or folder in a repository too; null: the teacher.",
+        description="Pipeline folder of the starting generator, its network alone (a folder or file of weights, "
+        "safetensors or .bin), or a LoRA on the teacher; of each a hub id too, or a file or folder in a repository; "
+        "null: the teacher.",
     )
     input: Literal["unit", "sigma"] = Field("sigma", description="Generator's input: z, or sigma_{t*} z.")
     t_star: int = Field(ge=0, description="The fixed time at which the generator's network is read.")
@@ -88,6 +89,27 @@ class DataSection(Section):
                 "equal parts: choose a divisor"
             )
         return self
+
+
+class AdapterSection(Section):
+    rank: int = Field(ge=1, description="Rank of the two matrices.")
+    alpha: Positive | None = Field(None, description="The product is scaled by alpha / rank; null: the rank.")
+    targets: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="Last parts of the adapted modules' names; null: those of the family's training scripts."
+    )
+
+    @property
+    def scaled_by(self) -> float:
+        return self.rank if self.alpha is None else self.alpha
+
+
+class AdaptersSection(Section):
+    generator: AdapterSection | None = Field(None, description="LoRA on the generator; null: all of it is trained.")
+    score: AdapterSection | None = Field(
+        None,
+        description="LoRA on the teacher as the score model, which then answers the teacher's question too; null: all "
+        "of it is trained.",
+    )
 
 
 class EmaSection(Section):
@@ -223,6 +245,8 @@ class RunConfig(Section):
         "gradient_accumulation_steps": "data.micro_batches",
         "max_train_steps": "run.steps",
         "num_train_epochs": "run.steps",
+        "lora_rank": "adapters.generator.rank",
+        "lora_alpha": "adapters.generator.alpha",
         "output_dir": "run.folder",
         "checkpointing_steps": "checkpoint.every",
         "max_grad_norm": "generator_optim.grad_clip",
@@ -238,6 +262,7 @@ class RunConfig(Section):
     objective: Objective = Objective()
     generator_optim: Optimiser
     score_optim: Optimiser
+    adapters: AdaptersSection = AdaptersSection()
     ema: EmaSection = EmaSection()
     reward: RewardSection = RewardSection()
     roles: RolesSection = RolesSection()
@@ -272,6 +297,11 @@ class RunConfig(Section):
     @property
     def trained_terms(self) -> list[RewardTerm]:
         return [term for term in self.reward.terms if not term.held_out]
+
+    @property
+    def teacher_in_score(self) -> bool:
+        """Whether the score model is the teacher beside an adapter, so that its ranks answer for both."""
+        return self.adapters.score is not None
 
     @property
     def teacher_guidance(self) -> float:

@@ -121,13 +121,27 @@ def test_a_pipeline_whose_prompts_cannot_be_encoded(capsys, config_file, world, 
     assert "class KandinskyPipeline are not supported; known are StableDiffusionPipeline" in said
 
 
-def test_rewards_and_judges_may_lie_in_the_current_folder(config_file, tmp_path, monkeypatch):
+def test_rewards_and_judges_may_lie_in_the_current_folder(capsys, config_file, tmp_path, monkeypatch):
     (tmp_path / "my_measures.py").write_text("class Mine: ...\ndef judge(images, prompts): ...\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     term = "reward.terms=[{name: mine, model: 'my_measures:Mine'}]"
-    with pytest.raises(AssertionError, match="Ray was started"):  # nothing was found wrong
-        cli.main(["check", str(config_file), term, "evaluation.judge=my_measures:judge"])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli.main(["check", str(config_file), term, "evaluation.judge=my_measures:judge"]) == 0
+    assert "ready. " in capsys.readouterr().out
+
+
+def test_check_plans_for_this_machine_and_starts_no_ray(capsys, config_file, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli.main(["check", str(config_file)]) == 0
+    said = capsys.readouterr().out
+    assert f"node {socket.gethostname()}" in said and "RAY_ADDRESS names a cluster" in " ".join(said.split())
+    assert "the cluster cannot hold this run" in plan_refused(capsys, config_file, "roles.generator.gpus=64")
+
+
+def plan_refused(capsys, *arguments) -> str:
+    assert cli.main(["check", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
 
 
 def test_prompt_files_without_prompts(capsys, config_file, tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Purpose = Literal["prompt", "z", "score_t", "score_eps", "divergence_t", "divergence_eps"]
+Purpose = Literal["prompt", "z", "score_t", "score_eps", "divergence_t", "divergence_eps", "adapter"]
 
 
 # Numbers of one draw from which threads pay for themselves: two milliseconds' worth.
@@ -26,6 +26,7 @@ PARALLEL_FROM = 2**18
 # Steps below zero belong to draws outside training's own steps.
 EVALUATION, STANDARDISATION, SCORE_WARMUP = -1, -2, -3
 BARRIER = -4  # of calls between two steps, which draw nothing
+ADAPTER = -5  # of an adapter's first weights: repeat 0 is the generator's, 1 the score model's
 
 
 def key_of(seed: int, step: int, repeat: int, index: int, purpose: str) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dipp_ray.config import RunConfig, load_config
 from dipp_ray.errors import UserError
+from dipp_ray.evaluation.folders import pipeline_of, run_of
 from dipp_ray.evaluation.measure import about, evaluation_prompts, load_judge, measure, spread
 from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.evaluation.sampling import sample_images
@@ -149,22 +150,6 @@ def evaluate_command(
     rich.print(as_table(result))
     say(f"{out / JSON}, {out / GRID}")
     return result
-
-
-def run_of(folder: str | Path) -> Path | None:
-    """The run's folder that `folder` is, or whose pipeline/ it is."""
-    candidates = (Path(folder), Path(folder).resolve().parent)
-    return next((path for path in candidates if (path / "config.yaml").is_file()), None)
-
-
-def pipeline_of(folder: str | Path) -> str | Path:
-    """The pipeline that is meant: that of a run's folder, or what is given itself."""
-    run = Path(folder)
-    if not (run / "config.yaml").is_file():
-        return folder
-    if not (run / "pipeline").is_dir():
-        raise UserError(f"the run {folder} has no pipeline/ yet: finish it, or export one of its checkpoints")
-    return run / "pipeline"
 
 
 def as_table(result: dict) -> Table:

@@ -8,6 +8,8 @@ from dipp_ray.storage.weight_names import STEMS, chosen_weights, is_weights
 INDEX = "model_index.json"
 # Beside weights: configurations, tokenizers, templates, shards' indices. No Python file is among them.
 SMALL = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+# A LoRA's in a folder of PEFT or diffusers, small as it is.
+ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 LOOSE = (".safetensors", ".pt", ".pth", ".bin")  # weights under names of their author's
 
 # From the names of a folder's files, relative to it, and its model_index.json where it has one, those that are wanted.
@@ -20,7 +22,7 @@ def whole(names: Collection[str], index: Mapping | None) -> list[str]:
 
 
 def configurations(names: Collection[str], index: Mapping | None) -> list[str]:
-    """All but weights."""
+    """All but weights; a LoRA's are taken for small files."""
     return _selected(names, index, lambda part: False)
 
 
@@ -58,7 +60,7 @@ def _selected(names: Collection[str], index: Mapping | None, with_weights: Calla
         folders = {part: leaves for part, leaves in folders.items() if part == "" or isinstance(index.get(part), list)}
     wanted = []
     for part, leaves in folders.items():
-        kept = [leaf for leaf in leaves if leaf.endswith(SMALL) and not is_weights(leaf)]
+        kept = [leaf for leaf in leaves if leaf in ADAPTERS or (leaf.endswith(SMALL) and not is_weights(leaf))]
         if with_weights(part) and not (part == "" and index is not None):
             kept += _weights(leaves)
         wanted += [f"{part}/{leaf}" if part else leaf for leaf in kept]

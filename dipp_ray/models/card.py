@@ -1,9 +1,14 @@
 """The model card of an exported generator."""
 
+import json
 from pathlib import Path
 
 from dipp_ray.config import RunConfig
+from dipp_ray.hub.fetch import local
 from dipp_ray.hub.revisions import named_here
+from dipp_ray.hub.selection import configurations
+from dipp_ray.models.adapter_files import PEFT_CONFIG, is_adapter
+from dipp_ray.models.bare import is_bare
 from dipp_ray.models.families import Family
 from dipp_ray.models.plain_pipeline import call_arguments
 
@@ -18,9 +23,7 @@ A one-step text-to-image generator, trained by Diff-Instruct++ (unofficial imple
 arXiv:2410.18881) with dipp-ray.
 
 ```python
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("{folder}"{without})
+{loading}
 image = pipeline("{prompt}", {arguments}).images[0]
 ```
 
@@ -33,11 +36,22 @@ image = pipeline("{prompt}", {arguments}).images[0]
 | guidance scale of the teacher | {guidance} |
 | weight, divisor, reduction | {weight}, {divisor}, {reduction} |
 | read at | t* = {t_star}, input convention `{input}` |
+| trained | {trained} |
 | generator updates | {steps}, batch {batch} |
 | licence | that of the base model: nothing is granted beyond it |
 
 Caveats. It answers in one step, without guidance; other step counts or schedulers give wrong images. {caveat}
 """
+WHOLE = """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{folder}"{without})"""
+ADAPTER = """from diffusers import DiffusionPipeline, {scheduler}{imports}
+
+pipeline = DiffusionPipeline.from_pretrained({base}{without}){beside}
+{load}
+pipeline.scheduler = {scheduler}.from_pretrained("{folder}", subfolder="scheduler")"""
+BY_DIFFUSERS = 'pipeline.load_lora_weights("{folder}")'
+BY_PEFT = 'pipeline.{part} = PeftModel.from_pretrained(pipeline.{part}, "{folder}").merge_and_unload()'
 ALIGNED = """It was pushed
 towards one reward: look at the held-out reward and at diversity in evaluation.json before trusting the reward's gain.
 It inherits the biases of its base and of its reward model."""
@@ -45,21 +59,23 @@ DISTILLED = """It inherits the
 biases of its base."""
 
 
-def write_card(folder: Path, frame: Family, config: RunConfig, steps: int, published: str | None = None) -> None:
-    """Write README.md into an exported pipeline folder, with the call that reproduces the trainer's x0.
+def write_card(
+    folder: Path, frame: Family, config: RunConfig, steps: int, adapter: bool = False, published: str | None = None
+) -> None:
+    """Write README.md into an exported folder, with the call that reproduces the trainer's x0.
 
-    published: the hub id under which it will be loaded; None: by the folder's path.
+    adapter: it holds the adapter alone. published: the hub id under which it will be loaded; None: the folder's path.
     """
     arguments = ", ".join(f"{key}={value:g}" if not isinstance(value, bool) else f"{key}={value}"
                           for key, value in call_arguments(frame).items())  # fmt: skip
+    lora = config.adapters.generator
     objective, rewarded = config.objective, config.objective.reward_scale > 0
     terms = ", ".join(f"{term.name} ({term.model}, weight {term.weight:g})" for term in config.trained_terms)
     (folder / "README.md").write_text(
         CARD.format(
             name=config.run.name,
-            base=base_model(config.model.teacher),
-            folder=published or folder,
-            without="".join(f", {name}=None" for name in frame.absent if name not in frame.dispensable),
+            base=_base_model(_base(config) if adapter else config.model.teacher, adapter),
+            loading=_loading(folder, frame, config, adapter, published),
             prompt="your prompt",
             arguments=arguments,
             teacher=config.model.teacher,
@@ -73,19 +89,55 @@ def write_card(folder: Path, frame: Family, config: RunConfig, steps: int, publi
             reduction=objective.reduction,
             t_star=config.model.t_star,
             input=config.model.input,
+            trained="all weights" if lora is None else f"LoRA, rank {lora.rank}, alpha {lora.scaled_by:g}",
             steps=steps,
             batch=config.data.batch_size,
         )
     )
 
 
-def base_model(teacher: str) -> str:
-    """The hub's own lines about the model that this one was made from, where the teacher is one of the hub.
+def _loading(folder: Path, frame: Family, config: RunConfig, adapter: bool, published: str | None) -> str:
+    """The lines that make the pipeline."""
+    without = "".join(f", {name}=None" for name in frame.absent if name not in frame.dispensable)
+    place = published or folder
+    if not adapter:
+        return WHOLE.format(folder=place, without=without)
+    generator, by_peft = config.model.generator, (folder / PEFT_CONFIG).exists()
+    alone = generator is not None and _base(config) != generator and not is_adapter(generator)
+    beside = f"\n# with the network of {generator} as pipeline.{frame.network_part}, on which it was trained"
+    return ADAPTER.format(
+        folder=place,
+        without=without,
+        base=_as_argument(_base(config)),
+        beside=beside if alone else "",
+        imports="\nfrom peft import PeftModel" if by_peft else "",
+        load=(BY_PEFT if by_peft else BY_DIFFUSERS).format(part=frame.network_part, folder=place),
+        scheduler=json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"],
+    )
+
+
+def _base(config: RunConfig) -> str:
+    """The pipeline beside which an adapter is loaded: the starting generator's, where that is one, or the teacher's."""
+    generator = config.model.generator
+    whole = generator is not None and not is_bare(local(generator, configurations, within=True))
+    return generator if generator is not None and whole else config.model.teacher
+
+
+def _as_argument(given: str) -> str:
+    """What a person wrote as `from_pretrained` takes it, in quotes: it wants a hub id and its revision apart."""
+    named = named_here(given)
+    if named is None or not named.revision:
+        return f'"{given}"'
+    return f'"{named.repo}", revision="{named.revision}"'
+
+
+def _base_model(given: str, adapter: bool) -> str:
+    """The hub's own lines about the model that this one was made from, where that is one of the hub.
 
     The hub takes an id there without its revision, which has a line of its own.
     """
-    named = named_here(teacher)
+    named = named_here(given)
     if named is None:
         return ""
     revision = f"base_model_revision: {named.revision}\n" if named.revision else ""
-    return f"base_model: {named.repo}\n{revision}base_model_relation: finetune\n"
+    return f"base_model: {named.repo}\n{revision}base_model_relation: {'adapter' if adapter else 'finetune'}\n"

@@ -65,7 +65,7 @@ def check_components(frame: Family) -> None:
             check_model(folder, library, kind)
         elif library == "transformers" and "Tokenizer" in kind:
             try:
-                with _silent(library):
+                with silent(library):
                     _class(folder, library, kind).from_pretrained(folder, local_files_only=True)
             except Exception as error:  # whatever its parsers raise
                 raise UserError(f"the {kind} in {folder} does not load ({_short(error)}): fetch its files") from None
@@ -89,8 +89,7 @@ def differences(kind: Any, folder: Path, held: dict[str, tuple]) -> tuple[list, 
 
     kind: a class of diffusers. folder: that of its config.json. held: shapes by name.
     """
-    with torch.device("meta"):
-        model = kind.from_config(kind.load_config(folder))
+    model = _empty(kind, folder)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if set(held) != set(expected):
         held = dict(held)
@@ -101,12 +100,22 @@ def differences(kind: Any, folder: Path, held: dict[str, tuple]) -> tuple[list, 
     return [name for name in expected if name not in held], unexpected, other
 
 
+def _empty(kind: Any, folder: Path) -> Any:
+    with torch.device("meta"):
+        return kind.from_config(kind.load_config(folder))
+
+
+def empty_model(frame: Family) -> Any:
+    """The network of a folder on the meta device: its modules, without their weights."""
+    return _empty(_class(frame.folder, "diffusers", frame.network_class), frame.folder / frame.network_part)
+
+
 def _transformers_differences(kind: Any, folder: Path, held: dict[str, tuple]) -> tuple[list, list, list]:
     """The same. The library itself is asked, which knows the names of old and what is tied: its loader is given
     tensors of these shapes that take no memory."""
     nothing = {name: torch.zeros(()).expand(shape) for name, shape in held.items()}
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
-    with _silent("transformers"):
+    with silent("transformers"):
         _, said = kind.from_pretrained(
             None, config=config, state_dict=nothing, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -135,7 +144,7 @@ def load_model(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any
     files = find_weights(folder, library)
     arguments = {"low_cpu_mem_usage": False} if library == "diffusers" else {}
     try:
-        with _silent(library):
+        with silent(library):
             model, said = _class(folder, library, kind).from_pretrained(
                 folder, torch_dtype=dtype, use_safetensors=files.safe, variant=files.variant, local_files_only=True,
                 output_loading_info=True, **arguments,
@@ -161,7 +170,7 @@ def load_components(frame: Family, dtype: torch.dtype, without: Collection[str] 
         if name not in nothing
     }
     try:
-        with _silent("diffusers"):  # that the safety checker is away
+        with silent("diffusers"):  # that the safety checker is away
             return DiffusionPipeline.from_pretrained(
                 frame.folder, **frame.absent | nothing | models, local_files_only=True
             )
@@ -179,7 +188,7 @@ def _short(error: Exception) -> str:
 
 
 @contextmanager
-def _silent(library: str):
+def silent(library: str):
     """Without the library's own report of what it loaded, nor its bar: what is wrong is said by us."""
     logger, bars = logging.getLogger(library), LIBRARIES[library].utils.logging
     level, shown = logger.level, bars.is_progress_bar_enabled()

@@ -4,17 +4,21 @@ import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from torch import Tensor
 
 from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.errors import UserError
-from dipp_ray.models.components import is_plain, load_model, models_of
+from dipp_ray.models.adapter_files import read_back, save_adapter
+from dipp_ray.models.adapters import trained_weights
+from dipp_ray.models.components import is_plain, load_components, load_model, models_of
 from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import ONE_STEP_FILE, load_denoiser
-from dipp_ray.models.plain_pipeline import load_pipeline
+from dipp_ray.models.plain_pipeline import PlainPipeline, load_pipeline
 from dipp_ray.models.weights import find_weights
 from dipp_ray.storage.aside import whole_folder
 from dipp_ray.storage.weight_names import is_weights
@@ -23,16 +27,28 @@ from dipp_ray.storage.weight_names import is_weights
 def export_pipeline(frame: Family, weights: dict[str, Tensor], one_step: OneStep, out: str | Path) -> Path:
     """Write the teacher's pipeline with the generator's weights (by parameter name, fp32) to the folder `out`.
 
-    It is built aside and renamed into place. Raises UserError where the weights do not fit the teacher's network.
+    Raises UserError where the weights do not fit the teacher's network.
+    """
+    network = load_denoiser(frame.folder, "fp32", frame=frame).network
+    take_weights(network, weights, frame.folder)
+    return write_pipeline(frame, network, one_step, out)
+
+
+def take_weights(network: Any, weights: dict[str, Tensor], whose: str | Path) -> None:
+    """Set what is trained of a network, by parameter name. Raises UserError unless it is all of that, and no more."""
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    asked = {name for name, _ in trained_weights(network)}
+    missing = [name for name in missing if name in asked]
+    if missing or unexpected:
+        raise UserError(f"the weights do not fit {whose}: missing {missing[:3]}, unexpected {list(unexpected)[:3]}")
+
+
+def write_pipeline(frame: Family, network: Any, one_step: OneStep, out: str | Path) -> Path:
+    """Write the teacher's pipeline with the generator's network of diffusers, fp32, to the folder `out`.
+
+    It is built aside and renamed into place.
     """
     out = Path(out)
-    network = load_denoiser(frame.folder, "fp32", frame=frame).network
-    missing, unexpected = network.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if name in dict(network.named_parameters())]
-    if missing or unexpected:
-        raise UserError(
-            f"the weights do not fit {frame.folder}: missing {missing[:3]}, unexpected {list(unexpected)[:3]}"
-        )
     scheduler = frame.one_step_scheduler(one_step)
     with whole_folder(out) as aside:
         index = copy_components(frame, aside, without=(frame.network_part, "scheduler"))
@@ -41,6 +57,16 @@ def export_pipeline(frame: Family, weights: dict[str, Tensor], one_step: OneStep
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
         index[frame.network_part] = ["diffusers", frame.network_class]
         (aside / "model_index.json").write_text(json.dumps(index, indent=2))
+        (aside / ONE_STEP_FILE).write_text(json.dumps(one_step_record(frame, one_step)))
+    return out
+
+
+def write_adapter(frame: Family, network: Any, one_step: OneStep, out: str | Path) -> Path:
+    """Write the adapter of the generator's network, with the scheduler of its one step, to the folder `out`."""
+    out = Path(out)
+    with whole_folder(out) as aside:
+        save_adapter(network, frame, aside)
+        frame.one_step_scheduler(one_step).save_pretrained(aside / "scheduler")
         (aside / ONE_STEP_FILE).write_text(json.dumps(one_step_record(frame, one_step)))
     return out
 
@@ -88,4 +114,16 @@ def export_error(
     NaN where either holds one: it is within no bound.
     """
     latents = load_pipeline(folder, frame=frame).latents(prompts, z)
+    return float(np.abs(latents.numpy() - x0).max() / np.abs(x0).max())
+
+
+def adapter_error(folder: Path, network: Any, prompts: list[str], z: Tensor, x0: np.ndarray, frame: Family) -> float:
+    """The same of an exported adapter, loaded in plain diffusers onto the network that it was trained on."""
+    pipeline = load_components(frame, torch.float32, without=(frame.network_part,))
+    pipeline.register_modules(**{frame.network_part: network})
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    pipeline.scheduler = getattr(diffusers, scheduler).from_pretrained(folder, subfolder="scheduler")
+    read_back(pipeline, frame, folder)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = PlainPipeline(frame, pipeline).latents(prompts, z)
     return float(np.abs(latents.numpy() - x0).max() / np.abs(x0).max())

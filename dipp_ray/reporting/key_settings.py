@@ -29,6 +29,8 @@ def key_settings(config: dict) -> list[tuple[str, str]]:
         ("Steps", get("run.steps")),
         ("Learning rate, generator", get("generator_optim.lr")),
         ("Learning rate, score", get("score_optim.lr")),
+        ("LoRA of the generator", _adapter(get("adapters.generator"))),
+        ("LoRA of the score model", _adapter(get("adapters.score"))),
         ("Decay of the average", get("ema.decay")),
         ("Seed", get("run.seed")),
         ("Generator ranks", _group(get("roles.generator"))),
@@ -55,6 +57,10 @@ def _batch(data: dict | None) -> str | None:
     if not data or "batch_size" not in data:
         return None
     return f"{data['batch_size']} in {data.get('micro_batches', 1)} micro-batches"
+
+
+def _adapter(settings: dict | None) -> str | None:
+    return f"rank {settings['rank']}, alpha {settings.get('alpha') or settings['rank']:g}" if settings else None
 
 
 def _group(role: dict | None) -> str | None:

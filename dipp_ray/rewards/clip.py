@@ -18,9 +18,11 @@ from dipp_ray.rewards.prompt_cache import PromptCache
 from dipp_ray.rewards.tokenizers import load_tokenizer, require_tokenizer
 from dipp_ray.rewards.weights import refuse_keys
 
-# The channel statistics that CLIP was trained with; a folder's preprocessor_config.json overrides them.
+# The channel statistics that CLIP was trained with; those of a folder's image processor override them.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+STATISTICS = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 ORIGIN = "a CLIP model that save_pretrained wrote"
 
 
@@ -44,6 +46,10 @@ class CosineReward(nn.Module):
         """The factor before the cosine."""
         return 100.0
 
+    def read(self, prompt: str) -> str:
+        """The text of a prompt that the tokenizer is given."""
+        return prompt
+
     def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """Images [B, 3, H, W] in [0, 1] of any size, B prompts -> rewards [B], in fp32 or better."""
         features = image_features(self.model, images, self.mean, self.std, self.square)
@@ -53,7 +59,7 @@ class CosineReward(nn.Module):
     forward = reward
 
     def _text_features(self, prompt: str) -> torch.Tensor:
-        return text_features(self.model, tokenize(self.tokenizer, [prompt], self.model))[0]
+        return text_features(self.model, tokenize(self.tokenizer, [self.read(prompt)], self.model))[0]
 
 
 class ClipScore(CosineReward):
@@ -68,8 +74,9 @@ class ClipScore(CosineReward):
 
     @staticmethod
     def check_folder(folder: str | Path) -> None:
-        """Raise UserError where a file is missing; nothing is loaded."""
+        """Raise UserError where a file is missing, or the image processor's is none; no weights are loaded."""
         require_clip(folder)
+        image_statistics(folder)
         require_tokenizer(CLIPTokenizer, folder, ORIGIN)
 
 
@@ -136,12 +143,25 @@ def require_clip(folder: str | Path) -> None:
 
 
 def image_statistics(folder: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Channel mean and standard deviation of the folder's preprocessor_config.json; CLIP's where it is absent."""
-    path = clip_files(folder) / "preprocessor_config.json"
-    if not path.is_file():
-        return CLIP_MEAN, CLIP_STD
-    config = json.loads(path.read_text())
-    return tuple(config.get("image_mean", CLIP_MEAN)), tuple(config.get("image_std", CLIP_STD))
+    """Channel mean and standard deviation of the folder's image processor; CLIP's where it says none.
+
+    It is in preprocessor_config.json, or in processor_config.json, in which younger versions of transformers write it
+    beside the tokenizer's. Raises UserError where such a file is none.
+    """
+    for name in PROCESSORS:
+        path = clip_files(folder) / name
+        if not path.is_file():
+            continue
+        try:
+            said = json.loads(path.read_text())
+            said = said.get("image_processor", said)
+            mean, std = (tuple(map(float, said.get(key, default))) for key, default in STATISTICS.items())
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is no configuration of an image processor ({error}): fetch it again") from None
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise UserError(f"{path}: image_mean and image_std must be three numbers, the latter above 0")
+        return mean, std
+    return CLIP_MEAN, CLIP_STD
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

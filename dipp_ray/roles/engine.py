@@ -15,6 +15,7 @@ from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.alignment.updates import ema_update, learning_rate
 from dipp_ray.config import TrainedRoleSection
 from dipp_ray.errors import NonFiniteError
+from dipp_ray.models.adapters import trained_weights
 from dipp_ray.models.denoiser import Denoiser
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -54,10 +55,11 @@ class Engine:
         if role.gradient_checkpointing:
             network.network.enable_gradient_checkpointing()
         network.train()
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+            trained, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
         )
-        elements = sum(parameter.numel() for parameter in network.parameters())
+        elements = sum(parameter.numel() for parameter in trained)
         self.engine, *_ = deepspeed.initialize(
             model=network,
             optimizer=optimizer,
@@ -66,7 +68,8 @@ class Engine:
         )
         if self.world == 1 and role.zero_stage == 0:  # nobody to meet, yet DeepSpeed would copy all gradients
             self.engine.enable_backward_allreduce = False
-        self.named = [(name.removeprefix("network."), p) for name, p in self.engine.module.named_parameters()]
+        # What is trained: all of the network, or its adapter.
+        self.named = [(name.removeprefix("network."), p) for name, p in trained_weights(self.engine.module)]
         self.average: dict[str, Tensor] = {}
 
     def __call__(self, x_t: Tensor, t: Tensor, embeds) -> Tensor:

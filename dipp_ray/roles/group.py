@@ -22,14 +22,14 @@ class Group:
         created = [self.actor.options(**given) for given in self.options]
         self.ranks = [handle.remote(self.config, rank) for rank, handle in enumerate(created)]
 
-    def meet(self, folder: str) -> "Group":
-        """Join the ranks to one world and load the network of the pipeline in `folder`."""
+    def meet(self) -> "Group":
+        """Join the ranks to one world; each loads its network."""
         wait_s = self.config.roles.wait_s
         for attempt in range(RENDEZVOUS_TRIES):
             offer = self.ranks[0].meeting_point.remote()
             host, port = wait_all([offer], f"{self.name} ranks", wait_s, self.say)[0]
             try:
-                meetings = [rank.meet.remote(host, port, folder) for rank in self.ranks]
+                meetings = [rank.meet.remote(host, port) for rank in self.ranks]
                 wait_all(meetings, f"{self.name}: weights and rendezvous", wait_s, self.say)
                 return self
             except ray.exceptions.RayTaskError as error:

@@ -7,7 +7,9 @@ from dipp_ray.alignment.questions import predict, score_loss
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
 from dipp_ray.errors import NonFiniteError
+from dipp_ray.models.adapters import adapter_off
 from dipp_ray.roles.report import Report, Stopwatch
+from dipp_ray.roles.teacher import guided_x0
 from dipp_ray.roles.trained import HEALTH, TrainedRank
 
 
@@ -42,3 +44,10 @@ class ScoreRank(TrainedRank):
         eps = draws.normal("divergence_eps", self.latent_shape).to(self.device)
         x0_psi = predict(self.engine, self.diffusion, self.tensor(x0), self.embeds(embeds), t, eps)
         return x0_psi.cpu().numpy(), watch.report()
+
+    @ray.method(num_returns=2)
+    def guide(self, draws: Draws, x0, embeds, null) -> tuple[np.ndarray, Report]:
+        """The teacher's question, answered without the adapter: see `Teacher.guide`."""
+        watch = Stopwatch()
+        with adapter_off(self.engine.engine.module):
+            return guided_x0(self, self.engine, draws, x0, embeds, null), watch.report()

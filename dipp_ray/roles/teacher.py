@@ -1,10 +1,12 @@
 """The frozen teacher: a stateless pool that predicts x0_ref."""
 
+from typing import Any
+
 import numpy as np
 import ray
 import torch
 
-from dipp_ray.alignment.questions import predict_guided
+from dipp_ray.alignment.questions import Network, predict_guided
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
@@ -32,16 +34,21 @@ class Teacher:
     def guide(self, draws: Draws, x0, embeds, null) -> tuple[np.ndarray, Report]:
         """The guided x0_ref [b, C, h, w] at the divergence's x_t; `null` are the embeddings of ''."""
         watch = Stopwatch()
-        t = draws.integers("divergence_t", *self.objective.divergence_timesteps).to(self.device)
-        eps = draws.normal("divergence_eps", self.latent_shape).to(self.device)
-        x0_ref = predict_guided(
-            self.network,
-            self.diffusion,
-            torch.tensor(x0, device=self.device),
-            PromptEmbeds.from_arrays(embeds, self.device),
-            PromptEmbeds.from_arrays(null, self.device),
-            t,
-            eps,
-            self.objective.guidance_scale,
-        )
-        return x0_ref.cpu().numpy(), watch.report()
+        return guided_x0(self, self.network, draws, x0, embeds, null), watch.report()
+
+
+def guided_x0(actor: Any, network: Network, draws: Draws, x0, embeds, null) -> np.ndarray:
+    """The teacher's answer of an actor that holds its `network`, by the actor's objective, diffusion and device."""
+    t = draws.integers("divergence_t", *actor.objective.divergence_timesteps).to(actor.device)
+    eps = draws.normal("divergence_eps", actor.latent_shape).to(actor.device)
+    x0_ref = predict_guided(
+        network,
+        actor.diffusion,
+        torch.tensor(x0, device=actor.device),
+        PromptEmbeds.from_arrays(embeds, actor.device),
+        PromptEmbeds.from_arrays(null, actor.device),
+        t,
+        eps,
+        actor.objective.guidance_scale,
+    )
+    return x0_ref.cpu().numpy()

@@ -8,7 +8,8 @@ from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, TrainedRoleSection
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
-from dipp_ray.models.pipeline import frame_of, load_denoiser, one_step_of
+from dipp_ray.models.pipeline import frame_of, one_step_of
+from dipp_ray.models.start import GroupName, starting_network
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.engine import Engine
 from dipp_ray.roles.process import free_port, join, prepare
@@ -21,7 +22,7 @@ HEALTH = {"health": 1}
 class TrainedRank:
     """One rank of a trained group. The group's name is also its name in checkpoints."""
 
-    group: str
+    group: GroupName
 
     def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: Optimiser, rank: int):
         quiet_libraries()
@@ -40,10 +41,10 @@ class TrainedRank:
         """Host and port where the group meets, offered by its rank 0."""
         return ray.util.get_node_ip_address(), free_port(*self.config.roles.ports)
 
-    def meet(self, host: str, port: int, folder: str) -> int:
-        """Join the group's world and load the network of the pipeline in `folder`; returns its parameters' number."""
+    def meet(self, host: str, port: int) -> int:
+        """Join the group's world and load its network; returns the number of its trained parameters."""
         join(self.rank, self.role.workers, host, port, self.device, self.config.roles.step_timeout_s)
-        network = load_denoiser(folder, self.role.dtype, frame=self.frame).to(self.device)
+        network = starting_network(self.config, self.group, self.frame).to(self.device)
         self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.role.workers)
         return sum(getattr(p, "ds_numel", p.numel()) for _, p in self.engine.named)
 

@@ -1,6 +1,7 @@
 """All that can fail is checked before anything is started: files, shapes, weights, rewards."""
 
 import shutil
+from collections.abc import Mapping
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, allowed_group_sizes
@@ -10,9 +11,11 @@ from dipp_ray.diffusion.schedule import VPSchedule
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
 from dipp_ray.hub.fetch import local
+from dipp_ray.models.adapter_files import is_adapter
 from dipp_ray.models.bare import check_bare, is_bare
 from dipp_ray.models.components import check_components, check_model
 from dipp_ray.models.pipeline import frame_of, one_step_of, one_step_of_folder, same_network
+from dipp_ray.models.start import check_adapters
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 
 LEAST_FREE_BYTES = 50_000_000
@@ -64,7 +67,8 @@ def check_end(config: RunConfig, diffusion: Diffusion) -> None:
 
 
 def check_generator(config: RunConfig, frame) -> None:
-    if config.model.generator is None:
+    check_adapters(config, frame)
+    if config.model.generator is None or is_adapter(config.model.generator):
         return
     folder = local(config.model.generator, within=True)
     if is_bare(folder):
@@ -89,8 +93,20 @@ def score_checkpoint(config: RunConfig) -> tuple[str, int]:
     for url in (f"{given}/checkpoints", given):
         latest = CheckpointStore(url, say=lambda _: None).latest()
         if latest is not None:
+            check_score_adapter(config, latest.record)
             return url, latest.step
     raise UserError(f"init.score_checkpoint: {given} holds no committed checkpoint: give the folder of a finished run")
+
+
+def check_score_adapter(config: RunConfig, record: Mapping) -> None:
+    """Raise UserError where the score model of a checkpoint was trained otherwise: its weights are other ones then."""
+    before = (record.get("trajectory") or {}).get("adapters", {}).get("score")
+    now = config.adapters.score and config.adapters.score.model_dump(mode="json")
+    if before != now:
+        raise UserError(
+            f"init.score_checkpoint={config.init.score_checkpoint} was trained with adapters.score={before or 'null'}, "
+            f"and this run has {now or 'null'}: set it to the former"
+        )
 
 
 def check_disk(config: RunConfig) -> None:

@@ -180,6 +180,7 @@ def shape_of(config: RunConfig) -> StepShape:
         rewarded=config.objective.reward_scale > 0,
         generator_ranks=config.roles.generator.workers,
         score_ranks=config.roles.score.workers,
+        teacher="score" if config.teacher_in_score else "pool",
     )
 
 

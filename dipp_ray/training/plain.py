@@ -21,6 +21,7 @@ from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.models.denoiser import Denoiser
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.models.pipeline import frame_of, load_denoiser, one_step_of
+from dipp_ray.models.start import starting_network
 from dipp_ray.models.text import TextEncoder
 from dipp_ray.serving.core.scoring import Scorer
 
@@ -32,15 +33,16 @@ class Trained:
 
     def __init__(self, network: Denoiser, optim: Optimiser):
         self.network, self.optim, self.updates = network, optim, 0
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+            self.parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
         )
 
     def step(self) -> float:
         """One update from the accumulated gradient; returns its norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.optim, self.updates)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.grad_clip or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.grad_clip or float("inf"))
         if not norm.isfinite():
             raise NonFiniteError(f"the gradient of update {self.updates} is not finite")
         self.optimizer.step()
@@ -146,13 +148,13 @@ def plain_loop(config: RunConfig, prompts: Prompts) -> PlainLoop:
     """
     if config.init.score_checkpoint or config.reward.standardise:
         raise UserError("the plain loop knows neither init.score_checkpoint nor reward.standardise: leave them out")
-    teacher, generator = config.model.teacher, config.model.generator or config.model.teacher
+    teacher = config.model.teacher
     frame = frame_of(config.model)
     return PlainLoop(
         config,
         one_step_of(frame, config.model.t_star, config.model.input),
-        load_denoiser(generator, config.roles.generator.dtype, frame=frame),
-        load_denoiser(teacher, config.roles.score.dtype, frame=frame),
+        starting_network(config, "generator", frame),
+        starting_network(config, "score", frame),
         load_denoiser(teacher, config.roles.teacher.dtype, weights=config.roles.teacher.dtype, frame=frame),
         TextEncoder(teacher, torch.device("cpu"), frame=frame),
         prompts,

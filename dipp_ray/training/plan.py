@@ -81,13 +81,16 @@ class Plan:
 def requests(config: RunConfig) -> list[Request]:
     """One request for each worker of each role, in a fixed order.
 
-    The reward has `reward.replicas` workers a term, and none where it has no terms or a shared service is used.
+    The reward has `reward.replicas` workers a term, and none where it has no terms or a shared service is used. The
+    teacher has none where the score model's ranks answer for it.
     """
     private_reward = len(config.reward.terms) * (not config.reward.shared)
     found = []
     for role in ("generator", "score", "teacher", "reward", "text"):
         asked = getattr(config.roles, role)
         workers = asked.workers if role not in SERVED else config.reward.replicas * private_reward
+        if role == "teacher" and config.teacher_in_score:
+            workers = 0
         one = (asked.cpus, asked.gpus, asked.accelerator, asked.labels, asked.resources)
         found += [Request(role, index, *one) for index in range(workers)]
     return found

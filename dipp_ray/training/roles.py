@@ -66,9 +66,8 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
             reward, service = call_rewards(None, config, say)
         text = start_actor(Text, placement.options("text", 0), config)
         null, encoded = text.encode.remote([""])
-        teachers = [
-            start_actor(Teacher, placement.options("teacher", i), config) for i in range(config.roles.teacher.workers)
-        ]
+        pool = 0 if config.teacher_in_score else config.roles.teacher.workers
+        teachers = [start_actor(Teacher, placement.options("teacher", i), config) for i in range(pool)]
         say("starting generator and score model")
 
         def options(role: str) -> list[dict]:
@@ -76,8 +75,8 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
 
         generator = Group(GeneratorRank, config, options("generator"), say)
         score = Group(ScoreRank, config, options("score"), say)
-        generator.meet(config.model.generator or config.model.teacher)
-        score.meet(config.model.teacher)
+        generator.meet()
+        score.meet()
         if private:
             await_rewards(private, config.roles.wait_s, say)
             reward, service = call_rewards(private, config, say)

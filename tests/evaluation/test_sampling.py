@@ -7,7 +7,8 @@ from PIL import Image
 from dipp_ray.alignment.questions import generate
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
-from dipp_ray.evaluation.sampling import sample_images, sample_to_file
+from dipp_ray.evaluation.sample_command import sample
+from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.models.plain_pipeline import load_pipeline
@@ -16,14 +17,19 @@ from dipp_ray.models.text import TextEncoder
 CALL = {"num_inference_steps": 1, "guidance_scale": 0.0, "use_resolution_binning": False, "clean_caption": False}
 
 
+def one(files):
+    (file,) = files
+    return file
+
+
 def test_the_file_is_what_plain_diffusers_gives(tiny_world, tmp_path):
-    out = sample_to_file(tiny_world / "aligned", "a bold two", 3, tmp_path / "two.png")
+    out = one(sample(tiny_world / "aligned", ["a bold two"], tmp_path / "two.png", seed=3))
     plain = DiffusionPipeline.from_pretrained(tiny_world / "aligned", low_cpu_mem_usage=False)
     image = plain("a bold two", generator=torch.Generator().manual_seed(3), **CALL).images[0]
     shown = np.asarray(Image.open(out))
     assert shown.shape == (256, 256, 3)
     np.testing.assert_array_equal(shown, np.asarray(image).repeat(32, 0).repeat(32, 1))
-    other = sample_to_file(tiny_world / "aligned", "a bold two", 4, tmp_path / "other.png")
+    other = one(sample(tiny_world / "aligned", ["a bold two"], tmp_path / "other.png", seed=4))
     assert other.read_bytes() != out.read_bytes()
 
 
@@ -38,7 +44,7 @@ def test_the_file_is_what_plain_diffusers_gives(tiny_world, tmp_path):
 )
 def test_a_wrong_folder_is_one_sentence(tiny_world, tmp_path, folder, out, sentence):
     with pytest.raises(UserError, match=sentence):
-        sample_to_file(tiny_world / folder, "a", 0, tmp_path / out)
+        sample(tiny_world / folder, ["a"], tmp_path / out)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -58,3 +64,45 @@ def test_images_are_the_trainers_own(tiny_world):
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
     alone = sample_images(load_pipeline(tiny_world / "aligned"), prompts, 7, 1, 0.0, batch=3)
     torch.testing.assert_close(alone, images, atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def run(tiny_world, tmp_path):
+    """A finished run's folder, around the exported pipeline."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    (tmp_path / "run" / "pipeline").symlink_to(tiny_world / "aligned")
+    return tmp_path / "run"
+
+
+def test_several_images_are_numbered_and_the_same_alone(tiny_world, run, tmp_path):
+    prompts = ["a bold two", "a thin one"]
+    files = sample(run, prompts, tmp_path / "many", seed=5, count=3, batch=4)
+    assert files == [tmp_path / "many" / f"{i}.png" for i in range(6)] == sorted((tmp_path / "many").iterdir())
+    for number, (prompt, seed) in enumerate((prompt, seed) for prompt in prompts for seed in (5, 6, 7)):
+        alone = one(sample(tiny_world / "aligned", [prompt], tmp_path / "alone.png", seed=seed))
+        shown, other = (np.asarray(Image.open(file)).astype(int) for file in (files[number], alone))
+        assert abs(shown - other).max() <= 1, f"image {number}: a batch of another size may round otherwise"
+    assert len({file.read_bytes() for file in files}) == 6
+
+
+def test_ten_and_more_are_numbered_alike(run, tmp_path):
+    files = sample(run, ["a thin one"], tmp_path / "ten", count=11)
+    assert [files[0].name, files[1].name, files[-1].name] == ["00.png", "01.png", "10.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"prompts": ["a", " "]}, "the prompt is empty"),
+        ({"prompts": []}, "the prompt is empty"),
+        ({"prompts": ["a", "b"], "out": "two.png"}, "2 images do not go into the one file"),
+        ({"prompts": ["a"], "device": "gpu"}, "--device gpu: torch has none here"),
+        ({"prompts": ["a"], "device": "cuda:7"}, "--device cuda:7: torch has none here"),
+    ],
+)
+def test_what_cannot_be_sampled_is_one_sentence(run, tmp_path, arguments, sentence):
+    given = {"out": "out.png"} | arguments
+    with pytest.raises(UserError, match=sentence):
+        sample(run, out=tmp_path / given.pop("out"), **given)
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}

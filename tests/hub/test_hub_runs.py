@@ -10,12 +10,15 @@ import yaml
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.cli import main
-from dipp_ray.config import RunConfig
+from dipp_ray.config import AdapterSection, RunConfig
 from dipp_ray.evaluation.evaluate import evaluate
 from dipp_ray.hub import revisions
 from dipp_ray.hub.fetch import local
 from dipp_ray.hub.revisions import pinned
-from dipp_ray.models.pipeline import load_denoiser
+from dipp_ray.models.adapter_files import save_adapter
+from dipp_ray.models.adapters import add_adapter, trained_weights
+from dipp_ray.models.pipeline import load_denoiser, read_frame
+from dipp_ray.models.start import starting_network
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.serving.deploy.pinning import pinned_service
 from dipp_ray.training.checks import check
@@ -47,12 +50,12 @@ def forget() -> None:
     revisions._commit_of.cache_clear()
 
 
-def record(config: RunConfig, step: int = 1) -> None:
-    """What a run leaves: a committed checkpoint with its trajectory, and config.yaml."""
+def record(config: RunConfig, trained: list | None = None) -> None:
+    """What a run leaves: a committed checkpoint with its trajectory, and config.yaml. trained: None for the teacher."""
     store = CheckpointStore(str(config.path / "checkpoints"), lambda _: None)
-    weights = load_denoiser(config.model.teacher, "fp32").network.state_dict()
-    tensors = {f"ema/{name}": value for name, value in weights.items()}
-    store.commit(step, {"trajectory": trajectory(config)}, store.write_share(step, "generator", 0, 1, tensors, {}))
+    weights = load_denoiser(config.model.teacher, "fp32").network.state_dict().items() if trained is None else trained
+    tensors = {f"ema/{name}": value.detach() for name, value in weights}
+    store.commit(1, {"trajectory": trajectory(config)}, store.write_share(1, "generator", 0, 1, tensors, {}))
     (config.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
 
 
@@ -64,6 +67,25 @@ def test_a_run_is_checked_and_trained_from_ids_and_evaluated_against_them(hub, f
     loop = plain_loop(config, check(config))
     assert all(torch.tensor(value).isfinite() for value in loop.step(0).values())
     assert evaluate({"teacher": TEACHER}, config, lambda _: None)["samples"] == 2
+
+
+def test_a_lora_may_be_an_id(hub, folder, tmp_path):
+    hub.add(TEACHER, folder)
+    frame, network = read_frame(folder), load_denoiser(folder, "fp32").network
+    add_adapter(network, AdapterSection(rank=2), frame.adapter_targets, 7, "generator")
+    for name, value in trained_weights(network):
+        torch.nn.init.ones_(value) if ".lora_B." in name else None
+    save_adapter(network, frame, tmp_path / "lora")
+    hub.add("org/lora", tmp_path / "lora")
+    start = starting_network(config_of(tmp_path, f"model.generator={tmp_path / 'lora'}"), "generator", frame)
+    (file,) = (tmp_path / "lora").glob("*.safetensors")
+    for given in ("org/lora", f"org/lora/{file.name}"):
+        config = pinned_run(config_of(tmp_path, f"model.generator={given}"))
+        check(config)
+        found = starting_network(config, "generator", frame).state_dict()
+        assert all(torch.equal(value, found[name]) for name, value in start.state_dict().items())
+    teacher = load_denoiser(folder, "fp32").state_dict()
+    assert not all(torch.equal(value, teacher[name]) for name, value in start.state_dict().items())
 
 
 def test_the_recorded_configuration_holds_commits(hub, folder, tmp_path):
@@ -176,6 +198,19 @@ def test_the_card_names_the_teacher_and_its_commit(hub, run, tmp_path):
     commit = hub.repos[TEACHER].refs["main"]
     assert (front["base_model"], front["base_model_revision"]) == (TEACHER, commit)
     assert f"{TEACHER}@{commit}" in card and str(tmp_path / "cache") not in card
+
+
+def test_the_card_of_an_adapter_loads_its_base_by_id_and_revision(hub, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    commit, frame, out = hub.add(TEACHER, folder), read_frame(folder), tmp_path / "out"
+    config = pinned_run(config_of(tmp_path, "adapters.generator={rank: 2}"))
+    record(config, trained_weights(starting_network(config, "generator", frame).network))
+    assert main(["export", str(config.path), str(out), "--adapter", "--push", "me/lora"]) == 0
+    pushed = hub.repos["me/lora"]
+    assert pushed.commits[pushed.refs["main"]] == files_of(out)
+    card = (out / "README.md").read_text()
+    assert f'from_pretrained("{TEACHER}", revision="{commit}")' in card and 'load_lora_weights("me/lora")' in card
+    assert yaml.safe_load(card.split("---")[1])["base_model_relation"] == "adapter"
 
 
 def test_a_card_of_a_folder_names_no_base(folder, run, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dipp_ray.errors import UserError
-from dipp_ray.evaluation.sampling import sample_images, sample_to_file
+from dipp_ray.evaluation.sample_command import sample
+from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.models.export import export_pipeline
 from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.models.plain_pipeline import load_pipeline
@@ -74,7 +75,7 @@ def test_an_export_is_sampled_at_the_resolution_that_it_was_trained_at(folders, 
     plain = load_pipeline(out)
     assert plain.arguments()["height"] == 32 and plain.arguments()["width"] == 48
     assert sample_images(plain, PROMPTS, 0, 1, 0.0, 2).shape == (3, 3, 32, 48)
-    assert sample_to_file(out, "a red cat", 0, tmp_path / "cat.png").exists()
+    assert sample(out, ["a red cat"], tmp_path / "cat.png")[0].exists()
     assert plain.pipeline("a red cat", output_type="pt", **plain.arguments()).images.shape == (1, 3, 32, 48)
     with torch.no_grad():  # another one that is asked for goes first
         other = load_pipeline(out, frame=read_frame(out, resolution=(16, 16)))

@@ -1,5 +1,6 @@
 """Prompts to embeddings: the memory, SDXL's null prompt, precision, and the role around them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from dipp_ray.errors import UserError
+from dipp_ray.models.pipeline import read_frame
 from dipp_ray.models.text import TextEncoder
 from settings import tiny_config
 from tiny import PROMPTS, WORDS, pixart_pipeline, prompt_file, vae
+from tiny_families import save_family
 
 CPU = torch.device("cpu")
 
@@ -104,3 +108,28 @@ def test_the_role_decodes_in_micro_batches_with_one_decoder(pixart, tmp_path, mo
     assert (sizes, len(loaded)) == ([2, 2, 1, 1], 1)
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(images), decode(load(pixart), x0))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("sd15", "cross_attention_dim"),
+        ("sdxl", "cross_attention_dim"),
+        ("sdxl", "projection_class_embeddings_input_dim"),
+        ("pixart", "caption_channels"),
+        ("sd3", "joint_attention_dim"),
+        ("sd3", "pooled_projection_dim"),
+        ("sana", "caption_channels"),
+        ("flux", "joint_attention_dim"),
+        ("flux", "pooled_projection_dim"),
+        ("qwenimage", "joint_attention_dim"),
+        ("zimage", "cap_feat_dim"),
+    ],
+)
+def test_encoders_that_the_network_was_not_trained_with_are_refused(name, key, tmp_path):
+    folder = save_family(name, tmp_path / name)
+    path = next(path for part in ("unet", "transformer") if (path := folder / part / "config.json").exists())
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {key: settings[key] + 16}))
+    with pytest.raises(UserError, match=rf"reads text of \d+ numbers .*{key}.*text_encoder.* give \d+: take the enc"):
+        read_frame(folder, resolution=(32, 32))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from dipp_ray.errors import UserError
-from dipp_ray.rewards.hpsv2 import VIT_H_14, Hpsv2, Hpsv21, clip_config, from_open_clip
+from dipp_ray.rewards.hpsv2 import VIT_H_14, Hpsv2, Hpsv21, clean, clip_config, from_open_clip
 from dipp_ray.rewards.weights import refuse_mismatch
 
 
@@ -47,6 +47,24 @@ def test_it_is_the_original(original, folder):
     model = Hpsv2(folder, SMALL)
     assert clip_ids(PROMPTS[1], 99).count_nonzero() > SMALL.tokens  # or nothing would be cut
     assert_parity(lambda x: model.reward(x, PROMPTS), benchmark(original, PROMPTS), photos(4, 16, 10))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("&amp;#114;ed", "red"),  # HTML's entities, resolved twice
+        ("a \ufb01re", "a fire"),  # the ligature fi
+        ("\uff52\uff45\uff44", "red"),  # of full width
+        ("  RED\n circle ", "red circle"),
+        ("don\u2019t", "don't"),
+        ("\u00e2\u20ac\u0153red\u00e2\u20ac\u009d", '"red"'),  # UTF-8 that was read as Windows' code page
+    ],
+)
+def test_prompts_are_read_as_open_clip_reads_them(folder, prompt, read):
+    assert clean(prompt).lower() == read
+    model, images = Hpsv2(folder, SMALL), photos(1, 16, 10)
+    if read.replace(" ", "").isalpha():  # what the small vocabulary can spell
+        assert torch.equal(model.reward(images, [prompt]), model.reward(images, [read]))
 
 
 def test_gradient_is_that_of_finite_differences(folder):

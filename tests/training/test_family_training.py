@@ -9,7 +9,7 @@ import torch
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.evaluate import evaluate
-from dipp_ray.evaluation.sampling import sample_to_file
+from dipp_ray.evaluation.sample_command import sample
 from dipp_ray.models.export import export_error, export_pipeline
 from dipp_ray.models.pipeline import frame_of
 from dipp_ray.training.checks import check
@@ -87,7 +87,7 @@ def test_a_family_of_ones_own_is_checked_trained_exported_and_evaluated(tmp_path
     loop = trained(config)
     assert exported(loop, config, tmp_path / "pipeline") < 1e-5
     result = evaluate({"aligned": tmp_path / "pipeline", "teacher": teacher}, config, lambda text: None)
-    image = sample_to_file(tmp_path / "pipeline", "a thin one", 0, tmp_path / "one.png", "own_family:AuraFlow")
+    (image,) = sample(tmp_path / "pipeline", ["a thin one"], tmp_path / "one.png", family="own_family:AuraFlow")
     assert image.exists()
     assert result["samples"] == 2 and set(result["models"]) == {"aligned", "teacher"}
     assert json.loads((tmp_path / "pipeline" / "one_step.json").read_text()) == {

@@ -1,5 +1,6 @@
 """What a family of text-to-image models is: all that distinguishes it from the others, in one class of one file."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -119,6 +120,15 @@ class Family:
                 f"model.embedded_guidance={self.embedded_guidance:g}: the network of {self.folder} reads no guidance "
                 "scale: leave it out, and set objective.guidance_scale"
             )
+        for key, encoders in self.text_widths().items():
+            reads = self.text_width_of(key)
+            widths = [width for encoder in encoders if (width := self.encoder_width(*encoder)) is not None]
+            if reads is not None and len(widths) == len(encoders) and reads != sum(widths):
+                raise UserError(
+                    f"{self.folder}: its {self.network_part} reads text of {reads} numbers a token or prompt ({key}), "
+                    f"but its {' and '.join(name for name, _ in encoders)} give {sum(widths)}: take the encoders that "
+                    "it was trained with"
+                )
         _ = self.latent_shape, self.diffusion
 
     @property
@@ -137,6 +147,21 @@ class Family:
         return False
 
     # -- text ----------------------------------------------------------------------------------------------------
+
+    def text_widths(self) -> dict[str, list[tuple[str, str]]]:
+        """By the network's setting that says how wide text it reads: the encoders whose widths add up to it, each with
+        the name of its own setting. What is said nowhere is not compared."""
+        return {}
+
+    def text_width_of(self, key: str) -> int | None:
+        """The width of text that the network reads, by its setting."""
+        return self.network.get(key)
+
+    def encoder_width(self, name: str, key: str) -> int | None:
+        """A setting of the text encoder in the folder `name`."""
+        path = self.folder / name / "config.json"
+        said = json.loads(path.read_text()) if path.is_file() else {}
+        return said.get(key) or (said.get("text_config") or {}).get(key)
 
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
         """One prompt's embeddings (a batch of one) by the pipeline's own encoders; '' is the null prompt."""

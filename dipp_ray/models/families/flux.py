@@ -45,6 +45,12 @@ class Flux(Family):
     def guidance(self) -> float:
         return self.own_guidance if self.embedded_guidance is None else self.embedded_guidance
 
+    def text_widths(self) -> dict[str, list[tuple[str, str]]]:
+        return {
+            "joint_attention_dim": [("text_encoder_2", "d_model")],
+            "pooled_projection_dim": [("text_encoder", "hidden_size")],
+        }
+
     @property
     def longest(self) -> int:
         """Tokens that every prompt is padded to, unmasked: 512, or 256 for schnell; fewer if its tokenizer says so."""

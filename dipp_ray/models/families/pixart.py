@@ -24,6 +24,9 @@ class PixArtAlpha(Family):
         old = network_class == "Transformer2DModel" and config.get("norm_type") == "ada_norm_single"
         return "PixArtTransformer2DModel" if old else network_class
 
+    def text_widths(self) -> dict[str, list[tuple[str, str]]]:
+        return {"caption_channels": [("text_encoder", "d_model")]}
+
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
         # clean_caption rewrites prompts where bs4 and ftfy happen to be installed: off here and in the exported call.
         tokens, mask, _, _ = pipeline.encode_prompt(

@@ -40,6 +40,9 @@ class QwenImage(Family):
         if self.network.get("guidance_embeds"):
             raise UserError(f"{self.folder}: its transformer has guidance_embeds, which Qwen-Image has not: take that")
 
+    def text_widths(self) -> dict[str, list[tuple[str, str]]]:
+        return {"joint_attention_dim": [("text_encoder", "hidden_size")]}
+
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
         tokens, mask = pipeline.encode_prompt(prompt or NULL, device, max_sequence_length=LONGEST)
         whole = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)

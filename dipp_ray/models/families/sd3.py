@@ -30,6 +30,12 @@ class StableDiffusion3(Family):
                 f"{largest * self.factor} pixels a side: choose a smaller one"
             )
 
+    def text_widths(self) -> dict[str, list[tuple[str, str]]]:
+        return {
+            "joint_attention_dim": [("text_encoder_3", "d_model")],
+            "pooled_projection_dim": [("text_encoder", "projection_dim"), ("text_encoder_2", "projection_dim")],
+        }
+
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
         if pipeline.text_encoder_3 is None:
             # Then it puts zeros in the place of T5's tokens, whose width it asks of the network, which is not loaded.

@@ -35,6 +35,9 @@ class StableDiffusion(Family):
                 f"{self.pipeline_class} here: take the base model"
             )
 
+    def text_widths(self) -> dict[str, list[tuple[str, str]]]:
+        return {"cross_attention_dim": [("text_encoder", "hidden_size")]}
+
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
         tokens, _ = pipeline.encode_prompt(prompt, device, 1, False)
         return PromptEmbeds(tokens)

@@ -13,6 +13,18 @@ class StableDiffusionXL(StableDiffusion):
     pipelines = ("StableDiffusionXLPipeline",)
     addition = "text_time"
 
+    def text_widths(self) -> dict[str, list[tuple[str, str]]]:
+        return {
+            "cross_attention_dim": [("text_encoder", "hidden_size"), ("text_encoder_2", "hidden_size")],
+            "projection_class_embeddings_input_dim": [("text_encoder_2", "projection_dim")],
+        }
+
+    def text_width_of(self, key: str) -> int | None:
+        width = super().text_width_of(key)
+        if key == "projection_class_embeddings_input_dim" and width:  # beside the six numbers of the picture's sizes
+            width -= 6 * self.network["addition_time_embed_dim"]
+        return width
+
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
         tokens, _, pooled, _ = pipeline.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)
         if prompt == "" and pipeline.config.force_zeros_for_empty_prompt:  # as diffusers does for the negative branch

@@ -23,6 +23,9 @@ class ZImage(Family):
     def sample_size(self) -> Any:
         return self.side // self.factor
 
+    def text_widths(self) -> dict[str, list[tuple[str, str]]]:
+        return {"cap_feat_dim": [("text_encoder", "hidden_size")]}
+
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
         (tokens,), _ = pipeline.encode_prompt(prompt, device, do_classifier_free_guidance=False)
         return PromptEmbeds(tokens[None], torch.ones(1, len(tokens), dtype=torch.int64, device=tokens.device))

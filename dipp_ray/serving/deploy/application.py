@@ -7,6 +7,7 @@ import ray
 from pydantic_core import to_jsonable_python
 from ray import serve
 
+from dipp_ray.config import RoleSection
 from dipp_ray.models.vae_folder import find_vae
 from dipp_ray.reporting.quiet import SERVE_LOGGING
 from dipp_ray.rewards.loading import is_differentiable, reward_class
@@ -64,15 +65,6 @@ def most_replicas(config: ServiceConfig) -> int:
 
 def model_deployment(model: ServedModel, config: ServiceConfig) -> serve.Application:
     role = model.role
-    actor: dict = {"num_cpus": role.cpus, "num_gpus": role.gpus}
-    if role.accelerator:
-        actor["accelerator_type"] = role.accelerator
-    if role.resources:
-        actor["resources"] = role.resources
-    if role.labels:
-        actor["label_selector"] = role.labels
-    if not role.gpus:
-        actor["runtime_env"] = _environment()
     least, most = model.replicas if isinstance(model.replicas, tuple) else (model.replicas, model.replicas)
     scaled = isinstance(model.replicas, tuple)
     deployment = serve.deployment(
@@ -85,7 +77,7 @@ def model_deployment(model: ServedModel, config: ServiceConfig) -> serve.Applica
         # All batches that the ingress sends ahead, for it counts the replicas of the model that has most and this one
         # may have fewer; and one more, so that the question for its health gets through.
         max_ongoing_requests=AHEAD * most_replicas(config) + 1,
-        ray_actor_options=actor,
+        ray_actor_options=replica_options(role),
         logging_config=SERVE_LOGGING,
         max_constructor_retry_count=1,  # what fails to load once fails again: say so at once
         health_check_period_s=5,
@@ -97,6 +89,20 @@ def model_deployment(model: ServedModel, config: ServiceConfig) -> serve.Applica
     model_only = {"name": model.name, "model": model.model, "folder": model.folder}
     arguments = (config.vae, config.checkpoint_decoder, role, config.deterministic, config.stuck_s)
     return _versioned(deployment, model_only, arguments).bind(model_only, *arguments)
+
+
+def replica_options(role: RoleSection) -> dict:
+    """What an actor that holds one reward model asks Ray for."""
+    actor: dict = {"num_cpus": role.cpus, "num_gpus": role.gpus}
+    if role.accelerator:
+        actor["accelerator_type"] = role.accelerator
+    if role.resources:
+        actor["resources"] = role.resources
+    if role.labels:
+        actor["label_selector"] = role.labels
+    if not role.gpus:
+        actor["runtime_env"] = _environment()
+    return actor
 
 
 def _environment() -> dict:
