@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         if function is not run_fit_reward:
             sub.add_argument("--generator", metavar="RUN", help="begin where this finished run's folder ended")
     sample = verb(run_sample, "One step an image, of an exported generator.")
-    sample.add_argument("pipeline", type=Path, help="pipeline folder, or a run's folder")
+    sample.add_argument("pipeline", help="pipeline folder, a run's folder, or a hub's id")
     sample.add_argument("--prompt", action="append", default=[], help="several times for several prompts")
     sample.add_argument("--prompts", help="file of prompts, as data.prompts")
     sample.add_argument("--out", type=Path, required=True, help="PNG file; for several images a folder")
@@ -117,14 +117,16 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--device", help="cpu, cuda or cuda:1 (default: the first GPU, or the CPU)")
     sample.add_argument("--family", help="package.module:Class, where it was trained as a family of your own")
     evaluate = verb(run_evaluate, "Rewards, judge and diversity of a pipeline: a table, JSON and a side-by-side grid.")
-    evaluate.add_argument("pipeline", type=Path, help="pipeline folder, or a run's folder")
-    evaluate.add_argument("--against", type=Path, help="pipeline folder to compare with")
+    evaluate.add_argument("pipeline", help="pipeline folder, a run's folder, or a hub's id")
+    evaluate.add_argument("--against", help="pipeline to compare with: a folder, or a hub's id")
     evaluate.add_argument("--config", type=Path, help="whose rewards and prompts (default: the run's config.yaml)")
     evaluate.add_argument("--out", type=Path, help="folder of evaluation.json and the grid (default: the run's)")
     export = verb(run_export, "A checkpoint as a diffusers pipeline folder.")
     export.add_argument("checkpoint", type=Path, help="RUN (its latest), RUN@best, or RUN/checkpoints/step_NNNNNN")
     export.add_argument("out", type=Path)
     export.add_argument("--adapter", action="store_true", help="the LoRA alone, of a run that trained one")
+    export.add_argument("--push", metavar="ORG/NAME", help="then upload the folder to this repository of the hub")
+    export.add_argument("--private", action="store_true", help="with --push: nobody else sees the repository")
     service = verb(run_serve_rewards, "The reward service: scores and gradients for several trainers, until Ctrl-C.")
     service.add_argument("config", type=Path, help="YAML configuration of a service")
     service.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
@@ -163,8 +165,9 @@ def settings_of(given) -> list[str]:
 def run_train(given) -> None:
     from dipp_ray.config import load_config
     from dipp_ray.training.checks import check
+    from dipp_ray.training.pinning import pinned_run
 
-    config = load_config(given.config, settings_of(given))
+    config = pinned_run(load_config(given.config, settings_of(given)))
     check(config)  # before Ray is started: bad input answers at once
     connect()
     from dipp_ray.evaluation.evaluate import evaluate_run
@@ -181,8 +184,9 @@ def run_check(given) -> None:
 
     from dipp_ray.config import load_config
     from dipp_ray.training.checks import check, sizes_line, start_line
+    from dipp_ray.training.pinning import pinned_run
 
-    config = load_config(given.config, settings_of(given))
+    config = pinned_run(load_config(given.config, settings_of(given)))
     prompts = check(config)
     require_sane_ray()
     in_cluster = "RAY_ADDRESS" in os.environ
@@ -235,17 +239,23 @@ def run_evaluate(given) -> None:
 
 
 def run_export(given) -> None:
-    from dipp_ray.training.export_command import export_command
+    from dipp_ray.training.export_command import export_command, push_command
 
-    print(export_command(given.checkpoint, given.out, given.adapter))
+    if given.private and not given.push:
+        raise UserError("--private is about the repository of --push: give that too, or leave it out")
+    if given.push:
+        push_command(given.checkpoint, given.out, given.push, given.private, print, given.adapter)
+    else:
+        print(export_command(given.checkpoint, given.out, given.adapter))
 
 
 def run_serve_rewards(given) -> None:
     from dipp_ray.serving.deploy.config import ServiceConfig
+    from dipp_ray.serving.deploy.pinning import pinned_service
     from dipp_ray.settings import load_settings
 
     def read() -> ServiceConfig:
-        return load_settings(given.config, given.settings, ServiceConfig)
+        return pinned_service(load_settings(given.config, given.settings, ServiceConfig))
 
     config = read()
     from dipp_ray.serving.deploy.check import check_service

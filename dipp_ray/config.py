@@ -33,11 +33,14 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    teacher: str = Field(description="Diffusers pipeline folder of the frozen teacher.")
+    teacher: str = Field(
+        description="Diffusers pipeline folder of the frozen teacher, or its hub id: org/name, org/name@REVISION."
+    )
     generator: str | None = Field(
         None,
         description="Pipeline folder of the starting generator, its network alone (a folder or file of weights, "
-        "safetensors or .bin), or a LoRA on the teacher; null: the teacher.",
+        "safetensors or .bin), or a LoRA on the teacher; of each a hub id too, or a file or folder in a repository; "
+        "null: the teacher.",
     )
     input: Literal["unit", "sigma"] | None = Field(
         None,

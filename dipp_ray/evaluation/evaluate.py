@@ -16,6 +16,7 @@ from dipp_ray.evaluation.folders import pipeline_of, run_of
 from dipp_ray.evaluation.measure import about, evaluation_prompts, load_judge, measure, spread
 from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.evaluation.sampling import sample_images
+from dipp_ray.hub.fetch import local
 from dipp_ray.models.bare import is_bare
 from dipp_ray.models.pipeline import device_of_this_process, frame_of, one_step_of_folder
 from dipp_ray.models.plain_pipeline import load_pipeline
@@ -113,17 +114,22 @@ def evaluate_run(config: RunConfig, say: Say = print) -> dict:
     return evaluate(models_of(config, config.path / "pipeline", None), config, say, config.path)
 
 
-def models_of(config: RunConfig, pipeline: Path, against: Path | None) -> dict[str, str | Path]:
-    start = config.model.generator
+def models_of(config: RunConfig, pipeline: str | Path, against: str | Path | None) -> dict[str, str | Path]:
+    start = local(config.model.generator, within=True) if config.model.generator and not against else None
     base = against or (start if start and not is_bare(start) else None)
     name = "aligned" if base or config.objective.reward_scale > 0 else "distilled"
     return ({"base": base} if base else {}) | {name: pipeline, "teacher": config.model.teacher}
 
 
 def evaluate_command(
-    pipeline: Path, against: Path | None, config_path: Path | None, out: Path | None, say: Say, connect: Callable
+    pipeline: str | Path,
+    against: str | Path | None,
+    config_path: Path | None,
+    out: Path | None,
+    say: Say,
+    connect: Callable,
 ) -> dict:
-    """`dipp-ray evaluate`: a run's folder or a pipeline folder, by a run's configuration or the one given.
+    """`dipp-ray evaluate`: a run's folder, a pipeline folder or a hub's id, by a run's configuration or the one given.
 
     Prints the table and writes evaluation.json and the grid to `out`, by default the run's folder. Raises UserError
     that says what to give where configuration or folder cannot be told. connect: joins the cluster, if it is needed.

@@ -41,15 +41,15 @@ def sample(
 ) -> list[Path]:
     """Write `count` one-step images of each prompt, from the seeds seed .. seed + count - 1; returns their files.
 
-    folder: a run's, or a pipeline's. out: a .png for one image; for several a folder, which is made, and they are
-    numbered in it, prompt by prompt. batch: images at a time, which changes none of them beyond rounding. device: as
-    torch names it; None: the first GPU, or the CPU. family: 'package.module:Class' of one that the package does not
-    know. Each pixel of an image below 256 pixels becomes a square of as many as brings its shorter side there.
+    folder: a run's, a pipeline's, or a hub's id. out: a .png for one image; for several a folder, which is made, and
+    they are numbered in it, prompt by prompt. batch: images at a time, which changes none of them beyond rounding.
+    device: as torch names it; None: the first GPU, or the CPU. family: 'package.module:Class' of one that the package
+    does not know. Each pixel of an image below 256 pixels becomes a square of as many as brings its shorter side there.
     Raises UserError, before a weight is read, where the folder holds no exported one-step generator, a prompt is empty,
     or `out` cannot be written.
     """
     wanted = [Wanted(prompt, seed + i) for prompt in prompts for i in range(count)]
-    pipeline, out = pipeline_of(Path(folder)), Path(out)
+    pipeline, out = pipeline_of(folder), Path(out)
     check_prompts(prompts)
     files = files_in(out, len(wanted))
     frame = read_frame(pipeline, family)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.selection import configurations
 from dipp_ray.models.adapters import NAME, adapted_modules
 from dipp_ray.models.components import silent
 from dipp_ray.models.families import Family
@@ -27,8 +29,8 @@ NAMED = 3  # weights of a refused file
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether a path holds a LoRA: a folder of PEFT or diffusers, or a file with such names."""
-    path = Path(path)
+    """Whether a path, or a hub's id, holds a LoRA: a folder of PEFT or diffusers, or a file with such names."""
+    path = local(path, configurations, within=True)
     if path.is_dir():
         return (path / PEFT_CONFIG).is_file() or (path / DIFFUSERS_WEIGHTS).is_file()
     return path.suffix in ENDINGS and path.is_file() and any("lora" in name for name in _header(path))
@@ -44,7 +46,7 @@ def load_adapter(network: Any, path: str | Path, frame: Family) -> None:
     A network on the meta device is given the file's names and shapes alone. Raises UserError unless every weight of
     the file finds its place: one that is left over would be an effect that is lost in silence.
     """
-    path = Path(path)
+    path = local(path, configurations, within=True)
     given = _peft_folder(network, path) if (path / PEFT_CONFIG).is_file() else _by_diffusers(network, path, frame)
     found = sum(".lora_" in name for name, _ in network.named_parameters())
     if found != given:

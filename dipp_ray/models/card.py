@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 from dipp_ray.config import RunConfig
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.revisions import named_here
+from dipp_ray.hub.selection import configurations
 from dipp_ray.models.adapter_files import PEFT_CONFIG, is_adapter
 from dipp_ray.models.bare import is_bare
 from dipp_ray.models.families import Family
@@ -14,7 +17,7 @@ CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
 tags: [one-step, diff-instruct-plus-plus]
----
+{base}---
 # {name}
 
 A one-step text-to-image generator, trained by Diff-Instruct++ (unofficial implementation of Luo, 2024,
@@ -45,7 +48,7 @@ WHOLE = """from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("{folder}"{without})"""
 ADAPTER = """from diffusers import DiffusionPipeline, {scheduler}{imports}
 
-pipeline = DiffusionPipeline.from_pretrained("{base}"{without}){beside}
+pipeline = DiffusionPipeline.from_pretrained({base}{without}){beside}
 {load}
 pipeline.scheduler = {scheduler}.from_pretrained("{folder}", subfolder="scheduler")"""
 BY_DIFFUSERS = 'pipeline.load_lora_weights("{folder}")'
@@ -57,10 +60,12 @@ DISTILLED = """It inherits the
 biases of its base."""
 
 
-def write_card(folder: Path, frame: Family, config: RunConfig, steps: int, adapter: bool = False) -> None:
+def write_card(
+    folder: Path, frame: Family, config: RunConfig, steps: int, adapter: bool = False, published: str | None = None
+) -> None:
     """Write README.md into an exported folder, with the call that reproduces the trainer's x0.
 
-    adapter: it holds the adapter alone.
+    adapter: it holds the adapter alone. published: the hub id under which it will be loaded; None: the folder's path.
     """
     arguments = ", ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value!r}"
                           for key, value in call_arguments(frame).items())  # fmt: skip
@@ -70,7 +75,8 @@ def write_card(folder: Path, frame: Family, config: RunConfig, steps: int, adapt
     (folder / "README.md").write_text(
         CARD.format(
             name=config.run.name,
-            loading=_loading(folder, frame, config, adapter),
+            base=_base_model(_base(config) if adapter else config.model.teacher, adapter),
+            loading=_loading(folder, frame, config, adapter, published),
             prompt="your prompt",
             arguments=arguments,
             teacher=config.model.teacher,
@@ -92,21 +98,48 @@ def write_card(folder: Path, frame: Family, config: RunConfig, steps: int, adapt
     )
 
 
-def _loading(folder: Path, frame: Family, config: RunConfig, adapter: bool) -> str:
+def _loading(folder: Path, frame: Family, config: RunConfig, adapter: bool, published: str | None) -> str:
     """The lines that make the pipeline."""
     without = "".join(f", {name}=None" for name in frame.absent if name not in frame.dispensable)
+    place = published or folder
     if not adapter:
-        return WHOLE.format(folder=folder, without=without)
+        return WHOLE.format(folder=place, without=without)
     generator, by_peft = config.model.generator, (folder / PEFT_CONFIG).exists()
-    alone = generator is not None and is_bare(generator) and not is_adapter(generator)
-    whole = generator is not None and not is_bare(generator)
+    alone = generator is not None and _base(config) != generator and not is_adapter(generator)
     beside = f"\n# with the network of {generator} as pipeline.{frame.network_part}, on which it was trained"
     return ADAPTER.format(
-        folder=folder,
+        folder=place,
         without=without,
-        base=generator if whole else config.model.teacher,
+        base=_as_argument(_base(config)),
         beside=beside if alone else "",
         imports="\nfrom peft import PeftModel" if by_peft else "",
-        load=(BY_PEFT if by_peft else BY_DIFFUSERS).format(part=frame.network_part, folder=folder),
+        load=(BY_PEFT if by_peft else BY_DIFFUSERS).format(part=frame.network_part, folder=place),
         scheduler=json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"],
     )
+
+
+def _base(config: RunConfig) -> str:
+    """The pipeline beside which an adapter is loaded: the starting generator's, where that is one, or the teacher's."""
+    generator = config.model.generator
+    whole = generator is not None and not is_bare(local(generator, configurations, within=True))
+    return generator if generator is not None and whole else config.model.teacher
+
+
+def _as_argument(given: str) -> str:
+    """What a person wrote as `from_pretrained` takes it, in quotes: it wants a hub id and its revision apart."""
+    named = named_here(given)
+    if named is None or not named.revision:
+        return f'"{given}"'
+    return f'"{named.repo}", revision="{named.revision}"'
+
+
+def _base_model(given: str, adapter: bool) -> str:
+    """The hub's own lines about the model that this one was made from, where that is one of the hub.
+
+    The hub takes an id there without its revision, which has a line of its own.
+    """
+    named = named_here(given)
+    if named is None:
+        return ""
+    revision = f"base_model_revision: {named.revision}\n" if named.revision else ""
+    return f"base_model: {named.repo}\n{revision}base_model_relation: {'adapter' if adapter else 'finetune'}\n"

@@ -20,8 +20,9 @@ from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import ONE_STEP_FILE, OUTPUT_SCALE, load_denoiser, scale_output
 from dipp_ray.models.plain_pipeline import PlainPipeline, load_pipeline
 from dipp_ray.models.schedulers import output_scale
-from dipp_ray.models.weights import find_weights, is_weights
+from dipp_ray.models.weights import find_weights
 from dipp_ray.storage.aside import whole_folder
+from dipp_ray.storage.weight_names import is_weights
 
 
 def export_pipeline(frame: Family, weights: dict[str, Tensor], one_step: OneStep, out: str | Path) -> Path:
@@ -90,7 +91,7 @@ def copy_components(frame: Family, out: Path, without: Collection[str]) -> dict:
         plain = files is not None and is_plain(files)
         kept = [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
         if files is not None:
-            kept = [path for path in kept if (plain and path in files.all) or not is_weights(path)]
+            kept = [path for path in kept if (plain and path in files.all) or not is_weights(path.name)]
         (out / name).mkdir()
         for path in kept:
             shutil.copyfile(path, out / name / path.name)

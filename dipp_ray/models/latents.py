@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.selection import weights_of
 from dipp_ray.models.components import load_model
 from dipp_ray.models.vae_folder import find_vae, is_of_videos, pixels_per_latent
 
@@ -38,11 +40,11 @@ class LatentDecoder(nn.Module):
     def from_folder(
         cls, folder: str | Path, dtype: torch.dtype = torch.float32, checkpoint: bool = False
     ) -> "LatentDecoder":
-        """Load the VAE of a diffusers pipeline folder, or of a VAE's own. Raises UserError.
+        """Load the VAE of a diffusers pipeline folder, or of a VAE's own; a hub's id is a folder. Raises UserError.
 
         checkpoint: the backward pass recomputes activations, so that less memory is held.
         """
-        found = find_vae(folder)
+        found = find_vae(local(folder, weights_of("vae")))
         if not hasattr(diffusers, found.kind):
             raise UserError(f"{folder}: its VAE is a {found.kind}, which this diffusers does not have: take another")
         vae = load_model(found.path, "diffusers", found.kind, dtype)

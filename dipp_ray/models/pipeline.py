@@ -11,6 +11,8 @@ from dipp_ray.config import ModelSection
 from dipp_ray.diffusion.one_step import Convention, OneStep, generator_diffusion
 from dipp_ray.diffusion.parameterisation import Parameterisation
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.selection import configurations, weights_of
 from dipp_ray.models.denoiser import DTYPES, Denoiser
 from dipp_ray.models.families import Family, family_of
 from dipp_ray.models.vae_folder import find_vae
@@ -26,13 +28,15 @@ def read_frame(
     resolution: tuple[int, int] | None = None,
     embedded_guidance: float | None = None,
 ) -> Family:
-    """Read a pipeline folder's configuration files. Raises UserError where it is no pipeline that can be trained.
+    """Read a pipeline's configuration files, of a folder or a hub's id, of which no weights are fetched.
+
+    Raises UserError where it is no pipeline that can be trained.
 
     family: 'package.module:Class' of one that is not listed here. resolution: height and width in pixels.
     embedded_guidance: what a network that reads its guidance scale is told. Where they are None an exported
     folder's are those that it was trained with, and another's are its own.
     """
-    folder = Path(folder)
+    folder = local(folder, configurations)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give a diffusers pipeline folder (one with model_index.json)")
     index = _index(folder)
@@ -87,7 +91,7 @@ def _index(folder: Path) -> dict:
 
 def one_step_of_folder(folder: str | Path) -> dict | None:
     """{'t_star', 'input', ...} that an exported folder was trained with, or None for another pipeline."""
-    path = Path(folder) / ONE_STEP_FILE
+    path = local(folder, configurations) / ONE_STEP_FILE
     return _json(path, f"{folder} is no export") if path.exists() else None
 
 
@@ -122,16 +126,19 @@ def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame
     """The network of the pipeline in `folder`, ready to be called; `compute` and `weights` are 'fp32' or 'bf16'.
 
     frame: how it is called; None: as the folder's own says. With it `folder` may hold the network alone (`bare`).
-    What an export has multiplied the last layer by is taken back: the output means what one_step.json says.
+    Of a hub's id the network alone is fetched. What an export has multiplied the last layer by is taken back: the
+    output means what one_step.json says.
     """
     from dipp_ray.models.bare import is_bare, load_bare
     from dipp_ray.models.components import load_model  # which imports transformers: slow, and a frame needs none
 
-    if frame is not None and is_bare(folder):
+    framed = frame is not None
+    frame = frame or read_frame(folder)
+    folder = local(folder, weights_of(frame.network_part), within=framed)
+    if framed and is_bare(folder):
         network = load_bare(folder, frame, DTYPES[weights])
     else:
-        frame = frame or read_frame(folder)
-        network = load_model(Path(folder) / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
+        network = load_model(folder / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
     scale_output(network, frame, 1 / (export_record(folder, frame.network_part) or {}).get(OUTPUT_SCALE, 1.0))
     return Denoiser(network, frame, DTYPES[compute])
 

@@ -7,6 +7,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
 from dipp_ray.models.components import load_components
 from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import one_step_of_folder, read_frame
@@ -46,12 +47,13 @@ def load_pipeline(folder: str | Path, device: torch.device | str = "cpu", frame:
     An exported folder is loaded as anybody would; another, whose files may be of any kind, part by part, in fp32.
     """
     frame = frame or read_frame(folder)
+    folder = local(folder)
     if one_step_of_folder(folder) is None:
         pipeline = load_components(frame, torch.float32)
     else:
         try:
             pipeline = DiffusionPipeline.from_pretrained(
-                folder, use_safetensors=True, low_cpu_mem_usage=False, **frame.absent
+                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **frame.absent
             )
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())

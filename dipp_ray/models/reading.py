@@ -5,6 +5,7 @@ then what follows from the teacher. The settled values are what a run records.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dipp_ray.config import ModelSection, RunConfig
@@ -12,6 +13,8 @@ from dipp_ray.diffusion.one_step import OneStep, generator_diffusion, same_readi
 from dipp_ray.diffusion.parameterisation import Parameterisation
 from dipp_ray.diffusion.schedule import FlowSchedule
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.selection import configurations
 from dipp_ray.models.bare import is_bare
 from dipp_ray.models.families import FAMILIES, Family
 from dipp_ray.models.pipeline import export_record, frame_of, one_step_of, read_frame, same_network
@@ -44,8 +47,9 @@ def settle(model: ModelSection, frame: Family) -> ModelSection:
     entry = published(model.generator) if model.generator else None
     if entry is not None:
         _of_family(entry, model, frame)
-    if model.generator and not is_bare(model.generator):
-        same_network(frame, frame_of(model, model.generator))
+    folder = folder_of(model)
+    if folder is not None and not is_bare(folder):
+        same_network(frame, frame_of(model, folder))
     said = _said(model, entry, frame)
     prediction = said.prediction if model.prediction is None else prediction_of(model)
     diffusion = generator_diffusion(frame.diffusion, prediction)
@@ -88,13 +92,19 @@ def exported_reading(model: ModelSection, frame: Family) -> _Said | None:
 
     Where it names no prediction, its output means what the scheduler that it was exported with says: its teacher's.
     """
-    record = export_record(model.generator, frame.network_part) if model.generator else None
-    if record is None:
+    folder = folder_of(model)
+    record = export_record(folder, frame.network_part) if folder is not None else None
+    if record is None or folder is None:
         return None
     prediction = record.get("prediction")
-    if prediction is None and model.generator and not is_bare(model.generator):
-        prediction = read_frame(model.generator, model.family).diffusion.kind
+    if prediction is None and not is_bare(folder):
+        prediction = read_frame(folder, model.family).diffusion.kind
     return _Said(record.get("t_star"), record.get("input"), prediction)
+
+
+def folder_of(model: ModelSection) -> Path | None:
+    """Where the starting generator lies on this machine; of a hub's id its configurations alone, or its file."""
+    return None if model.generator is None else local(model.generator, configurations, within=True)
 
 
 def _said(model: ModelSection, entry: Published | None, frame: Family) -> _Said:

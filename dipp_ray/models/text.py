@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.selection import weights_but_of
 from dipp_ray.models.components import load_components
 from dipp_ray.models.denoiser import DTYPES
 from dipp_ray.models.families import Family
@@ -28,7 +30,9 @@ class TextEncoder:
         frame: Family | None = None,
     ):
         self.frame = frame or read_frame(folder)
-        self.pipeline = load_components(self.frame, DTYPES[dtype], (self.frame.network_part, "vae")).to(device)
+        others = (self.frame.network_part, "vae")
+        local(folder, weights_but_of(*others, *self.frame.dispensable))
+        self.pipeline = load_components(self.frame, DTYPES[dtype], others).to(device)
         self.device = device
         self.remember = remember
         self._known: dict[str, PromptEmbeds] = {}

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.selection import configurations
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def find_vae(folder: str | Path) -> VaeFolder:
 
     Only diffusers' own classes: code of a model folder is never executed.
     """
-    folder = Path(folder)
+    folder = local(folder, configurations)
     try:
         if (folder / "model_index.json").exists():
             library, kind = json.loads((folder / "model_index.json").read_text())["vae"]

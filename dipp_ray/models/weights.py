@@ -7,14 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dipp_ray.errors import UserError
+from dipp_ray.storage.weight_names import STEMS, chosen_weights
 
-# What a file of weights is called, by the library that wrote it: safetensors, and torch's own.
-STEMS = {
-    "diffusers": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-    "transformers": ("model", "pytorch_model"),
-}
-# What a file of weights may end in, ours or another program's.
-SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".gguf")
 LARGEST_HEADER = 100_000_000  # bytes; that of a real one is a few hundred thousand
 LFS_POINTER = b"version https://git-lfs"
 
@@ -54,37 +48,17 @@ def find_weights(folder: Path, library: str) -> WeightFiles:
 
     Raises UserError where there are none, or shards are missing of those that the index names.
     """
-    for safe, stem in zip((True, False), STEMS[library], strict=True):
-        suffix = "safetensors" if safe else "bin"
-        for variant in (None, *_variants(folder, stem, suffix)):
-            name = f"{stem}.{variant}.{suffix}" if variant else f"{stem}.{suffix}"
-            if (folder / name).is_file():
-                return WeightFiles((folder / name,), safe, variant)
-            index = _index(folder, stem, suffix, variant)
-            if index is not None:
-                return WeightFiles(_shards(index), safe, variant, index)
+    chosen = chosen_weights({path.name for path in folder.glob("*") if path.is_file()}, library)
+    if chosen is not None:
+        name, safe, variant = chosen
+        path = folder / name
+        if ".index." in name:
+            return WeightFiles(_shards(path), safe, variant, path)
+        return WeightFiles((path,), safe, variant)
     raise UserError(
         f"{folder} holds no weights that are known here ({STEMS[library][0]}.safetensors, a variant or shards of it, "
         f"or {STEMS[library][1]}.bin): fetch them, or take another folder"
     )
-
-
-def is_weights(path: Path) -> bool:
-    """Whether a file holds weights, or is the index of some."""
-    return path.suffix in SUFFIXES or ".index." in path.name
-
-
-def _variants(folder: Path, stem: str, suffix: str) -> list[str]:
-    """Names of the variants in a folder, as in model.fp16.safetensors or model.safetensors.index.fp16.json."""
-    found = {path.name[len(stem) + 1 : -len(suffix) - 1] for path in folder.glob(f"{stem}.*.{suffix}")}
-    start = f"{stem}.{suffix}.index."
-    found |= {path.name.removeprefix(start).removesuffix(".json") for path in folder.glob(f"{start}*.json")}
-    return sorted(name for name in found if name and name != "json" and "-of-" not in name and "." not in name)
-
-
-def _index(folder: Path, stem: str, suffix: str, variant: str | None) -> Path | None:
-    name = f"{stem}.{suffix}.index.{variant}.json" if variant else f"{stem}.{suffix}.index.json"
-    return folder / name if (folder / name).is_file() else None
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -82,7 +82,7 @@ class CheckpointSettings(Section):
 
 
 class FitConfig(Section):
-    base: str = Field(description="Folder of the CLIPModel to start from, in safetensors, with its tokenizer.")
+    base: str = Field(description="Folder or hub id of the CLIPModel to start from, safetensors, with its tokenizer.")
     pairs: str = Field(description="Parquet or JSONL file of training pairs; a local path or s3://.")
     held_out: str | None = Field(None, description="File of pairs to measure on; null: some of `pairs`.")
     held_out_share: float = Field(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dipp_ray.errors import NonFiniteError
+from dipp_ray.hub.revisions import pinned
 from dipp_ray.preferences.config import FitConfig
 from dipp_ray.preferences.dataset import split
 from dipp_ray.preferences.identity import configuration_hash, refuse_other, trajectory
@@ -35,6 +36,7 @@ def fit_reward(config: FitConfig, progress: Progress | None = None, say: Say = p
 @contextmanager
 def prepared(config: FitConfig, say: Say = print) -> Iterator["RewardFit"]:
     """All that needs no Ray: input checked, pairs decoded, and the work folder held against a second driver."""
+    config = config.model_copy(update={"base": pinned(config.base)})  # the workers' nodes take the same
     clip, _ = load_clip(config.base)
     labels = read_labels(config.pairs, config.columns)
     if config.held_out:

@@ -6,6 +6,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.preferences.config import FitConfig
 from dipp_ray.preferences.dataset import digest
 from dipp_ray.preferences.reading import Labels
+from dipp_ray.rewards.clip import clip_files
 from dipp_ray.storage.hashing import hash_of_file, hash_of_json
 
 
@@ -27,7 +28,7 @@ def trajectory(config: FitConfig) -> dict:
 
 def base_digest(folder: str) -> str:
     """SHA-256 of the weights and of the small files beside them."""
-    paths = [path for end in ("safetensors", "json", "txt") for path in Path(folder).glob(f"*.{end}")]
+    paths = [path for end in ("safetensors", "json", "txt") for path in clip_files(folder).glob(f"*.{end}")]
     return hash_of_json({path.name: hash_of_file(path) for path in paths})
 
 

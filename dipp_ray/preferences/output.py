@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from dipp_ray.errors import UserError
 from dipp_ray.preferences.calibration import measure_rows, reliability_cells
 from dipp_ray.preferences.config import FitConfig
-from dipp_ray.rewards.clip import image_statistics, load_clip
+from dipp_ray.rewards.clip import clip_files, image_statistics, load_clip
 
 RECORD = "fit.json"
 CARD = """---
@@ -72,7 +72,7 @@ def write_output(folder: Path, config: FitConfig, weights: Path, record: dict) -
     clip.load_state_dict(load_file(weights))
     clip.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    preprocessor = Path(config.base) / "preprocessor_config.json"
+    preprocessor = clip_files(config.base) / "preprocessor_config.json"
     if preprocessor.is_file():
         shutil.copyfile(preprocessor, folder / preprocessor.name)
     else:

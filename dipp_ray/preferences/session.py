@@ -23,7 +23,7 @@ def train_session(config: FitConfig, folder: Path, resume: Path | None, progress
     Raises UserError where there is no room or the workers refuse their input, RoleFailure where too many are lost,
     NonFiniteError where the fit diverges.
     """
-    workers = config.workers
+    workers, base = config.workers, Path(config.base)
     await_room(workers)
     for name in ("ray.train", "ray.train.v2"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -31,7 +31,7 @@ def train_session(config: FitConfig, folder: Path, resume: Path | None, progress
     trainer = TorchTrainer(
         fit_worker,
         train_loop_config={
-            "base": str(Path(config.base).absolute()),
+            "base": str(base.absolute()) if base.exists() else config.base,  # a hub's id is each node's own to fetch
             "work": str(config.work_folder),
             "resume": str(resume) if resume else None,
             "settings": config.fit.model_dump(),

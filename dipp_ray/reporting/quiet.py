@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "DIFFUSERS_NO_ADVISORY_WARNINGS": "1",
     "TQDM_DISABLE": "1",  # the bars of diffusers (loading, each sampling call) and of transformers
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",  # what it warns of and goes on from; what stops it is said in our own sentence
     "TOKENIZERS_PARALLELISM": "false",  # its warning after a fork, and its threads beside torch's
     # What died, and whether it matters, is said in a sentence of our own: Ray's paragraphs on the same are dropped.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(

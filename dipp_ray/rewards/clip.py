@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.selection import of_reward
 from dipp_ray.rewards.preprocess import normalise, to_square
 from dipp_ray.rewards.prompt_cache import PromptCache
 from dipp_ray.rewards.tokenizers import load_tokenizer, require_tokenizer
@@ -104,8 +106,14 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str], model: CLIPModel) -> 
 
 
 def load_clip(folder: str | Path) -> tuple[CLIPModel, CLIPTokenizer]:
-    """CLIPModel (safetensors, every weight present) and CLIPTokenizer of a local folder. Raises UserError."""
+    """CLIPModel (safetensors, every weight present) and CLIPTokenizer of a folder or a hub's id. Raises UserError."""
+    folder = clip_files(folder)
     return load_clip_model(folder), load_tokenizer(CLIPTokenizer, folder, ORIGIN)
+
+
+def clip_files(folder: str | Path) -> Path:
+    """A folder of a CLIPModel, or a hub's id, as a folder on this machine. Raises UserError as `hub.fetch.local`."""
+    return local(folder, of_reward(None))
 
 
 def load_clip_model(folder: str | Path) -> CLIPModel:
@@ -141,7 +149,7 @@ def image_statistics(folder: str | Path) -> tuple[tuple[float, ...], tuple[float
     beside the tokenizer's. Raises UserError where such a file is none.
     """
     for name in PROCESSORS:
-        path = Path(folder) / name
+        path = clip_files(folder) / name
         if not path.is_file():
             continue
         try:

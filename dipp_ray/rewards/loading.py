@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.revisions import named_here
+from dipp_ray.hub.selection import of_reward
 from dipp_ray.rewards.terms import RewardTerm
 
 # Imported when asked for: transformers takes a second.
@@ -42,6 +45,8 @@ def load_reward(term: RewardTerm) -> Reward:
     """The model of one term, frozen and in eval mode, on the CPU.
 
     A class is loaded by `Class.load(folder)` where it has a `load`, else `Class(folder)`; without a folder, without it.
+    Of a hub's id the class is given the folder in the cache, with what it reads: see `of_reward`, for which the class
+    may say in an attribute FILE which file of weights is its own.
     Raises UserError where folder, files, class or method are missing.
     """
     check_term(term)
@@ -61,11 +66,12 @@ def check_term(term: RewardTerm) -> None:
         if term.folder is None:
             raise UserError(f"{where}: model {term.model} needs the folder of its weights: set its folder")
         raise UserError(f"{where}: model {term.model} reads no folder: remove its folder")
-    if term.folder is not None and not Path(term.folder).is_dir():
+    folder = _folder(term)
+    if folder is not None and not Path(folder).is_dir():
         raise UserError(f"{where}: there is no folder {term.folder}: correct its folder")
     check_folder = getattr(reward_class(term), "check_folder", None)
-    if check_folder is not None and term.folder is not None:
-        check_folder(term.folder)
+    if check_folder is not None and folder is not None:
+        check_folder(folder)
 
 
 def reward_class(term: RewardTerm) -> type:
@@ -91,5 +97,16 @@ def reward_class(term: RewardTerm) -> type:
 
 
 def _construct(kind: type, term: RewardTerm) -> Reward:
-    make = getattr(kind, "load", kind)
-    return make(term.folder) if term.folder is not None else make()
+    make, folder = getattr(kind, "load", kind), _folder(term)
+    return make(folder) if folder is not None else make()
+
+
+def _folder(term: RewardTerm) -> str | None:
+    """The term's folder on this machine: as it is written, or that of a hub's id in the cache."""
+    if term.folder is None or named_here(term.folder) is None:
+        return term.folder
+    choice = of_reward(getattr(reward_class(term), "FILE", None))
+    try:
+        return str(local(term.folder, choice))
+    except UserError as error:
+        raise UserError(f"reward '{term.name}': {error}") from error

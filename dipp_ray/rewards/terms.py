@@ -29,7 +29,7 @@ class SumTerm(Section):
 
 class RewardTerm(SumTerm):
     model: str = Field(description="A name that `rewards/loading.py` knows, such as `clip`, or `package.module:Class`.")
-    folder: str | None = Field(None, description="Folder of its weights.")
+    folder: str | None = Field(None, description="Folder of its weights, or a hub id.")
 
     @property
     def part(self) -> SumTerm:

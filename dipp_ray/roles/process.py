@@ -10,11 +10,16 @@ import torch.distributed
 
 from dipp_ray.config import RoleSection
 from dipp_ray.errors import UserError
+from dipp_ray.hub.revisions import take_pinned_alone
 from dipp_ray.models.pipeline import device_of_this_process
 
 
 def prepare(role: RoleSection, deterministic: bool) -> torch.device:
-    """Set threads and determinism of this process; return its device (the one GPU that Ray shows it, or the CPU)."""
+    """Set threads and determinism of this process; return its device (the one GPU that Ray shows it, or the CPU).
+
+    From now on it takes of the hub what its driver has pinned alone.
+    """
+    take_pinned_alone()
     torch.set_num_threads(role.threads)
     # fp32 means fp32: TF32's error of 1e-3 would drown the comparison of the exported pipeline with the trainer.
     torch.backends.cuda.matmul.allow_tf32 = False

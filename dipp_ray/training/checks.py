@@ -13,6 +13,7 @@ from dipp_ray.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
 from dipp_ray.diffusion.times import mass
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
+from dipp_ray.hub.fetch import local
 from dipp_ray.models.adapter_files import is_adapter
 from dipp_ray.models.bare import check_bare, is_bare
 from dipp_ray.models.components import check_components, check_model
@@ -49,6 +50,7 @@ def check(config: RunConfig) -> Prompts:
         )
     check_times(config.objective, frame.diffusion.schedule)
     check_end(config, frame.diffusion, one_step.diffusion)
+    local(config.model.teacher)  # all of it now: the files are looked at, and an export copies them
     check_components(frame)
     check_generator(config, frame)
     for term in config.reward.terms if not config.reward.shared else ():  # a shared service has loaded its own
@@ -112,10 +114,11 @@ def check_generator(config: RunConfig, frame) -> None:
     check_adapters(config, frame)
     if config.model.generator is None or is_adapter(config.model.generator):
         return
-    if is_bare(config.model.generator):
-        check_bare(config.model.generator, frame)
+    folder = local(config.model.generator, within=True)
+    if is_bare(folder):
+        check_bare(folder, frame)
     else:
-        generator = frame_of(config.model, config.model.generator)  # of the teacher's architecture: it is settled
+        generator = frame_of(config.model, folder)  # of the teacher's architecture: it is settled
         check_model(generator.folder / generator.network_part, "diffusers", generator.network_class)
     said = exported_reading(config.model, frame)
     if said is None:

@@ -14,6 +14,7 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
 from dipp_ray.models.adapters import merge_adapter
 from dipp_ray.models.card import write_card
 from dipp_ray.models.denoiser import Denoiser
@@ -97,25 +98,33 @@ def exported_step(config: RunConfig) -> int | None:
     return json.loads(path.read_text())["step"] if path.exists() else None
 
 
-def export_checkpoint(config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path) -> Path:
-    """A diffusers pipeline folder, with its model card, of a checkpoint's moving average; an adapter is merged."""
+def export_checkpoint(
+    config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path, published: str | None = None
+) -> Path:
+    """A diffusers pipeline folder, with its model card, of a checkpoint's moving average; an adapter is merged.
+
+    published: as `write_card`.
+    """
     frame = frame_of(config.model)
+    local(config.model.teacher)  # whose components are copied
     network = generator_of(config, frame, average_of(store, checkpoint)).network
     if config.adapters.generator is not None:
         merge_adapter(network)
     write_pipeline(frame, network, one_step_of_model(frame, config.model), out)
-    write_card(out, frame, config, checkpoint.step)
+    write_card(out, frame, config, checkpoint.step, published=published)
     return out
 
 
-def export_adapter(config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path) -> Path:
+def export_adapter(
+    config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path, published: str | None = None
+) -> Path:
     """The adapter alone of a checkpoint's moving average, with its card. Raises UserError where none is trained."""
     if config.adapters.generator is None:
         raise UserError(f"{config.run.name} trains all of its generator and has no adapter: leave --adapter out")
     frame = frame_of(config.model)
     network = generator_of(config, frame, average_of(store, checkpoint)).network
     write_adapter(frame, network, one_step_of_model(frame, config.model), out)
-    write_card(out, frame, config, checkpoint.step, adapter=True)
+    write_card(out, frame, config, checkpoint.step, adapter=True, published=published)
     return out
 
 

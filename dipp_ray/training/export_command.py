@@ -1,11 +1,13 @@
-"""`dipp-ray export`: a checkpoint of a run as a diffusers pipeline folder."""
+"""`dipp-ray export`: a checkpoint of a run as a diffusers pipeline folder, which may be pushed to the hub."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import load_config
 from dipp_ray.errors import UserError
+from dipp_ray.hub.push import push_folder, repository
 from dipp_ray.models.pipeline import one_step_of_folder
 from dipp_ray.models.reading import recorded
 from dipp_ray.training.export import export_adapter, export_checkpoint
@@ -13,7 +15,29 @@ from dipp_ray.training.export import export_adapter, export_checkpoint
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
 
 
-def export_command(checkpoint_path: str | Path, out: str | Path, adapter: bool = False) -> Path:
+def push_command(
+    checkpoint_path: str | Path,
+    out: str | Path,
+    to: str,
+    private: bool,
+    say: Callable[[str], None],
+    adapter: bool = False,
+) -> str:
+    """Export as `export_command`, then upload the folder to the hub's repository 'org/name'; returns its address.
+
+    Raises UserError as that, before anything is exported for what is no repository, and as `push_folder`.
+    """
+    named = repository(to)
+    folder = export_command(checkpoint_path, out, adapter, named.repo)
+    say(str(folder))
+    address = push_folder(folder, named, private, "One-step generator, trained by Diff-Instruct++")
+    say(f"pushed to {address}")
+    return address
+
+
+def export_command(
+    checkpoint_path: str | Path, out: str | Path, adapter: bool = False, published: str | None = None
+) -> Path:
     """Export RUN (its latest checkpoint), RUN@best, or RUN/checkpoints/step_000200 to the folder `out`: a pipeline, or
     with `adapter` the LoRA alone.
 
@@ -41,7 +65,7 @@ def export_command(checkpoint_path: str | Path, out: str | Path, adapter: bool =
     if checkpoint is None:
         raise UserError(f"{checkpoint_path} holds no committed checkpoint: train it for `checkpoint.every` steps first")
     out.parent.mkdir(parents=True, exist_ok=True)
-    return (export_adapter if adapter else export_checkpoint)(config, store, checkpoint, out)
+    return (export_adapter if adapter else export_checkpoint)(config, store, checkpoint, out, published)
 
 
 def _best(store: CheckpointStore) -> Checkpoint | None:

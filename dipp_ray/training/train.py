@@ -17,6 +17,7 @@ from dipp_ray.storage.locks import alone
 from dipp_ray.training.checks import check
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.export import export_run, exported_step
+from dipp_ray.training.pinning import pinned_run
 from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
 from dipp_ray.training.roles import start_roles
 from dipp_ray.training.run import Run, Say
@@ -26,10 +27,11 @@ from dipp_ray.training.trajectory import difference
 def train(config: RunConfig, say: Say = print) -> Path:
     """Run or resume a training run to its end; returns the run's folder. Needs a connected Ray.
 
-    Raises UserError for bad input before anything starts. Ctrl-C or SIGTERM saves a checkpoint and stops; the same
-    command goes on from there.
+    Models of the hub are pinned to commits first, those that the run had where it is resumed: the recorded
+    configuration names them. Raises UserError for bad input before anything starts. Ctrl-C or SIGTERM saves a
+    checkpoint and stops; the same command goes on from there.
     """
-    config = settled(config)
+    config = settled(pinned_run(config))
     prompts = check(config)
     refusal = f"{config.path}: another process trains in this folder: wait for it, or set run.name"
     with alone(config.path / ".lock", refusal):

@@ -10,6 +10,7 @@ import torch
 
 from dipp_ray.config import RoleSection
 from dipp_ray.errors import CallError, NonFiniteError, UserError
+from dipp_ray.hub.revisions import take_pinned_alone
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.rewards.combination import Answer
@@ -36,6 +37,7 @@ class ModelReplica:
         stuck_s: float,
     ):
         quiet_libraries()
+        take_pinned_alone()
         torch.set_num_threads(role.threads)
         device = "cuda" if role.gpus > 0 else "cpu"
         if deterministic and device == "cuda":

@@ -1,6 +1,8 @@
 """Whether what a service's configuration names is there: found before anything is started."""
 
 from dipp_ray.errors import UserError
+from dipp_ray.hub.fetch import local
+from dipp_ray.hub.selection import weights_of
 from dipp_ray.models.vae_folder import find_vae
 from dipp_ray.rewards.loading import check_term
 from dipp_ray.serving.deploy.config import ServiceConfig
@@ -12,7 +14,7 @@ def check_service(config: ServiceConfig) -> None:
     for model in config.models:
         check_term(model.term)
     if config.vae:
-        find_vae(config.vae)
+        find_vae(local(config.vae, weights_of("vae")))
     tokens = read_tokens(config.http.tokens)
     if not config.http.on_loopback and not tokens:
         raise UserError(

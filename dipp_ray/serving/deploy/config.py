@@ -62,7 +62,9 @@ class ServiceConfig(Section):
         "rewards", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the Serve application (`reward.app`)."
     )
     models: list[ServedModel] = Field(min_length=1, description="Reward models, and where each runs.")
-    vae: str | None = Field(None, description="Folder of a pipeline or a VAE that decodes latents; null: images only.")
+    vae: str | None = Field(
+        None, description="Folder or hub id of a pipeline or VAE that decodes latents; null: images only."
+    )
     checkpoint_decoder: bool = Field(False, description="Recompute the decoder's activations: less memory, more time.")
     batch_rows: Count = Field(32, description="Rows of one forward pass: chunk of a call, bound of a merged batch.")
     deterministic: bool = Field(False, description="Calls are never merged, so a caller's bits are its own.")

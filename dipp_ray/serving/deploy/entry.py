@@ -8,6 +8,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.serving.deploy.application import application
 from dipp_ray.serving.deploy.check import check_service
 from dipp_ray.serving.deploy.config import ServiceConfig
+from dipp_ray.serving.deploy.pinning import pinned_service
 from dipp_ray.settings import load_settings, validate
 
 VARIABLE = "DIPP_RAY_SERVICE"
@@ -19,7 +20,7 @@ def build(args: dict) -> serve.Application:
     The terms of the sum and the tokens are the ingress's user_config; a Serve config may override that, and a change
     of it alone restarts nothing.
     """
-    config = validate(args, ServiceConfig, "application args")
+    config = pinned_service(validate(args, ServiceConfig, "application args"))
     check_service(config)
     return application(config)
 
@@ -30,6 +31,6 @@ def __getattr__(name: str) -> serve.Application:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     if not os.environ.get(VARIABLE):
         raise UserError(f"set {VARIABLE} to the YAML configuration of the service")
-    config = load_settings(os.environ[VARIABLE], [], ServiceConfig)
+    config = pinned_service(load_settings(os.environ[VARIABLE], [], ServiceConfig))
     check_service(config)
     return application(config)
