@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
 def config_of(tmp_path: Path, *settings: str) -> RunConfig:
     prompts = prompt_file(tmp_path / "prompts.parquet")
     small = ("data.batch_size=2", "data.micro_batches=1", "evaluation.samples=2", "evaluation.teacher_steps=2")
-    distil = ("objective.reward_scale=0", "reward.terms=[]")
+    distil = ("objective.reward_scale=0", "reward.terms=[]", "model.input=sigma")
     return tiny_config(tmp_path, Path(TEACHER), prompts, *distil, *small, *settings)
 
 
