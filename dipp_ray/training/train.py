@@ -67,7 +67,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
         if run.interrupted and done < config.run.steps:
             raise KeyboardInterrupt
         if run.gives_up:
-            say(f"stopped at step {done}: the held-out reward fell {run.state.falls} times since {run.state.best}")
+            say(f"stopped at step {done}: {run.state.in_words()}")
         export_run(config, store, store.require(done), prompts, say, controller)
     except BaseException:
         with suppress(Exception):  # what failed first is what a person must read

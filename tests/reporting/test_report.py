@@ -135,20 +135,40 @@ def test_damaged_input_is_one_sentence(tmp_path):
         write_report(tmp_path)
 
 
-def records(held_out, reward):
-    return [
-        {"step": step, "reward": r, "held_out/gold": h}
-        for step, (h, r) in enumerate(zip(held_out, reward, strict=True))
-    ]
+def records(held_out, reward, within=0.01):
+    """A record a step, with what a look says of its difference from the best before it."""
+    rows = []
+    for step, (h, r) in enumerate(zip(held_out, reward, strict=True)):
+        best = max(range(step), key=lambda i: held_out[i], default=None)
+        seen = {} if best is None else {
+            "from_best/gold": h - held_out[best], "from_best_within/gold": within, "from_best_step/gold": best
+        }  # fmt: skip
+        rows.append({"step": step, "reward": r, "held_out/gold": h} | seen)
+    return rows
 
 
 def test_over_optimisation_is_a_falling_held_out_reward_under_a_rising_reward():
     rising, falling = [float(i) for i in range(40)], [-float(i) for i in range(40)]
     peak = [-abs(i - 20) / 10 for i in range(40)]
     (sentence,) = findings(records(peak, rising), {})
-    assert "Over-optimisation" in sentence and "step 20 (0)" in sentence and "−1.90 at step 39" in sentence
+    assert "Over-optimisation" in sentence and "best at step 20 (0.00)" in sentence and "−1.90 at step 39" in sentence
+    assert "(−1.900 ± 0.010, 95 % interval" in sentence and "Take the generator of step 20" in sentence
     assert findings(records(rising, rising), {}) == []
     assert findings(records(peak, falling), {}) == []
+    (sentence,) = findings(records(falling, rising), {})
+    assert "best at the start (0.0)" in sentence and sentence.endswith("Train with a smaller objective.reward_scale.")
+
+
+def test_noise_is_no_over_optimisation():
+    """16 samples whose reward goes from -5.661 to -5.664, and a trained reward that does not rise beyond its noise."""
+    rising, noise = [float(i) for i in range(40)], [6.0, 6.4, 6.1, 6.3] * 10
+    down = [-5.661 - i * 1e-4 for i in range(40)]
+    assert findings(records(down, rising, within=0.05), {}) == []
+    (sentence,) = findings(records(down, rising, within=1e-4), {})
+    assert "(−5.6610) and has fallen to −5.6649" in sentence  # enough digits to see it
+    assert findings(records(down, noise, within=1e-4), {}) == []
+    without = [{key: value for key, value in row.items() if "from_" not in key} for row in records(down, rising)]
+    assert findings(without, {}) == []  # records of before say nothing of their noise
 
 
 def test_what_is_not_finite_or_clipped_or_unfinished_is_said():
