@@ -73,12 +73,20 @@ def apart(*values: float, digits: int = 3) -> list[str]:
     return [f"{value:z,.{decimals}f}".replace("-", "\N{MINUS SIGN}") for value in values]
 
 
-def signed(difference: Difference, digits: int = 2) -> str:
-    """'+0.32 ± 0.05', with as many decimals as the interval has `digits` significant digits."""
-    rough = difference.within or abs(difference.mean)
-    decimals = min(12, max(0, digits - 1 - math.floor(math.log10(rough)))) if rough else 0
-    mean, within = f"{difference.mean:+z,.{decimals}f}", f"{difference.within:,.{decimals}f}"
-    return f"{mean} ± {within}".replace("-", "\N{MINUS SIGN}")
+def signed(difference: Difference) -> str:
+    """'+0.320 ± 0.052': with as many decimals as show two significant digits of the interval."""
+    return _with(difference.mean, difference.within, "+")
+
+
+def with_interval(mean: float, within: float) -> str:
+    """'1.240 ± 0.031', likewise."""
+    return _with(mean, within, "")
+
+
+def _with(mean: float, within: float, sign: str) -> str:
+    rough = within or abs(mean)
+    decimals = min(12, max(0, 1 - math.floor(math.log10(rough)))) if rough else 0
+    return f"{mean:{sign}z,.{decimals}f} ± {within:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _t(freedom: float) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dipp_ray.reporting.differences import Difference, apart, half_width, paired, signed, unpaired
+from dipp_ray.reporting.differences import Difference, apart, half_width, paired, signed, unpaired, with_interval
 
 
 def test_a_paired_difference_by_hand():
@@ -57,4 +57,5 @@ def test_numbers_that_differ_read_so():
     assert apart(7.63, 8.92) == ["7.63", "8.92"] and apart(1.0, 1.0) == ["1.00", "1.00"]
     assert apart(12345.6, 12389.1) == ["12,346", "12,389"] and apart(0.0, 0.0) == ["0", "0"]
     assert signed(Difference(0.3217, 0.0512)) == "+0.322 ± 0.051"
+    assert with_interval(-1.2412, 0.0312) == "−1.241 ± 0.031" and with_interval(1.0, 0.0) == "1.0 ± 0.0"
     assert signed(Difference(-0.0004, 0.0512)) == "+0.000 ± 0.051" and signed(Difference(0.0, 0.0)) == "+0 ± 0"

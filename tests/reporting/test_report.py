@@ -25,13 +25,21 @@ EVALUATION = {
     "prompts": 90,
     "samples": 1440,
     "models": {
-        "base": {"gold": -1.24, "fid": 1.08},
-        "aligned": {"gold": -0.81, "fid": 5.08},
+        "base": {"gold": -1.24, "proxy": 6.8, "worse": 1.0, "fid": 1.08},
+        "aligned": {"gold": -0.81, "proxy": 6.9, "worse": 1.2, "fid": 5.08},
         "teacher": {"gold": None},
     },
     "metrics": {
         "gold": {"label": "Gold <reward>", "better": "higher", "unit": ""},
+        "proxy": {"label": "Proxy", "better": "higher", "unit": ""},
+        "worse": {"label": "Blur", "better": "lower", "unit": ""},
         "fid": {"label": "Fréchet distance", "better": "lower", "unit": ""},
+    },
+    "within": {"base": {"gold": 0.032, "proxy": 0.2}, "aligned": {"gold": 0.041, "proxy": 0.3}},
+    "difference": {
+        "gold": {"mean": 0.43, "within": 0.021},
+        "proxy": {"mean": 0.1, "within": 0.1001},
+        "worse": {"mean": 0.2, "within": 0.1},
     },
     "grid": None,
 }
@@ -109,14 +117,25 @@ def test_texts_from_outside_stay_texts(tmp_path):
     assert "&lt;script&gt;" in text and "$title" in text
 
 
-def test_the_table_says_which_direction_is_better(tmp_path):
+def test_the_table_says_what_is_better_and_what_is_noise(tmp_path):
     folder = run_folder(tmp_path, 20)
     (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
     text, _ = page_of(folder)
-    rows = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
-    assert re.search(r"−1\.24.*−0\.81.*class=\"good\">\+0\.43 <span>better.*not finite", rows[1])
-    assert re.search(r"1\.08.*5\.08.*class=\"worse\">\+4\.00 <span>worse", rows[2])
-    assert "Gold &lt;reward&gt;" in rows[1]
+    _, gold, proxy, blur, fid = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+    assert re.search(
+        r'−1\.24 <span class="unit">± 0\.03</span>.*−0\.81.*class="good">\+0\.430 ± 0\.021 <span>better', gold
+    )
+    assert "not finite" in gold and "Gold &lt;reward&gt;" in gold
+    assert "<td>+0.10 ± 0.10</td>" in proxy  # within its interval: neither, whatever it looks like
+    assert 'class="worse">+0.20 ± 0.10 <span>worse' in blur
+    assert "<td>+4.00</td>" in fid  # nobody measured how certain it is
+
+
+def test_an_evaluation_of_before_intervals_is_shown(tmp_path):
+    folder = run_folder(tmp_path, 20)
+    old = {key: value for key, value in EVALUATION.items() if key not in ("within", "difference")}
+    (folder / "evaluation.json").write_text(json.dumps(old))
+    assert "<td>+0.43</td>" in page_of(folder)[0]
 
 
 def test_little_is_enough(tmp_path):
