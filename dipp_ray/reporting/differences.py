@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dipp_ray.reporting.progress import number
+
 LEVEL = 0.95
 
 
@@ -61,16 +63,23 @@ def unpaired(before: Sequence[float], after: Sequence[float]) -> Difference | No
     return Difference(float(new.mean() - old.mean()), _t(freedom) * math.sqrt(total))
 
 
-def apart(*values: float, digits: int = 3) -> list[str]:
-    """The values with the same decimals: as many as `digits` significant ones of the largest, and more where two that
-    differ would read alike, until their smallest difference shows two digits."""
-    finite = [abs(value) for value in values if math.isfinite(value) and value]
-    gaps = [abs(a - b) for a in values for b in values if math.isfinite(a - b) and a != b]
-    needed = [digits - 1 - math.floor(math.log10(max(finite)))] if finite else [0]
-    if gaps:
-        needed.append(1 - math.floor(math.log10(min(gaps))))
-    decimals = min(12, max(0, *needed, 0))
-    return [f"{value:z,.{decimals}f}".replace("-", "\N{MINUS SIGN}") for value in values]
+def apart(first: float, second: float) -> tuple[str, str]:
+    """Two numbers, each in three significant digits, or in as many as show two digits of their difference."""
+    gap = abs(first - second)
+    if gap and math.isfinite(gap):
+        decimals = min(12, 1 - math.floor(math.log10(gap) + 1e-9))
+        if decimals > min(_decimals(first), _decimals(second)):
+            return _fixed(first, decimals), _fixed(second, decimals)
+    return number(first), number(second)
+
+
+def _decimals(value: float) -> int:
+    """Of three significant digits."""
+    return max(0, 2 - math.floor(math.log10(abs(value)))) if value else 12
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{value:z,.{max(0, decimals)}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(difference: Difference) -> str:

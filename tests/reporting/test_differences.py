@@ -53,9 +53,10 @@ def test_what_cannot_be_compared_is_none():
 
 
 def test_numbers_that_differ_read_so():
-    assert apart(-5.66123, -5.66181) == ["−5.66123", "−5.66181"]
-    assert apart(7.63, 8.92) == ["7.63", "8.92"] and apart(1.0, 1.0) == ["1.00", "1.00"]
-    assert apart(12345.6, 12389.1) == ["12,346", "12,389"] and apart(0.0, 0.0) == ["0", "0"]
+    assert apart(-5.66123, -5.66181) == ("−5.66123", "−5.66181")
+    assert apart(7.63, 8.92) == ("7.63", "8.92") and apart(1.0, 1.0) == ("1.00", "1.00")
+    assert apart(-1.2, -12345.678) == ("−1.20", "−12,346") and apart(0.0, 0.0) == ("0", "0")
+    assert apart(7.0, 7.1) == ("7.00", "7.10") and apart(float("nan"), 1.0) == ("not finite", "1.00")
     assert signed(Difference(0.3217, 0.0512)) == "+0.322 ± 0.051"
     assert with_interval(-1.2412, 0.0312) == "−1.241 ± 0.031" and with_interval(1.0, 0.0) == "1.0 ± 0.0"
     assert signed(Difference(-0.0004, 0.0512)) == "+0.000 ± 0.051" and signed(Difference(0.0, 0.0)) == "+0 ± 0"
