@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-SIDE = 800  # longest side of a reduced picture, pixels
+SIDE = 800  # width of a reduced picture, pixels; at most twice as high
 BYTES = 150_000  # of a picture in a page, at most: quality goes down until it fits
 QUALITIES = (80, 60, 40, 20, 5)
 
@@ -17,10 +17,9 @@ def thumbnail(path: Path) -> tuple[str, bytes]:
     whole = path.read_bytes()
     if len(whole) <= BYTES:
         return "image/png", whole
-    picture = reduced(Image.open(io.BytesIO(whole)), SIDE)
-    small = b""
+    picture, small = Image.open(io.BytesIO(whole)), b""
     for side in (SIDE, SIDE // 2, SIDE // 4):
-        picture.thumbnail((side, side))
+        picture = reduced(picture, side)
         for quality in QUALITIES:
             small = _webp(picture, quality)
             if len(small) <= BYTES:
@@ -29,9 +28,9 @@ def thumbnail(path: Path) -> tuple[str, bytes]:
 
 
 def reduced(picture: Image.Image, side: int) -> Image.Image:
-    """The picture with its longer side at most `side`, smoothly; its transparency stays."""
+    """The picture at most `side` wide and twice as high, smoothly; its transparency stays."""
     picture = picture.convert("RGBA")
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    picture.thumbnail((side, 2 * side), Image.Resampling.LANCZOS)
     return picture
 
 
