@@ -8,7 +8,14 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.errors import (
+    CallError,
+    NonFiniteError,
+    RewardUnavailableError,
+    RoleFailure,
+    RunFolderLost,
+    UserError,
+)
 from dipp_ray.reporting.quiet import quiet_libraries
 
 CONNECT_S = 10.0
@@ -56,7 +63,7 @@ def guarded(work: Callable[[], None]) -> int:
     except (UserError, CallError) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteError, RewardUnavailableError, RoleFailure) as error:
+    except (NonFiniteError, RewardUnavailableError, RoleFailure, RunFolderLost) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
@@ -123,9 +130,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_demo(given) -> None:
+    from dipp_ray.training.folder import require_writable
+
+    require_writable(given.out)  # before Ray is started
+    connect()
     from dipp_ray.miniature.demo import demo
 
-    connect()
     demo(given.out, print)
 
 
@@ -156,10 +166,12 @@ def run_check(given) -> None:
     import rich
 
     from dipp_ray.config import load_config
-    from dipp_ray.training.checks import check, sizes_line
+    from dipp_ray.training.checks import check, doubt_about_start, sizes_line
 
     config = load_config(given.config, settings_of(given))
     prompts = check(config)
+    if doubt := doubt_about_start(config):
+        print(doubt)
     connect()
     from dipp_ray.training.placement import cluster_nodes, plan, requests
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dipp_ray.errors import UserError
 from dipp_ray.storage.aside import whole_file
+from dipp_ray.storage.locks import is_same
 
 FILE = "metrics.jsonl"
 
@@ -35,15 +36,18 @@ class MetricsLog:
             raise _cannot_write(self.folder / FILE, error) from None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one record. A value that is not finite is null in the JSON and NaN or infinity in TensorBoard."""
+        """Append one record. A value that is not finite is null in the JSON and NaN or infinity in TensorBoard.
+
+        In a folder that was removed nothing arrives, and nothing is raised: `stays` says so.
+        """
         record: dict[str, float | None] = {"step": int(step), "time": round(time.time(), 3)}
         record |= {key: _json_number(value) for key, value in values.items()}
         try:
-            if self._tensorboard and self._scalars is None:
+            if self._tensorboard and self._scalars is None and self.stays:
                 self._scalars = self._open_scalars()
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
-            if self._scalars:
+            if self._scalars and self.stays:  # its thread opens its file by name each time, and would die of the loss
                 _add(self._scalars, values | {"step": record["step"], "time": record["time"]})
                 self._scalars.flush()
         except OSError as error:
@@ -58,6 +62,11 @@ class MetricsLog:
             self._file = (self.folder / FILE).open("a", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self.folder / FILE, error) from None
+
+    @property
+    def stays(self) -> bool:
+        """Whether what is written still arrives in `folder`: it may have been removed."""
+        return is_same(self.folder / FILE, self._file)
 
     def close(self) -> None:
         self._file.close()

@@ -17,7 +17,8 @@ def thumbnail(path: Path) -> tuple[str, bytes]:
     whole = path.read_bytes()
     if len(whole) <= BYTES:
         return "image/png", whole
-    picture, small = Image.open(io.BytesIO(whole)), b""
+    picture: Image.Image = Image.open(io.BytesIO(whole))
+    small = b""
     for side in (SIDE, SIDE // 2, SIDE // 4):
         picture = reduced(picture, side)
         for quality in QUALITIES:

@@ -83,8 +83,13 @@ class Run:
                 return
             self.compare_service(now)
 
-    def loop(self, done: int, metrics: MetricsLog, progress: ProgressLine) -> int:
-        """Train from step `done` to the end, or to the first checkpoint after an interrupt; returns the steps done."""
+    def loop(
+        self, done: int, metrics: MetricsLog, progress: ProgressLine, require_folder: Callable[[int], None]
+    ) -> int:
+        """Train from step `done` to the end, or to the first checkpoint after an interrupt; returns the steps done.
+
+        require_folder: raises at a barrier where the run's folder is no longer there.
+        """
         if done == 0:
             first = self.look(0)
             metrics.write(0, first)
@@ -93,6 +98,8 @@ class Run:
             began, clock = done, time.perf_counter()
             for step in self.controller.steps(done, self.ends_after):
                 done = step.step + 1
+                if step.last:
+                    require_folder(done)
                 # Over the stretch so far: two steps are under way at a time, and what is between them is no one's.
                 speed = self.config.data.batch_size * (done - began) / (time.perf_counter() - clock)
                 values = step.metrics | (self.at_barrier(done) if step.last else {}) | {"images_per_second": speed}

@@ -2,6 +2,7 @@
 
 import signal
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -12,10 +13,11 @@ from dipp_ray.data.prompts import Prompts
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.storage.aside import whole_file
-from dipp_ray.storage.locks import alone
-from dipp_ray.training.checks import check
+from dipp_ray.storage.locks import Held
+from dipp_ray.training.checks import check, doubt_about_start
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.export import export_run, exported_step
+from dipp_ray.training.folder import only_trainer, require_folder
 from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
 from dipp_ray.training.roles import start_roles
 from dipp_ray.training.run import Run, Say
@@ -29,12 +31,11 @@ def train(config: RunConfig, say: Say = print) -> Path:
     command goes on from there.
     """
     prompts = check(config)
-    refusal = f"{config.path}: another process trains in this folder: wait for it, or set run.name"
-    with alone(config.path / ".lock", refusal):
-        return _train(config, prompts, say)
+    with only_trainer(config) as lock:
+        return _train(config, prompts, say, lock)
 
 
-def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
+def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held) -> Path:
     store = CheckpointStore(config.checkpoint.url or str(config.path.resolve() / "checkpoints"), say)
     checkpoint = store.latest(lambda record: difference(record, config), thorough=True)
     if checkpoint and checkpoint.step >= config.run.steps:
@@ -42,6 +43,8 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
         if exported_step(config) != checkpoint.step:
             export_run(config, store, checkpoint, prompts, say)
         return config.path
+    if checkpoint is None and (doubt := doubt_about_start(config)):
+        say(doubt)
     planned = plan(requests(config), cluster_nodes())
     print_table(planned.table())
     placement = reserve(planned.require(), config.roles.wait_s, say)
@@ -62,7 +65,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
         ):
             metrics.resume(done if checkpoint else -1)
             run.say_by(progress.say)
-            done = run.loop(done, metrics, progress)
+            done = run.loop(done, metrics, progress, partial(require_folder, config, lock, metrics))
         run.say_by(say)
         if run.interrupted and done < config.run.steps:
             raise KeyboardInterrupt

@@ -91,3 +91,15 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         MetricsLog(tmp_path / "file", tensorboard=False)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_removed_folder_is_told_by_asking_and_not_made_again(tmp_path):
+    folder = tmp_path / "run"
+    with MetricsLog(folder, tensorboard=True) as log:
+        log.write(1, {"reward": 1.0})
+        assert log.stays
+        shutil.rmtree(folder)
+        log.write(2, {"reward": 2.0})
+        assert not log.stays
+    assert not folder.exists()
