@@ -41,7 +41,8 @@ class Family:
     network_part: ClassVar[str] = "transformer"  # in the folder and in its pipeline
     flow: ClassVar[bool] = False  # whether the scheduler must be one of flow matching
     multiple: ClassVar[int] = 1  # of pixels a side, that the pipeline's own call asks for
-    scheduler_of_sigma: ClassVar[str] = "EulerDiscreteScheduler"  # of an exported step from sigma z
+    scheduler_of_sigma: ClassVar[str] = "EulerDiscreteScheduler"  # of an exported step, if of betas
+    one_step_shift: ClassVar[float] = 2.0**18  # of an exported step, if of a flow: all sigmas are near 1 by it
     # Components that a pipeline works without, named or not.
     dispensable: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
     # The modules of the network that the family's published training scripts adapt by LoRA.
@@ -180,7 +181,7 @@ class Family:
 
     def one_step_scheduler(self, one_step: OneStep) -> Any:
         """The scheduler of diffusers with which one step of the pipeline from noise is the generator, exactly."""
-        return one_step_scheduler(self.scheduler, one_step, self.scheduler_of_sigma)
+        return one_step_scheduler(self.scheduler, one_step, self.scheduler_of_sigma, self.one_step_shift)
 
     def call_arguments(self) -> dict[str, Any]:
         """What the pipeline's call needs beside prompt, steps and guidance to give what the trainer gives."""
