@@ -8,7 +8,7 @@ from ray.exceptions import RayError
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import CallError, RewardUnavailableError, RoleFailure, UserError
-from dipp_ray.reporting.metrics import MetricsLog
+from dipp_ray.reporting.metrics import MetricsLog, grid_of
 from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.training.checks import score_checkpoint
 from dipp_ray.training.controller import Controller
@@ -92,7 +92,7 @@ class Run:
         """
         if done == 0:
             first = self.look(0)
-            metrics.write(0, first)
+            metrics.write(0, first, grid_of(self.config.path, 0))
             progress.update(0, first)
         while done < self.config.run.steps and not (self.stopping or self.gives_up):
             began, clock = done, time.perf_counter()
@@ -103,7 +103,8 @@ class Run:
                 # Over the stretch so far: two steps are under way at a time, and what is between them is no one's.
                 speed = self.config.data.batch_size * (done - began) / (time.perf_counter() - clock)
                 values = step.metrics | (self.at_barrier(done) if step.last else {}) | {"images_per_second": speed}
-                metrics.write(done, values)
+                looked = step.last and self.is_due(done)
+                metrics.write(done, values, grid_of(self.config.path, done) if looked else None)
                 progress.update(done, values)
         return done
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import yaml
+from ray.exceptions import RayTaskError
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
@@ -17,6 +18,7 @@ from dipp_ray.storage.locks import Held
 from dipp_ray.training.checks import check, doubt_about_start
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.export import export_run, exported_step
+from dipp_ray.training.faults import broke
 from dipp_ray.training.folder import only_trainer, require_folder
 from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
 from dipp_ray.training.roles import start_roles
@@ -72,12 +74,14 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held) -> Path:
         if run.gives_up:
             say(f"stopped at step {done}: {run.state.in_words()}")
         export_run(config, store, store.require(done), prompts, say, controller)
-    except BaseException:
+    except BaseException as error:
         with suppress(Exception):  # what failed first is what a person must read
             if roles is not None:
                 roles.stop()
             else:
                 placement.release()
+        if isinstance(error, RayTaskError):
+            raise broke(error, error.cause or error, config.path / "error.txt") from None
         raise
     roles.stop()
     return config.path

@@ -1,13 +1,13 @@
 """What is looked at now and then during training: samples from fixed noises, and the rewards on them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.reporting.grid import save_grid
+from dipp_ray.reporting.metrics import grid_of
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.looks import Look
 
@@ -42,7 +42,7 @@ class Watch:
         shown = self.config.log.samples
         (images,) = self.controller.together("text", "decode", x0[:shown])
         columns = max(1, round(shown**0.5))
-        save_grid(images, self.folder / f"step_{step:06d}.png", columns, self.prompts[:shown])
+        save_grid(images, grid_of(self.config.path, step), columns, self.prompts[:shown])
         return self._rewards(step, x0) if self.controller.roles.reward else Seen({}, {})
 
     def _rewards(self, step: int, x0: np.ndarray) -> Seen:
@@ -62,7 +62,3 @@ class Watch:
         }
         looks = {name: Look.of(step, values) for name, values in whole.items() if name in held_out}
         return Seen(values, {name: look for name, look in looks.items() if look is not None})
-
-    @property
-    def folder(self) -> Path:
-        return self.config.path / "samples"
