@@ -6,7 +6,7 @@ from dipp_ray.errors import RoleFailure
 from dipp_ray.training.faults import broke, plain
 
 ACCOUNT = (
-    "\x1b[36mray::GeneratorRank.backward()\x1b[39m (pid=7, repr=<roles.generator.GeneratorRank object at 0x7f93dfe2fd90>)\n"
+    "\x1b[36mray::GeneratorRank.backward()\x1b[39m (pid=7, repr=<generator.GeneratorRank object at 0x7f93dfe2fd90>)\n"
     "torch.OutOfMemoryError: CUDA out of memory"
 )
 

@@ -85,7 +85,7 @@ def test_check_and_train_say_their_own_sentences_alone(folder):
 
 @pytest.mark.slow
 def test_an_error_that_nobody_foresaw_is_one_sentence(folder):
-    status, out, error = said(folder, "train", "run.yaml", "run.name=broken", "model.family=broken:Broken")
+    status, _, error = said(folder, "train", "run.yaml", "run.name=broken", "model.family=broken:Broken")
     assert status == 1
     assert error.count("\n") == 1 and error.startswith("dipp-ray: ZeroDivisionError: the network of")
     assert "its traceback is in" in error and "raised by" in error
