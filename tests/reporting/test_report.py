@@ -152,7 +152,7 @@ def test_headline_figures_break_where_they_may(tmp_path):
         log.write(61, {"held_out/gold": -12345.678, "from_start/gold": -12344.4, "from_start_within/gold": 0.031})
     text, _ = page_of(folder)
     style = text.partition("</style>")[0]
-    assert "white-space" not in re.search(r"\.facts dd \{.*?\}", style)[0]
+    assert all("white-space" not in rule for rule in re.findall(r"\.facts dd \{.*?\}", style))
     rem = float(re.search(r"\.facts \{[^}]*minmax\(min\(100%, (\S+)rem\)", style)[1])
     facts = re.search(r'<dl class="facts">(.*?)</dl>', text, re.DOTALL)[1]
     font = ImageFont.load_default(1.3 * 16)

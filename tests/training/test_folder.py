@@ -85,7 +85,7 @@ def test_a_second_trainer_is_told_before_ray_starts(folder, verb, monkeypatch, c
 
 def test_a_folder_that_goes_while_the_run_trains_is_seen(folder):
     for url, words in ((None, "begins again"), ("s3://bucket/run", "s3://bucket/run stay")):
-        for loss in (shutil.rmtree, emptied, made_anew):
+        for loss in (shutil.rmtree, emptied, made_anew, unlocked):
             config = config_of(folder, *([f"checkpoint.url={url}"] if url else []))
             check_folder(config)
             (config.path / "config.yaml").write_text("{}")
@@ -100,6 +100,12 @@ def emptied(path):
     """As `rm -rf RUN/*` does, which leaves the lock."""
     for file in path.glob("[!.]*"):
         file.unlink()
+
+
+def unlocked(path):
+    """As somebody does who is told that another process trains here: the next trainer is not told."""
+    (path / ".lock").unlink()
+    (path / ".lock").write_text("")
 
 
 def made_anew(path):
