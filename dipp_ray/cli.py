@@ -8,7 +8,14 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.errors import (
+    CallError,
+    NonFiniteError,
+    RewardUnavailableError,
+    RoleFailure,
+    RunFolderLost,
+    UserError,
+)
 from dipp_ray.import_path import refuse_shadows
 from dipp_ray.reporting.output import lasting_output
 from dipp_ray.reporting.quiet import quiet_libraries
@@ -63,7 +70,7 @@ def _exit_status(work: Callable[[], None]) -> int:
     except (UserError, CallError) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteError, RewardUnavailableError, RoleFailure) as error:
+    except (NonFiniteError, RewardUnavailableError, RoleFailure, RunFolderLost) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
@@ -149,9 +156,12 @@ def positive(text: str) -> int:
 
 
 def run_demo(given) -> None:
+    from dipp_ray.training.folder import require_writable
+
+    require_writable(given.out)  # before Ray is started
+    connect()
     from dipp_ray.miniature.demo import demo
 
-    connect()
     demo(given.out, print)
 
 
@@ -183,11 +193,13 @@ def run_check(given) -> None:
     import rich
 
     from dipp_ray.config import load_config
-    from dipp_ray.training.checks import check, sizes_line, start_line
+    from dipp_ray.training.checks import check, doubt_about_start, sizes_line, start_line
     from dipp_ray.training.pinning import pinned_run
 
     config = pinned_run(load_config(given.config, settings_of(given)))
     prompts = check(config)
+    if doubt := doubt_about_start(config):
+        print(doubt)
     require_sane_ray()
     in_cluster = "RAY_ADDRESS" in os.environ
     if in_cluster or given.try_rewards:

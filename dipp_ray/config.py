@@ -230,7 +230,11 @@ class RolesSection(Section):
 
 class CheckpointSection(Section):
     every: int = Field(100, ge=1, description="Steps between checkpoints.")
-    keep: int = Field(2, ge=1, description="Newest checkpoints kept; the best by the held-out reward stays too.")
+    keep: int = Field(
+        2,
+        ge=1,
+        description="Newest checkpoints kept; the best by the held-out reward stays too, if it is above the start's.",
+    )
     url: str | None = Field(None, description="Where checkpoints lie; null: in the run's folder.")
 
 
@@ -239,7 +243,12 @@ class LogSection(Section):
     samples: int = Field(36, ge=1, description="Images of a grid, from fixed noises and prompts.")
     held_out_samples: int = Field(128, ge=1, description="Samples scored by the held-out reward.")
     tensorboard: bool = Field(True, description="Metrics and grids for TensorBoard too, in the run's folder.")
-    stop_patience: int = Field(0, ge=0, description="Stop after so many held-out falls in a row; 0: never.")
+    stop_patience: int = Field(
+        0,
+        ge=0,
+        description="Stop after so many looks in a row at which the held-out reward is below its best, the start's "
+        "included, by more than noise (95 % interval over the same samples); 0: never.",
+    )
 
 
 class EvaluationSection(Section):

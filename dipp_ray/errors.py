@@ -22,3 +22,7 @@ class RewardUnavailableError(RuntimeError):
 
 class RoleFailure(RuntimeError):
     """A role died or did not answer in its time. The run resumes from its last checkpoint by the same command."""
+
+
+class RunFolderLost(RuntimeError):
+    """The folder of a run was removed while it trained. The message says what is left."""

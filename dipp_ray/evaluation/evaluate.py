@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import rich
@@ -13,13 +14,24 @@ from torch import Tensor
 from dipp_ray.config import RunConfig, load_config
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.folders import pipeline_of, run_of
-from dipp_ray.evaluation.measure import about, evaluation_prompts, load_judge, measure, spread
+from dipp_ray.evaluation.measure import (
+    Units,
+    about,
+    differences,
+    evaluation_prompts,
+    intervals,
+    load_judge,
+    means,
+    measure,
+    spread,
+)
 from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.hub.fetch import local
 from dipp_ray.models.bare import is_bare
 from dipp_ray.models.pipeline import device_of_this_process, frame_of, one_step_of_folder
 from dipp_ray.models.plain_pipeline import load_pipeline
+from dipp_ray.reporting.differences import Difference, signed, with_interval
 from dipp_ray.reporting.grid import save_grid
 from dipp_ray.reporting.progress import number
 from dipp_ray.reporting.waiting import waiting
@@ -30,14 +42,17 @@ LARGEST_BATCH = 64
 GRID_PROMPTS = 16
 GRID_COLUMNS = 8
 JSON, GRID = "evaluation.json", "evaluation_grid.png"
+COMPARED = ("base", "aligned")
 
 
 def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print, out: Path | None = None) -> dict:
     """Measure pipeline folders by name ('base', 'aligned', 'teacher') as the configuration says.
 
-    Returns {"prompts", "samples", "models": {name: {key: value or null}}, "metrics": {key: {"label", "better",
-    "unit"}}, "made": {name: how}, "grid"}. Exported one-step folders take one step without guidance, others
-    `evaluation.teacher_steps` with `evaluation.teacher_guidance`.
+    Returns {"prompts", "samples", "models": {name: {key: value or null}}, "within": {name: {key: half the width of a
+    95 % interval}}, "difference": {key: {"mean", "within"}} of aligned minus base over the same samples, "metrics":
+    {key: {"label", "better", "unit"}}, "made": {name: how}, "grid"}. A key without units has no interval.
+    Exported one-step folders take one step without guidance, others `evaluation.teacher_steps` with
+    `evaluation.teacher_guidance`.
     With a folder `out`, evaluation.json and evaluation_grid.png are written there.
     Raises UserError, before anything is sampled, for a folder, prompt file, reward or judge that is not there.
     """
@@ -48,7 +63,7 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
     texts = spread(evaluation_prompts(config), settings.samples)
     device = device_of_this_process()
     scorer = scorer_of(config, batch_of(config), device, say)
-    values, shown = {}, {}
+    values, units, shown = {}, {}, {}
     picked = (
         [i * len(texts) // GRID_PROMPTS for i in range(GRID_PROMPTS)]
         if len(texts) > GRID_PROMPTS
@@ -58,13 +73,16 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
         with waiting(f"{len(texts)} samples of {name}"):
             images, speed = timed_samples(folder, texts, config, device)
         with waiting(f"the measures of {name}"):
-            values[name] = measure(images, texts, scorer, judge) | {"images_per_second": speed}
+            units[name] = measure(images, texts, scorer, judge)
+        values[name] = means(units[name]) | {"images_per_second": speed}
         shown[name] = images[list(picked)]
         say(f"evaluated {name} ({in_words(*how_to_sample(folder, config))}): {summary(values[name])}")
     result = {
         "prompts": len(set(texts)),
         "samples": len(texts),
         "models": values,
+        "within": {name: intervals(one) for name, one in units.items()},
+        "difference": compared(units),
         "metrics": about(list(next(iter(values.values()))), scorer.terms if scorer else []),
         "made": {name: in_words(*how_to_sample(folder, config)) for name, folder in models.items()},
         "grid": None,
@@ -75,6 +93,14 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
         with whole_file(out / JSON) as aside:
             aside.write_text(json.dumps(result, indent=2, allow_nan=False), encoding="utf-8")
     return result
+
+
+def compared(units: dict[str, Units]) -> dict[str, dict[str, float]]:
+    """Aligned minus base, of each measure that has an interval; {} where one of them is not there."""
+    if not all(name in units for name in COMPARED):
+        return {}
+    base, aligned = (units[name] for name in COMPARED)
+    return {key: asdict(difference) for key, difference in differences(base, aligned).items()}
 
 
 def batch_of(config: RunConfig) -> int:
@@ -153,17 +179,28 @@ def evaluate_command(
 
 
 def as_table(result: dict) -> Table:
-    """The evaluation for a terminal: a row a measure, a column a model."""
-    table = Table(title=f"{result['samples']} samples of {result['prompts']} prompts, the same for each model")
+    """The evaluation for a terminal: a row a measure, a column a model, and the difference where two are compared."""
+    title = f"{result['samples']} samples of {result['prompts']} prompts, the same for each model; ± 95 % intervals"
+    table = Table(title=title)
     table.add_column("")
-    for name in result["models"]:
+    for name in [*result["models"], *(["aligned − base"] if result["difference"] else [])]:
         table.add_column(name, justify="right")
     arrows = {"higher": " ↑", "lower": " ↓"}
     for key, metric in result["metrics"].items():
-        cells = [number(values[key]) for values in result["models"].values()]
+        cells = [_cell(result, name, key) for name in result["models"]]
+        if result["difference"]:
+            difference = result["difference"].get(key)
+            cells.append(signed(Difference(**difference)) if difference else "")
         unit = f" [{metric['unit']}]" if metric["unit"] else ""
         table.add_row(metric["label"] + arrows.get(metric["better"], "") + unit.replace("[", r"\["), *cells)
     return table
+
+
+def _cell(result: dict, name: str, key: str) -> str:
+    """A value; with its interval where no difference is shown, which says more."""
+    value, within = result["models"][name][key], result["within"][name].get(key)
+    plain = value is None or within is None or result["difference"]
+    return number(value) if plain else with_interval(value, within)
 
 
 def write_grid(shown: dict[str, Tensor], prompts: list[str], path: Path) -> None:

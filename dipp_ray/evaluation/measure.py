@@ -1,10 +1,15 @@
-"""What is measured on a set of images: rewards, diversity within a prompt, and whatever the judge says."""
+"""What is measured on a set of images: rewards, diversity within a prompt, and whatever the judge says.
+
+A measure is the mean of its units, one a sample or one a prompt, by which it has a 95 % interval; a judge that gives a
+number alone gives it without one.
+"""
 
 import importlib
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,11 +17,13 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.rewards import ServiceScorer
+from dipp_ray.reporting.differences import Difference, half_width, paired
 from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.contract.records import ModelRecord
 from dipp_ray.serving.core.scoring import Scorer
 
-Judge = Callable[[Tensor, list[str]], dict[str, float]]
+Judge = Callable[[Tensor, list[str]], dict[str, float | Sequence[float]]]
+Units = dict[str, np.ndarray]  # fp64, [samples] or [prompts]; [] of a number that has none
 
 IMAGES_A_PROMPT = 4  # at least, on average: diversity within a prompt is measured over pairs
 LABELS = {
@@ -70,26 +77,56 @@ def diversity(images: Tensor, prompts: list[str]) -> float:
 
     Of all values of an image, in [0, sqrt(3 H W)].
     """
+    units = diversity_units(images, prompts)
+    return float(units.mean()) if len(units) else math.nan
+
+
+def diversity_units(images: Tensor, prompts: list[str]) -> np.ndarray:
+    """A value a prompt that has two images or more, in order of appearance, whose mean is the diversity.
+
+    Each is the diversity and what the prompt's pairs add to or take from it: the ratio estimator, linearised.
+    """
     rows = defaultdict(list)
     for i, prompt in enumerate(prompts):
         rows[prompt].append(i)
     flat = images.flatten(1)
-    distances = torch.cat([torch.nn.functional.pdist(flat[same]) for same in rows.values()])
-    return distances.double().mean().item() if len(distances) else math.nan
+    distances = [torch.nn.functional.pdist(flat[same]).double().numpy() for same in rows.values() if len(same) > 1]
+    if not distances:
+        return np.empty(0)
+    counts = np.array([len(pairs) for pairs in distances])
+    mean = np.concatenate(distances).mean()
+    own = np.array([pairs.mean() for pairs in distances])
+    return mean + counts / counts.mean() * (own - mean)
 
 
-def measure(
-    images: Tensor, prompts: list[str], scorer: Scorer | ServiceScorer | None, judge: Judge | None
-) -> dict[str, float | None]:
-    """All measures of images [B, 3, H, W] in [0, 1]; null for one that is not finite. The judge's own names win."""
-    values = {}
+def measure(images: Tensor, prompts: list[str], scorer: Scorer | ServiceScorer | None, judge: Judge | None) -> Units:
+    """The units of all measures of images [B, 3, H, W] in [0, 1]. The judge's own names win."""
+    units: Units = {}
     if scorer:
         scores = scorer.score(images, prompts, "images", gradient=False).scores
-        values = {name: score.double().mean().item() for name, score in scores.items()}
-    values["diversity"] = diversity(images, prompts)
+        units = {name: score.double().cpu().numpy() for name, score in scores.items()}
+    units["diversity"] = diversity_units(images, prompts)
     if judge:
-        values |= {name: float(value) for name, value in judge(images, prompts).items()}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        units |= {name: np.asarray(value, np.float64) for name, value in judge(images, prompts).items()}
+    return units
+
+
+def means(units: Units) -> dict[str, float | None]:
+    """{measure: mean}; null for one that is not finite, or of no unit."""
+    values = {key: float(one.mean()) if one.size else math.nan for key, one in units.items()}
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+
+def intervals(units: Units) -> dict[str, float]:
+    """{measure: half the width of its mean's 95 % interval}, of those that have one."""
+    found = {key: half_width(one) for key, one in units.items() if one.ndim}
+    return {key: within for key, within in found.items() if within is not None}
+
+
+def differences(before: Units, after: Units) -> dict[str, Difference]:
+    """{measure: after minus before}, unit by unit: the same noises and prompts; of those that have units."""
+    found = {key: paired(before[key], one) for key, one in after.items() if one.ndim and before[key].ndim}
+    return {key: difference for key, difference in found.items() if difference is not None}
 
 
 def about(keys: list[str], terms: list[RewardTerm] | list[ModelRecord]) -> dict[str, dict[str, str | None]]:

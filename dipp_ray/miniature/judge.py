@@ -1,11 +1,13 @@
 """The independent judge of generated digits: fitted on the test part, which nothing that is judged has seen."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
+from dipp_ray.evaluation.measure import diversity_units
 from dipp_ray.miniature.digits import load_scans, parse_prompts
 
 
@@ -30,7 +32,12 @@ def judge_digits(images: Tensor) -> Tensor:
 
 
 def accuracies(images: Tensor, prompts: list[str]) -> dict[str, float]:
-    """Shares in [0, 1] of images [B, 3, 8, 8] whose digit, ink and slant are those of their prompts.
+    """Shares in [0, 1] of images [B, 3, 8, 8] whose digit, ink and slant are those of their prompts."""
+    return {name: one.mean().item() for name, one in hits(images, prompts).items()}
+
+
+def hits(images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+    """1 or 0 [B], fp64, of each image [B, 3, 8, 8]: whether digit, ink and slant are those of its prompt.
 
     Ink and slant are measured against the terciles of the prompted digit, whatever digit the judge reads.
     """
@@ -42,7 +49,7 @@ def accuracies(images: Tensor, prompts: list[str]) -> dict[str, float]:
         "ink_accuracy": terciles.inks(images, digits) == inks,
         "slant_accuracy": terciles.slants(images, digits) == slants,
     }
-    return {name: hits.double().mean().item() for name, hits in right.items()}
+    return {name: one.double() for name, one in right.items()}
 
 
 def frechet(images_a: Tensor, images_b: Tensor) -> float:
@@ -82,9 +89,11 @@ def diversity(images: Tensor, prompts: list[str]) -> float:
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")[same].mean().item()
 
 
-def judge(images: Tensor, prompts: list[str]) -> dict[str, float]:
-    """All of the above for images [B, 3, 8, 8] in [0, 1] of `prompts`."""
-    return accuracies(images, prompts) | {
+def judge(images: Tensor, prompts: list[str]) -> dict[str, float | Sequence[float]]:
+    """All of the above for images [B, 3, 8, 8] in [0, 1] of `prompts`: accuracies image by image, diversity prompt by
+    prompt, the Frechet distance as a number that has no interval."""
+    grey = pixels(images)
+    return {name: one.tolist() for name, one in hits(images, prompts).items()} | {
         "frechet": frechet_to_test(images),
-        "diversity": diversity(images, prompts),
+        "diversity": diversity_units(grey, prompts).tolist(),
     }

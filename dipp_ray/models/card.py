@@ -20,13 +20,15 @@ tags: [one-step, diff-instruct-plus-plus]
 {base}---
 # {name}
 
-A one-step text-to-image generator, trained by Diff-Instruct++ (unofficial implementation of Luo, 2024,
-arXiv:2410.18881) with dipp-ray.
-
 ```python
 {loading}
 image = pipeline("{prompt}", {arguments}).images[0]
 ```
+
+**Call it with just these arguments.** {warning}
+
+A one-step text-to-image generator, trained by Diff-Instruct++ (unofficial implementation of Luo, 2024,
+arXiv:2410.18881) with dipp-ray.
 
 | | |
 |---|---|
@@ -41,7 +43,7 @@ image = pipeline("{prompt}", {arguments}).images[0]
 | generator updates | {steps}, batch {batch} |
 | licence | that of the base model: nothing is granted beyond it |
 
-Caveats. It answers in one step, without guidance; other step counts or schedulers give wrong images. {caveat}
+Caveats. {caveat}
 """
 WHOLE = """from diffusers import DiffusionPipeline
 
@@ -53,6 +55,19 @@ pipeline = DiffusionPipeline.from_pretrained({base}{without}){beside}
 pipeline.scheduler = {scheduler}.from_pretrained("{folder}", subfolder="scheduler")"""
 BY_DIFFUSERS = 'pipeline.load_lora_weights("{folder}")'
 BY_PEFT = 'pipeline.{part} = PeftModel.from_pretrained(pipeline.{part}, "{folder}").merge_and_unload()'
+# What diffusers' own defaults, or a habit of other models, make of the call. A folder cannot hold a call's arguments.
+WITHOUT = "The pipeline's own defaults, or any other guidance, give wrong images without a word. "
+WORSE = {
+    "guidance_scale": "`guidance_scale` is {given:g}, as trained: what guided models are given spoils the picture.",
+    "true_cfg_scale": "`true_cfg_scale` is {given:g}, as trained: what guided models are given spoils the picture.",
+    "use_resolution_binning": "Without `use_resolution_binning=False` another size is made and resized.",
+    "height": "`height` and `width` are those it was trained at.",
+    "num_inference_steps": "{steps}",
+}
+SAME = (
+    "More steps take longer and give the same picture: its scheduler holds them all at the one time it was trained at."
+)
+ONE = "More steps than one give wrong images."
 ALIGNED = """It was pushed
 towards one reward: look at the held-out reward and at diversity in evaluation.json before trusting the reward's gain.
 It inherits the biases of its base and of its reward model."""
@@ -84,6 +99,7 @@ def write_card(
             reward=(terms or config.reward.app or ", ".join(config.reward.urls)) if rewarded else "none (distillation)",
             scale=f"{objective.reward_scale:g}",
             caveat=ALIGNED if rewarded else DISTILLED,
+            warning=_warning(frame, folder),
             guidance=f"{objective.guidance_scale:g}",
             weight=objective.weight,
             divisor=objective.divisor,
@@ -96,6 +112,14 @@ def write_card(
             batch=config.data.batch_size,
         )
     )
+
+
+def _warning(frame: Family, folder: Path) -> str:
+    """What goes wrong with other arguments, of those that the call has."""
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    steps = ONE if scheduler == "DDPMScheduler" else SAME
+    given = call_arguments(frame)
+    return WITHOUT + " ".join(text.format(given=given[key], steps=steps) for key, text in WORSE.items() if key in given)
 
 
 def _loading(folder: Path, frame: Family, config: RunConfig, adapter: bool, published: str | None) -> str:

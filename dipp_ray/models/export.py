@@ -17,7 +17,7 @@ from dipp_ray.models.adapter_files import read_back, save_adapter
 from dipp_ray.models.adapters import trained_weights
 from dipp_ray.models.components import is_plain, load_components, load_model, models_of
 from dipp_ray.models.families import Family
-from dipp_ray.models.pipeline import ONE_STEP_FILE, OUTPUT_SCALE, load_denoiser, scale_output
+from dipp_ray.models.pipeline import ONE_STEP_FILE, ONE_STEP_KEY, OUTPUT_SCALE, load_denoiser, scale_output
 from dipp_ray.models.plain_pipeline import PlainPipeline, load_pipeline
 from dipp_ray.models.schedulers import output_scale
 from dipp_ray.models.weights import find_weights
@@ -50,18 +50,15 @@ def write_pipeline(frame: Family, network: Any, one_step: OneStep, out: str | Pa
     It is built aside and renamed into place.
     """
     out = Path(out)
-    scheduler = frame.one_step_scheduler(one_step)
     with whole_folder(out) as aside:
         index = copy_components(frame, aside, without=(frame.network_part, "scheduler"))
         scale = output_scale(frame.diffusion, one_step)
         scale_output(network, frame, scale)
         network.save_pretrained(aside / frame.network_part)
         scale_output(network, frame, 1 / scale)
-        scheduler.save_pretrained(aside / "scheduler")
-        index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        index["scheduler"] = ["diffusers", write_one_step(frame, one_step, aside)]
         index[frame.network_part] = ["diffusers", frame.network_class]
         (aside / "model_index.json").write_text(json.dumps(index, indent=2))
-        (aside / ONE_STEP_FILE).write_text(json.dumps(one_step_record(frame, one_step)))
     return out
 
 
@@ -70,8 +67,7 @@ def write_adapter(frame: Family, network: Any, one_step: OneStep, out: str | Pat
     out = Path(out)
     with whole_folder(out) as aside:
         save_adapter(network, frame, aside)
-        frame.one_step_scheduler(one_step).save_pretrained(aside / "scheduler")
-        (aside / ONE_STEP_FILE).write_text(json.dumps(one_step_record(frame, one_step)))
+        write_one_step(frame, one_step, aside)
     return out
 
 
@@ -100,8 +96,17 @@ def copy_components(frame: Family, out: Path, without: Collection[str]) -> dict:
     return frame.index | {name: [None, None] for name in frame.absent}
 
 
+def write_one_step(frame: Family, one_step: OneStep, out: Path) -> str:
+    """Write the scheduler of the single step, and what it was trained with, in two places; returns its class's name."""
+    scheduler, record = frame.one_step_scheduler(one_step), one_step_record(frame, one_step)
+    scheduler.register_to_config(**{ONE_STEP_KEY: record})
+    scheduler.save_pretrained(out / "scheduler")
+    (out / ONE_STEP_FILE).write_text(json.dumps(record))
+    return type(scheduler).__name__
+
+
 def one_step_record(frame: Family, one_step: OneStep) -> dict:
-    """What one_step.json holds: where and how the network is read, and what was set beside its folder's own.
+    """What an export says of itself: where and how the network is read, and what was set beside its folder's own.
 
     `prediction` where it is not the teacher's; OUTPUT_SCALE where the network's last layer is multiplied by it, which
     `load_denoiser` takes back: so the folder is a start of exactly the generator that was exported.

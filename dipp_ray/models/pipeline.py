@@ -20,6 +20,7 @@ from dipp_ray.models.vae_folder import find_vae
 # Read beside the weights by whoever samples or trains on from an exported folder.
 ONE_STEP_FILE = "one_step.json"
 OUTPUT_SCALE = "output_scale"  # in it: by what the exported network's last layer is multiplied
+ONE_STEP_KEY = "_one_step"  # the same in the scheduler's configuration; diffusers warns of no key that begins with _
 
 
 def read_frame(
@@ -90,9 +91,20 @@ def _index(folder: Path) -> dict:
 
 
 def one_step_of_folder(folder: str | Path) -> dict | None:
-    """{'t_star', 'input', ...} that an exported folder was trained with, or None for another pipeline."""
-    path = local(folder, configurations) / ONE_STEP_FILE
-    return _json(path, f"{folder} is no export") if path.exists() else None
+    """{'t_star', 'input', ...} that an exported folder was trained with, or None for another pipeline.
+
+    It stands in one_step.json, and in the scheduler's configuration, which diffusers' own save_pretrained keeps.
+    Raises UserError where the two differ.
+    """
+    held = local(folder, configurations)
+    path, scheduler = held / ONE_STEP_FILE, held / "scheduler" / "scheduler_config.json"
+    beside = _json(path, f"{folder} is no export") if path.exists() else None
+    within = _json(scheduler, f"{folder}/scheduler is incomplete").get(ONE_STEP_KEY) if scheduler.exists() else None
+    if beside and within and beside != within:
+        raise UserError(
+            f"{folder}: {ONE_STEP_FILE} says {beside}, but its scheduler was made for {within}: export it anew"
+        )
+    return beside or within
 
 
 def _json(path: Path, otherwise: str) -> dict:

@@ -13,6 +13,7 @@ STEPS = 1000  # of every scheduler of diffusers that says nothing
 # sigma of the step that exports a flow within betas. 2^-10, so that to multiply a network's last layer by its inverse,
 # and to divide it again, is exact in every precision; alpha is 1 - 5e-7, and in fp16 outputs up to 64 are finite.
 FLOW_STEP_SIGMA = 2.0**-10
+NARROW = 1e-4  # what the sigmas of an exported step span, relative to that of t*
 
 
 def diffusion_of(folder: Path, scheduler: dict, flow: bool) -> Diffusion:
@@ -54,28 +55,40 @@ def _betas(scheduler: dict, folder: Path):
         raise UserError(f"{folder}: the betas of its scheduler are not known here ({error})") from None
 
 
-def one_step_scheduler(scheduler: dict, one_step: OneStep, of_sigma: str) -> Any:
+def one_step_scheduler(scheduler: dict, one_step: OneStep, of_betas: str, shift: float) -> Any:
     """The scheduler whose single step is the generator's x_0 = to_x0(network(input)) at t*.
 
-    For betas and the input convention `sigma` it is one of class `of_sigma`, Euler's or Heun's.
-    The schedule is truncated at t*, so that `num_inference_steps=1` with trailing spacing lands exactly there. Other
-    choices are silently wrong: DDIM with set_alpha_to_one=False by 2.5 %, DDPM with clip_sample by 46 %. A flow begins
-    at sigma = 1 whatever its shift, so no shift is written, nor a shift_terminal, which gives NaN at one step. Where
-    alpha is 0 at t*, both input conventions are one, and Euler, which divides by alpha, cannot do it.
+    Of betas it is one of class `of_betas`, Euler's or Heun's: from sigma z in the spacing `trailing`, from z in
+    `leading`. All its sigmas lie within a ten-thousandth of that of t*, and all of a flow, by its `shift`, near its
+    end at 1: a call with more steps than one takes longer and gives the same picture, and one with so many that two
+    fall together is refused by diffusers. Other choices are silently wrong: DDIM with set_alpha_to_one=False by 2.5 %,
+    DDPM with clip_sample by 46 %; a flow's shift_terminal gives NaN at one step. Where alpha is 0 at t*, both input
+    conventions are one, and Euler, which divides by alpha, cannot do it: then it is DDPM's, and one step must be asked
+    for.
     """
     import diffusers
 
-    if isinstance(one_step.diffusion.schedule, FlowSchedule):
-        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=one_step.diffusion.schedule.num_timesteps)
+    schedule, t_star = one_step.diffusion.schedule, one_step.t_star
+    if isinstance(schedule, FlowSchedule):
+        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.num_timesteps, shift=shift)
     shared = {
-        "trained_betas": diffusers.DDPMScheduler.from_config(scheduler).betas[: one_step.t_star + 1].tolist(),
-        "num_train_timesteps": one_step.t_star + 1,
-        "timestep_spacing": "trailing",
+        "trained_betas": diffusers.DDPMScheduler.from_config(scheduler).betas[: t_star + 1].tolist(),
+        "num_train_timesteps": t_star + 1,
         "prediction_type": one_step.diffusion.kind,
     }
-    if one_step.convention == "unit" or not one_step.diffusion.schedule.alphas_cumprod[one_step.t_star]:
-        return diffusers.DDPMScheduler(clip_sample=False, variance_type="fixed_small", **shared)
-    return getattr(diffusers, of_sigma)(**shared)
+    if not (t_star and schedule.alphas_cumprod[t_star]):
+        return diffusers.DDPMScheduler(
+            clip_sample=False, variance_type="fixed_small", timestep_spacing="trailing", **shared
+        )
+    spacing = "trailing" if one_step.convention == "sigma" else "leading"
+    # steps_offset is not read, but pipelines of Stable Diffusion call a folder outdated without it.
+    narrow = getattr(diffusers, of_betas)(timestep_spacing=spacing, use_karras_sigmas=True, steps_offset=1, **shared)
+    alpha_squared = float(narrow.alphas_cumprod[-1])
+    sigma = ((1 - alpha_squared) / alpha_squared) ** 0.5
+    # Heun's is not asked for these, and reads them from its configuration all the same. Above the last sigma the time
+    # is t* to the bit.
+    narrow.register_to_config(sigma_max=sigma * (1 + 1e-7), sigma_min=sigma * (1 - NARROW))
+    return narrow
 
 
 def flow_within_betas(steps: int) -> Any:

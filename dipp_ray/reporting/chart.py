@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from dipp_ray.reporting.axes import BOTTOM, HEIGHT, TOP, WIDTH, Axes
 from dipp_ray.reporting.progress import number
 
-WIDTH, HEIGHT = 420, 236
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 14, 34
 SMOOTH_FROM = 24  # points; shorter series are drawn as they are, with their points
 WIDEST = 600  # points of a drawn line; longer ones keep each bucket's smallest and largest
+LOG_FROM = 100.0  # largest by smallest value of a chart, from which its axis is logarithmic
+APART = 20.0  # ratio of two lines' typical sizes, from which each has a chart of its own
+MOST_CROSSES = 100  # of values that are not finite, in a line
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,36 @@ def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return smoothed
 
 
-def chart(title: str, unit: str, lines: list[Series], marks: Sequence[tuple[int, str]] = ()) -> str:
+def panels(title: str, unit: str, lines: list[Series], marks: Sequence[tuple[int, str]] = ()) -> str:
+    """`chart`, so that each line is seen beside the others: on a logarithmic axis where values above 0 differ much,
+    and a chart for each line where lines of either sign do."""
+    values = [value for line in lines for _, value in line.finite]
+    if values and min(values) > 0 and max(values) >= LOG_FROM * min(values):
+        return chart(title, f"{unit}, log scale".lstrip(", "), lines, marks, log=True)
+    sizes = [size for line in lines if (size := _typical(line))]
+    if len(sizes) > 1 and max(sizes) >= APART * min(sizes):
+        return "".join(chart(f"{title}, {line.name}", unit, [line], marks) for line in lines)
+    return chart(title, unit, lines, marks)
+
+
+def _typical(line: Series) -> float:
+    """The median of its values' sizes; 0 without values."""
+    sizes = sorted(abs(value) for _, value in line.finite)
+    return sizes[len(sizes) // 2] if sizes else 0.0
+
+
+def chart(title: str, unit: str, lines: list[Series], marks: Sequence[tuple[int, str]] = (), log: bool = False) -> str:
     """A <figure> with the curves of `lines` over the steps and `marks` (step, label); '' without points.
 
-    `title` and `unit` are plain text. The picture is described in words for those who do not see it.
+    `title` and `unit` are plain text. log: of values above 0, on a logarithmic axis. The picture is described in words
+    for those who do not see it.
     """
     lines = [line for line in lines if line.points]
     values = [value for line in lines for _, value in line.finite]
     if not lines:
         return ""
     steps = [step for line in lines for step, _ in line.points]
-    axes = _Axes(min(steps), max(steps), *_padded(values))
+    axes = Axes(steps, values, log)
     body = [axes.svg()]
     for step, label in marks:
         if axes.first <= step <= axes.last:
@@ -75,76 +96,7 @@ def chart(title: str, unit: str, lines: list[Series], marks: Sequence[tuple[int,
     )
 
 
-class _Axes:
-    """Maps (step, value) to the picture and draws the frame."""
-
-    def __init__(self, first: int, last: int, low: float, high: float):
-        self.first, self.last, self.low, self.high = first, last, low, high
-
-    def x(self, step: float) -> float:
-        span = self.last - self.first
-        part = (step - self.first) / span if span else 0.5
-        return LEFT + part * (WIDTH - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (value - self.low) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
-
-    def svg(self) -> str:
-        parts = []
-        values = ticks(self.low, self.high, 5)
-        for tick, label in zip(values, tick_labels(values), strict=True):
-            y = self.y(tick)
-            parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-        base = HEIGHT - BOTTOM
-        parts.append(f'<path class="axis" d="M{LEFT} {base}H{WIDTH - RIGHT}"/>')
-        for tick in ticks(self.first, self.last, 5, whole=True):
-            x = self.x(tick)
-            anchor = "end" if x > WIDTH - RIGHT - 14 else "middle"
-            parts.append(f'<path class="axis" d="M{x:.1f} {base}v4"/>')
-            parts.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="{anchor}">{tick:,.0f}</text>')
-        parts.append(
-            f'<text class="name" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">step</text>'
-        )
-        return "".join(parts)
-
-
-def ticks(low: float, high: float, about: int, whole: bool = False) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten) between `low` and `high`, about `about` of them."""
-    if high <= low:
-        return [low]
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    width = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
-    if whole:
-        width = max(1, math.ceil(width))
-    first = math.ceil(low / width - 1e-9)
-    last = math.floor(high / width + 1e-9)
-    return [index * width for index in range(first, last + 1)]
-
-
-def tick_labels(values: list[float]) -> list[str]:
-    """`values` with the same decimals, or with one power of ten from 100,000 on and below 0.01."""
-    largest = max(map(abs, values)) or 1.0
-    if not 1e-2 <= largest < 1e5:
-        power = math.floor(math.log10(largest) + 1e-9)
-        labels = [f"{value / 10.0**power:g}e{power}" if value else "0" for value in values]
-    else:
-        decimals = max(len(f"{value:.6g}".partition(".")[2]) for value in values)
-        labels = [f"{value:,.{decimals}f}" for value in values]
-    return [label.replace("-", "\N{MINUS SIGN}") for label in labels]
-
-
-def _padded(values: list[float]) -> tuple[float, float]:
-    """Low and high end of the value axis: a little air around the values, never of no height."""
-    if not values:
-        return 0.0, 1.0
-    low, high = min(values), max(values)
-    air = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return (0.0 if 0 <= low < 0.35 * high else low - air), high + air
-
-
-def _line(axes: _Axes, line: Series, style: str) -> str:
+def _line(axes: Axes, line: Series, style: str) -> str:
     parts = []
     runs = _runs(line.points)
     many = len(line.finite) >= SMOOTH_FROM
@@ -152,21 +104,27 @@ def _line(axes: _Axes, line: Series, style: str) -> str:
         if many:
             parts.append(f'<path class="raw {style}" d="{_path(axes, _thinned(run))}"/>')
     for run in runs:
-        drawn = smooth(run) if many else run
+        drawn = _smooth_in(axes, run) if many else run
         parts.append(f'<path class="line {style}" d="{_path(axes, _thinned(drawn))}"/>')
         if not many:
             parts += [f'<circle class="{style}" cx="{axes.x(s):.1f}" cy="{axes.y(v):.1f}" r="2.6"/>' for s, v in run]
-    for step, value in line.points:
-        if value is None:
-            x, y = axes.x(step), HEIGHT - BOTTOM
-            parts.append(
-                f'<path class="bad" d="M{x - 4:.1f} {y - 4}l8 8m0 -8l-8 8">'
-                f"<title>not finite, step {step}</title></path>"
-            )
+    bad = [step for step, value in line.points if value is None]
+    for step in bad[:: max(1, math.ceil(len(bad) / MOST_CROSSES))]:
+        x, y = axes.x(step), HEIGHT - BOTTOM
+        parts.append(
+            f'<path class="bad" d="M{x - 4:.1f} {y - 4}l8 8m0 -8l-8 8"><title>not finite, step {step}</title></path>'
+        )
     return "".join(parts)
 
 
-def _mark(axes: _Axes, step: int, label: str) -> str:
+def _smooth_in(axes: Axes, run: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Smoothed as it is drawn: a spike on a logarithmic axis is one among its neighbours there too."""
+    if not axes.log:
+        return smooth(run)
+    return [(step, 10.0**value) for step, value in smooth([(step, math.log10(value)) for step, value in run])]
+
+
+def _mark(axes: Axes, step: int, label: str) -> str:
     x = axes.x(step)
     right = x > WIDTH * 0.75
     text_x, anchor = (x - 5, "end") if right else (x + 5, "start")
@@ -198,7 +156,7 @@ def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return kept
 
 
-def _path(axes: _Axes, points: list[tuple[int, float]]) -> str:
+def _path(axes: Axes, points: list[tuple[int, float]]) -> str:
     return "M" + "L".join(f"{axes.x(step):.1f} {axes.y(value):.1f}" for step, value in points)
 
 

@@ -1,10 +1,10 @@
 """What a careful reader of the metrics would point at, as plain sentences computed from the records alone."""
 
 from dipp_ray.reporting.chart import series
-from dipp_ray.reporting.progress import number
+from dipp_ray.reporting.differences import Difference, apart, signed, unpaired
 
-FALL = 0.15  # a held-out reward has fallen when it lost this part of its range since its best
-RISE = 0.05  # the trained reward has risen when it gained this part of its range in that time
+FALL = 0.15  # a held-out reward has fallen when it lost this part of its range since its best, and beyond noise
+RISE = 0.05  # the trained reward has risen when it gained this part of its range in that time, and beyond noise
 CLIPPED = 0.5  # gradients are clipped often when this part of the updates is
 
 
@@ -20,26 +20,47 @@ def findings(records: list[dict], config: dict) -> list[str]:
 
 
 def over_optimisation(records: list[dict]) -> list[str]:
-    """The held-out reward falls while the trained one rises: the generator learns the reward model's faults."""
+    """The held-out reward falls while the trained one rises: the generator learns the reward model's faults.
+
+    Both beyond noise: the fall over the same samples at both looks, which the records hold (`from_best/NAME`), the
+    rise between the batches nearest to them.
+    """
     reward = series(records, "reward", "reward").finite
     found = []
     for key in held_out_keys(records):
-        points = series(records, key, key).finite
-        if len(points) < 3 or not reward:
+        points, name = series(records, key, key).finite, key.partition("/")[2]
+        fall = fall_of(records, name)
+        if len(points) < 3 or not reward or fall is None:
             continue
-        best_step, best = max(points, key=lambda point: point[1])
-        last_step, last = points[-1]
-        span = best - min(value for _, value in points)
+        best_step, difference = fall
+        best, (last_step, last) = dict(points).get(best_step), points[-1]
+        if best is None:
+            continue
+        span = max(value for _, value in points) - min(value for _, value in points)
         spread = max(value for _, value in reward) - min(value for _, value in reward)
-        before, after = _level(reward, best_step), _level(reward, last_step)
-        if last_step > best_step and best - last > FALL * span and after - before > RISE * spread:
+        rise = unpaired(_near(reward, best_step), _near(reward, last_step))
+        lost = difference.falls and -difference.mean > FALL * span
+        if lost and rise is not None and rise.rises and rise.mean > RISE * spread:
+            was, now = apart(best, last)
+            before, after = apart(_level(reward, best_step), _level(reward, last_step))
+            where = f"step {best_step}" if best_step else "the start"
+            remedy = f"Take the generator of step {best_step}, or train" if best_step else "Train"
             found.append(
-                f"Over-optimisation: the held-out reward “{key.partition('/')[2]}” was best at step {best_step} "
-                f"({number(best)}) and has fallen to {number(last)} at step {last_step}, while the trained reward "
-                f"rose from {number(before)} to {number(after)}. Take the generator of step {best_step}, or train with "
-                "a smaller objective.reward_scale."
+                f"Over-optimisation: the held-out reward “{name}” was best at {where} ({was}) and has fallen to {now} "
+                f"at step {last_step} ({signed(difference)}, 95 % interval over the same samples), while the trained "
+                f"reward rose from {before} to {after}. {remedy} with a smaller objective.reward_scale."
             )
     return found
+
+
+def fall_of(records: list[dict], name: str) -> tuple[int, Difference] | None:
+    """(the step of the best look, the last look minus it) as the last look recorded it; None where it did not."""
+    looks = [record for record in records if f"held_out/{name}" in record]
+    last: dict = looks[-1] if looks else {}
+    step, mean, within = (last.get(f"{key}/{name}") for key in ("from_best_step", "from_best", "from_best_within"))
+    if step is None or mean is None or within is None:
+        return None
+    return int(step), Difference(mean, within)
 
 
 def not_finite(records: list[dict]) -> list[str]:
@@ -87,7 +108,11 @@ def held_out_keys(records: list[dict]) -> list[str]:
     return list(dict.fromkeys(key for record in records for key in record if key.startswith("held_out/")))
 
 
+def _near(points: list[tuple[int, float]], step: int) -> list[float]:
+    """Up to ten values nearest in step to `step`: a batch's reward alone is noisy."""
+    return [value for _, value in sorted(points, key=lambda point: abs(point[0] - step))[:10]]
+
+
 def _level(points: list[tuple[int, float]], step: int) -> float:
-    """Mean of up to ten values nearest in step to `step`: a batch's reward alone is noisy."""
-    near = sorted(points, key=lambda point: abs(point[0] - step))[:10]
-    return sum(value for _, value in near) / len(near)
+    near = _near(points, step)
+    return sum(near) / len(near)

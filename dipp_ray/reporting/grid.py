@@ -12,15 +12,16 @@ from dipp_ray.storage.aside import whole_file
 CELL = 96  # smallest width of a cell, pixels
 GAP = 6  # between cells, pixels
 CAPTION_LINES = 4
-CAPTION_SIZE = 11  # pixels
+CAPTION_SIZE = 11  # pixels, under a cell of CELL; it grows with the cell, so that it reads when the grid is shrunk
 CAPTION_COLOUR = (118, 118, 118, 255)  # readable on white and on black
 
 
 def save_grid(images, path: Path, columns: int, captions: list[str] | None = None) -> Path:
     """Write `images` (tensor or array, [N, 3, H, W], values in [0, 1], clipped to it) as a PNG with `columns` columns.
 
-    Each pixel becomes a square of ceil(96 / W) pixels; the gaps are transparent. `captions` (N texts) are
-    wrapped under the cells and cut after four lines. The file is written aside and renamed.
+    Each pixel becomes a square of ceil(96 / W) pixels; the gaps are transparent. `captions` (N texts) are wrapped under
+    the cells and cut after four lines, in letters as large beside a cell as 11 pixels are beside 96. The file is
+    written aside and renamed.
     Raises ValueError for a wrong shape, NonFiniteError for a value that is not finite, UserError if the file cannot
     be written.
     """
@@ -30,9 +31,10 @@ def save_grid(images, path: Path, columns: int, captions: list[str] | None = Non
         raise ValueError(f"{count} images, {columns} columns, {len(captions or [])} captions do not fit together")
     scale = math.ceil(CELL / width)
     cell_width, cell_height = width * scale, height * scale
-    font = ImageFont.load_default(CAPTION_SIZE)
+    size = round(CAPTION_SIZE * max(1.0, cell_width / CELL))
+    font = ImageFont.load_default(size)
     lines = [_wrap(caption, font, cell_width) for caption in captions or [""] * count]
-    line_height = CAPTION_SIZE + 3
+    line_height = round(size * 1.3)
     pitch_x = cell_width + GAP
     pitch_y = cell_height + GAP + line_height * max(map(len, lines))
 

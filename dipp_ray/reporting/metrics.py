@@ -1,6 +1,6 @@
-"""The run's numbers: metrics.jsonl, one JSON object a step, and the same values as TensorBoard scalars.
+"""The run's numbers: metrics.jsonl, one JSON object a step, and the same for TensorBoard, with reduced sample grids.
 
-metrics.jsonl is the record; the TensorBoard folder is made from it and may be deleted at any time.
+metrics.jsonl and samples/ are the record; the TensorBoard folder is made from them and may be deleted at any time.
 """
 
 import json
@@ -10,9 +10,17 @@ import time
 from pathlib import Path
 
 from dipp_ray.errors import UserError
+from dipp_ray.reporting.thumbnails import reduced
 from dipp_ray.storage.aside import whole_file
+from dipp_ray.storage.locks import is_same
 
 FILE = "metrics.jsonl"
+GRID_SIDE = 480  # pixels, of a grid in TensorBoard
+
+
+def grid_of(folder: Path, step: int) -> Path:
+    """The sample grid of a step in a run's folder."""
+    return folder / "samples" / f"step_{step:06d}.png"
 
 
 class MetricsLog:
@@ -34,17 +42,23 @@ class MetricsLog:
         except OSError as error:
             raise _cannot_write(self.folder / FILE, error) from None
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one record. A value that is not finite is null in the JSON and NaN or infinity in TensorBoard."""
+    def write(self, step: int, values: dict[str, float], grid: Path | None = None) -> None:
+        """Append one record; `grid` is the sample grid of its step.
+
+        A value that is not finite is null in the JSON and NaN or infinity in TensorBoard. In a folder that was removed
+        nothing arrives, and nothing is raised: `stays` says so.
+        """
         record: dict[str, float | None] = {"step": int(step), "time": round(time.time(), 3)}
         record |= {key: _json_number(value) for key, value in values.items()}
         try:
-            if self._tensorboard and self._scalars is None:
+            if self._tensorboard and self._scalars is None and self.stays:
                 self._scalars = self._open_scalars()
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
-            if self._scalars:
+            if self._scalars and self.stays:  # its thread opens its file by name each time, and would die of the loss
                 _add(self._scalars, values | {"step": record["step"], "time": record["time"]})
+                if grid:
+                    _add_grid(self._scalars, grid, record)
                 self._scalars.flush()
         except OSError as error:
             raise _cannot_write(self.folder / FILE, error) from None
@@ -58,6 +72,11 @@ class MetricsLog:
             self._file = (self.folder / FILE).open("a", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self.folder / FILE, error) from None
+
+    @property
+    def stays(self) -> bool:
+        """Whether what is written still arrives in `folder`: it may have been removed."""
+        return is_same(self.folder / FILE, self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -78,6 +97,8 @@ class MetricsLog:
         scalars = SummaryWriter(str(folder), purge_step=self._first_step)
         for record in read_metrics(self.folder) if fresh else []:
             _add(scalars, record)
+            if (grid := grid_of(self.folder, record["step"])).exists():
+                _add_grid(scalars, grid, record)
         return scalars
 
 
@@ -105,6 +126,17 @@ def _add(scalars, record: dict) -> None:
     for key, value in record.items():
         if key not in ("step", "time"):
             scalars.add_scalar(key, math.nan if value is None else float(value), record["step"], record["time"])
+
+
+def _add_grid(scalars, path: Path, record: dict) -> None:
+    """The grid at most GRID_SIDE wide, on white: TensorBoard's files hold each of them whole."""
+    import numpy as np
+    from PIL import Image
+
+    picture = reduced(Image.open(path), GRID_SIDE)
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture)
+    scalars.add_image("samples", np.asarray(white.convert("RGB")), record["step"], record["time"], dataformats="HWC")
 
 
 def _json_number(value: float) -> int | float | None:

@@ -35,6 +35,7 @@ class ProgressLine:
     def __init__(self, total_steps: int, start_step: int = 0, label: str = ""):
         self.total, self.step, self.label = total_steps, start_step, label
         self._values: dict[str, float | None] = {}
+        self._looked: dict[str, int] = {}  # the step at which each held-out reward was measured
         self._times = deque([(time.monotonic(), start_step)], maxlen=50)
         self._live: Live | None = None
         self._printed_step: int | None = None
@@ -57,6 +58,7 @@ class ProgressLine:
         """Show that `step` steps are done. `values`: a metrics record; a key left out keeps its last value."""
         self.step = step
         self._values |= values
+        self._looked |= {key: step for key in values if key.startswith("held_out/")}
         self._times.append((time.monotonic(), step))
         if not self._live and (self._pace.due() or step >= self.total):
             self._print()
@@ -80,8 +82,13 @@ class ProgressLine:
         if (left := self._seconds_left()) is not None:
             parts.append(f"{duration(left)} left")
         shown = [(key, name) for key, name in SHOWN if key in values]
-        held_out = [(key, f"held-out {key.partition('/')[2]}") for key in values if key.startswith("held_out/")]
-        parts += [f"{name} {number(values[key])}" for key, name in shown[:1] + held_out + shown[1:]]
+        now = [f"{name} {number(values[key])}" for key, name in shown]
+        held_out = [
+            f"held-out {key.partition('/')[2]} {number(values[key])} at step {step}"
+            for key, step in self._looked.items()
+        ]
+        first = len([key for key, _ in shown if key == "reward"])
+        parts += [*now[:first], *held_out, *now[first:]]
         return "· " + " · ".join(parts) if parts else ""
 
     def _seconds_left(self) -> float | None:

@@ -52,7 +52,7 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
     for name, level in LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    for name, drop in (("DeepSpeed", _deepspeed_routine), ("ray.serve", _below_warning)):
+    for name, drop in FILTERS:
         logging.getLogger(name).addFilter(drop)  # DeepSpeed and Serve reset their logger's level; a filter stays
     for library in ("diffusers", "transformers"):
         if library in sys.modules:  # it has read the variables already
@@ -68,3 +68,15 @@ def _deepspeed_routine(record: logging.LogRecord) -> bool:
 
 def _below_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
+
+
+def _torchvision_missing(record: logging.LogRecord) -> bool:
+    """False (drop) for what says that PIL prepares images in torchvision's place: no image goes into these models."""
+    return "requires torchvision" not in str(record.msg)
+
+
+FILTERS = (
+    ("DeepSpeed", _deepspeed_routine),
+    ("ray.serve", _below_warning),
+    ("transformers.utils.import_utils", _torchvision_missing),
+)

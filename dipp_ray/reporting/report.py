@@ -1,6 +1,5 @@
-"""The run's report: one HTML file that needs nothing beside itself, from what lies in the run's folder."""
+"""The run's report: one HTML file of two MB or so, which reads without anything beside it and links whole pictures."""
 
-import base64
 import json
 import time
 from html import escape
@@ -12,12 +11,15 @@ from string import Template
 import yaml
 
 from dipp_ray.errors import UserError
-from dipp_ray.reporting.chart import Series, chart, series
+from dipp_ray.reporting.chart import Series, chart, panels, series
+from dipp_ray.reporting.differences import Difference, apart, signed
 from dipp_ray.reporting.findings import findings, held_out_keys
 from dipp_ray.reporting.key_settings import key_settings
 from dipp_ray.reporting.metrics import read_metrics
 from dipp_ray.reporting.progress import duration, number
+from dipp_ray.reporting.samples import samples_section
 from dipp_ray.reporting.table import evaluation_table
+from dipp_ray.reporting.thumbnails import image_link
 from dipp_ray.storage.aside import whole_file
 
 
@@ -37,7 +39,7 @@ def write_report(run_folder: Path) -> Path:
     body = [
         _facts(records),
         _notes(findings(records, config)),
-        _samples(folder, config),
+        samples_section(folder, config),
         _evaluation(folder, evaluation),
         _curves(records),
         _settings(config, config_text),
@@ -69,7 +71,7 @@ def _lead(records: list[dict], config: dict) -> str:
 
 
 def _facts(records: list[dict]) -> str:
-    """The headline numbers: level over the first and the last records."""
+    """The headline numbers: level over the first and the last records; of held-out rewards the change too."""
     held_out = [(key, f"Held-out reward, {key.partition('/')[2]}") for key in held_out_keys(records)]
     facts = []
     for key, name in [("reward", "Trained reward"), *held_out, ("score_gap", "Score gap")]:
@@ -78,14 +80,30 @@ def _facts(records: list[dict]) -> str:
             span = 1 if key.startswith("held_out/") else max(1, min(10, len(points) // 5))
             first = sum(value for _, value in points[:span]) / span
             last = sum(value for _, value in points[-span:]) / span
-            facts.append((name, f"{number(first)} → {number(last)}" if len(points) > 1 else number(last)))
+            facts.append((name, _from_to(first, last, len(points)) + _change(records, key)))
     speeds = sorted(value for _, value in series(records, "images_per_second", "").finite)
     if speeds:
         facts.append(("Speed, median", f"{number(speeds[len(speeds) // 2])} <small>images/s</small>"))
     if best := series(records, "best_step", "").finite:
-        facts.append(("Best step by held-out reward", f"{best[-1][1]:,.0f}"))
+        step = int(best[-1][1])
+        facts.append(("Best step by held-out reward", f"{step:,}" if step else "the start"))
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in facts)
     return f'<dl class="facts">{items}</dl>' if items else ""
+
+
+def _from_to(first: float, last: float, count: int) -> str:
+    """Two numbers that break between them, and nowhere else."""
+    before, after = apart(first, last)
+    return f"<span>{before} →</span> <span>{after}</span>" if count > 1 else f"<span>{after}</span>"
+
+
+def _change(records: list[dict], key: str) -> str:
+    """The last look's difference from the start, over the same samples, where it was recorded."""
+    name = key.partition("/")[2]
+    means, halves = (series(records, f"{what}/{name}", "").finite for what in ("from_start", "from_start_within"))
+    if not name or not means or not halves:
+        return ""
+    return f" <small>{signed(Difference(means[-1][1], halves[-1][1]))}</small>"
 
 
 def _notes(sentences: list[str]) -> str:
@@ -95,52 +113,13 @@ def _notes(sentences: list[str]) -> str:
     return f'<section class="notes"><h2>To note</h2><ul>{items}</ul></section>'
 
 
-def _samples(folder: Path, config: dict) -> str:
-    """First and last grid side by side, those between them folded."""
-    grids = sorted((folder / "samples").glob("step_*.png"), key=_step_of)
-    if not grids:
-        return ""
-    scale = (config.get("objective") or {}).get("reward_scale") or 0
-    ends = [grids[0]] if len(grids) == 1 else [grids[0], grids[-1]]
-    names = ["Before", "After"] if scale else ["At the start", "At the end"]
-    shown = "".join(_grid(grid, name) for grid, name in zip(ends, names, strict=False))
-    between = "".join(_grid(grid, "") for grid in grids[1:-1])
-    count = len(grids) - 2
-    folded = (
-        f'<details><summary>{count} between them</summary><div class="pair">{between}</div></details>'
-        if between
-        else ""
-    )
-    return (
-        '<section><h2>Samples</h2><p class="soft">One step each; the same noises and prompts in every grid.</p>'
-        f'<div class="pair">{shown}</div>{folded}</section>'
-    )
-
-
-def _grid(path: Path, name: str) -> str:
-    step = f"step {_step_of(path):,}"
-    caption = f"<b>{name}</b>, {step}" if name else step.capitalize()
-    alt = f"Grid of samples at {step}"
-    return f'<figure class="samples"><figcaption>{caption}</figcaption>{_image(path, alt)}</figure>'
-
-
-def _step_of(path: Path) -> int:
-    digits = path.stem.removeprefix("step_")
-    return int(digits) if digits.isdigit() else 0
-
-
-def _image(path: Path, alt: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
-
-
 def _evaluation(folder: Path, evaluation: dict) -> str:
     if not evaluation:
         return ""
     picture = ""
     grid = evaluation.get("grid")
     if grid and (folder / grid).is_file():
-        image = _image(folder / grid, "Grid of samples of the evaluated models, side by side")
+        image = image_link(folder / grid, grid, "Grid of samples of the evaluated models, side by side")
         picture = (
             '<details><summary>Samples of the evaluation</summary><figure class="samples">'
             f"<figcaption>The same noises and prompts for each model</figcaption>{image}</figure></details>"
@@ -157,16 +136,19 @@ def _curves(records: list[dict]) -> str:
     terms = sorted({key for record in records for key in record if key.startswith("reward/")})
     rewards = lines("reward", *(terms if len(terms) > 1 else []))
     charts = [
-        chart("Trained reward", "mean of a batch", rewards, best),
+        panels("Trained reward", "mean of a batch", rewards, best),
         *(chart(f"Held-out reward, {line.name}", "mean", [line], best) for line in lines(*held_out_keys(records))),
-        chart("Score gap", "RMS of x̂ψ − x̂ref", lines("score_gap"), best),
-        chart("Score matching loss", "", lines("score_loss")),
-        chart("Gradient norms", "before clipping", lines("grad_norm/generator", "grad_norm/score")),
-        chart("Pull on a sample", "mean norm", _pull(records)),
+        panels("Score gap", "RMS of x̂ψ − x̂ref", lines("score_gap"), best),
+        panels("Score matching loss", "", lines("score_loss")),
+        panels("Gradient norms", "before clipping", lines("grad_norm/generator", "grad_norm/score")),
+        panels("Pull on a sample", "mean norm", _pull(records)),
         chart("Speed", "images/s", lines("images_per_second")),
     ]
     drawn = "".join(charts)
-    note = "The raw value is drawn behind its centred moving average; a cross marks a value that is not finite."
+    note = (
+        "The raw value is drawn behind its centred moving average; a cross marks a value that is not finite. An axis "
+        "is logarithmic where values of one chart differ a hundredfold."
+    )
     return (
         f'<section><h2>Curves</h2><p class="soft">{note}</p><div class="charts">{drawn}</div></section>'
         if drawn

@@ -1,7 +1,12 @@
-"""evaluation.json as a table: base and aligned side by side, with the difference and which direction is better."""
+"""evaluation.json as a table: base and aligned side by side, with the difference and whether it is better or worse.
+
+A difference within its 95 % interval, or without one, is neither.
+"""
 
 import math
 from html import escape
+
+from dipp_ray.reporting.differences import Difference, signed
 
 FIRST = ("base", "aligned")
 ARROWS = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better")}
@@ -17,15 +22,19 @@ def evaluation_table(evaluation: dict) -> str:
     heads = [name.capitalize() for name in order] + (["Difference"] if compared else [])
     heads += [name.capitalize() for name in others]
     keys = list(metrics) or list(dict.fromkeys(key for values in models.values() for key in values))
+    within = evaluation.get("within") or {}
+    paired = {key: Difference(**value) for key, value in (evaluation.get("difference") or {}).items()}
     rows = []
     for key in keys:
         about = metrics.get(key) or {}
-        decimals = _decimals([values.get(key) for values in models.values()])
-        cells = [_cell(models[name], key, decimals) for name in order]
-        if compared:
-            difference = _difference(models["base"].get(key), models["aligned"].get(key), about.get("better"), decimals)
-            cells.append(difference)
-        cells += [_cell(models[name], key, decimals) for name in others]
+        halves = {name: (within.get(name) or {}).get(key) for name in models}
+        decimals = _decimals([values.get(key) for values in models.values()], list(halves.values()))
+        cells = [_cell(models[name], key, halves[name], decimals) for name in order]
+        if compared and key in paired:
+            cells.append(_paired(paired[key], about.get("better")))
+        elif compared:
+            cells.append(_difference(models["base"].get(key), models["aligned"].get(key), decimals))
+        cells += [_cell(models[name], key, halves[name], decimals) for name in others]
         rows.append(f'<tr><th scope="row">{_label(key, about)}</th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ["Measure", *heads])
     made = evaluation.get("made") or {}
@@ -33,7 +42,9 @@ def evaluation_table(evaluation: dict) -> str:
     how = f" {how[0].upper()}{how[1:]}." if how else ""
     return (
         f'<p class="soft" id="evaluated">{evaluation.get("samples", 0):,} samples of {evaluation.get("prompts", 0):,} '
-        f"prompts, the same for each model.{how} ↑ higher is better, ↓ lower is better.</p>"
+        f"prompts, the same for each model.{how} ↑ higher is better, ↓ lower is better. ± is a 95 % interval; of the "
+        "difference it is over the same samples, and what lies within it is noise. Where there is none, how certain a "
+        "difference is was not measured.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Evaluation"><table aria-describedby="evaluated">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -47,14 +58,21 @@ def _label(key: str, about: dict) -> str:
     return label + (f' <span class="unit">{escape(str(about["unit"]))}</span>' if about.get("unit") else "")
 
 
-def _decimals(values: list[float | None]) -> int:
-    """Decimals of a row: three significant digits of its largest value."""
+def _decimals(values: list[float | None], halves: list[float | None]) -> int:
+    """Decimals of a row: three significant digits of its largest value, and one of its smallest interval."""
     largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0)
-    return max(0, 2 - math.floor(math.log10(largest))) if largest else 0
+    smallest = min((half for half in halves if half), default=0)
+    decimals = max(0, 2 - math.floor(math.log10(largest))) if largest else 0
+    return max(decimals, min(decimals + 3, -math.floor(math.log10(smallest)))) if smallest else decimals
 
 
-def _cell(values: dict, key: str, decimals: int) -> str:
-    return f"<td>{_fixed(values[key], decimals) if key in values else '–'}</td>"
+def _cell(values: dict, key: str, half: float | None, decimals: int) -> str:
+    if key not in values:
+        return "<td>–</td>"
+    around = (
+        f' <span class="unit">± {half:,.{decimals}f}</span>' if half is not None and values[key] is not None else ""
+    )
+    return f"<td>{_fixed(values[key], decimals)}{around}</td>"
 
 
 def _fixed(value: float | None, decimals: int) -> str:
@@ -63,13 +81,17 @@ def _fixed(value: float | None, decimals: int) -> str:
     return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _difference(base: float | None, aligned: float | None, better: str | None, decimals: int) -> str:
-    """Aligned minus base, signed, with a word for those who do not see the colour."""
+def _difference(base: float | None, aligned: float | None, decimals: int) -> str:
+    """Aligned minus base, signed, of a measure without an interval."""
     if base is None or aligned is None or not math.isfinite(base) or not math.isfinite(aligned):
         return "<td>–</td>"
-    change = round(aligned - base, decimals)
-    text = ("+" if change > 0 else "") + _fixed(change, decimals)
-    if better not in ARROWS or change == 0:
-        return f"<td>{text.removeprefix(chr(0x2212)) if change == 0 else text}</td>"
-    gained = (change > 0) == (better == "higher")
+    return f"<td>{f'{aligned - base:+z,.{decimals}f}'.replace('-', chr(0x2212))}</td>"
+
+
+def _paired(difference: Difference, better: str | None) -> str:
+    """Aligned minus base with its interval, and a word for those who do not see the colour."""
+    text = signed(difference)
+    if better not in ARROWS or not difference.clear:
+        return f"<td>{text}</td>"
+    gained = difference.rises == (better == "higher")
     return f'<td class="{"good" if gained else "worse"}">{text} <span>{"better" if gained else "worse"}</span></td>'

@@ -1,7 +1,7 @@
 """All that can fail is checked before anything is started: files, shapes, weights, rewards."""
 
-import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 from dipp_ray.alignment.hyperparameters import Objective
 from dipp_ray.checkpoints.store import CheckpointStore
@@ -22,6 +22,7 @@ from dipp_ray.models.reading import exported_reading, one_step_of_model, predict
 from dipp_ray.models.schedulers import output_scale
 from dipp_ray.models.start import check_adapters
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
+from dipp_ray.training.folder import check_folder
 
 LEAST_FREE_BYTES = 50_000_000
 LEAST_MASS = 1e-9  # of a distribution of times within its range
@@ -62,7 +63,7 @@ def check(config: RunConfig) -> Prompts:
     prompts = read_prompts(config.data.prompts, config.data.column)
     load_judge(config.evaluation.judge)  # what is read after training is looked at before it
     evaluation_prompts(config)
-    check_disk(config)
+    check_folder(config)
     return prompts
 
 
@@ -157,17 +158,18 @@ def check_score_adapter(config: RunConfig, record: Mapping) -> None:
         )
 
 
-def check_disk(config: RunConfig) -> None:
-    path = config.path
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run folder {path}: {error.strerror}: choose another run.folder") from None
-    free = shutil.disk_usage(path).free
-    if free < LEAST_FREE_BYTES:
-        raise UserError(
-            f"run folder {path}: only {free / 1e6:.0f} MB are free on its disk: free some, or choose another"
-        )
+def doubt_about_start(config: RunConfig) -> str | None:
+    """A sentence about an alignment whose generator is the teacher as it is: one step of it gives no image yet."""
+    model = config.model
+    given = model.generator if model.generator is not None else model.teacher
+    raw = Path(given).resolve() == Path(model.teacher).resolve() and one_step_of_folder(model.teacher) is None
+    if not raw or config.objective.reward_scale == 0:
+        return None
+    return (
+        f"warning: objective.reward_scale={config.objective.reward_scale:g}, but the generator starts as the teacher "
+        f"{model.teacher}, whose single step gives no image yet for a reward to judge: distil first "
+        "(objective.reward_scale=0), then align from that run with --generator RUN"
+    )
 
 
 def start_line(config: RunConfig) -> str:

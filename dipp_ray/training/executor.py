@@ -20,6 +20,7 @@ PROBE_S = 1.0  # a rank that has nothing to do is asked so often whether it is t
 SILENT_S = 3.0  # a process that runs gives a sign of life within so long
 LOST_NODE_S = 60.0  # until then Ray has noticed that a node is gone, by its default settings too
 SAY_AFTER_S, SAY_EVERY_S = 2.0, 10.0
+LATE = 3.0  # times the longest so far of its kind, after which a task is late; one of a new kind is after SAY_EVERY_S
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Executor:
         self.busy: Counter = Counter()  # (role, index) -> tasks that are out
         self.idle_since: dict[tuple[Role, int], float] = {}  # when its last task ended
         self.probes: dict[Any, tuple[Role, int]] = {}
+        self.longest: dict[tuple[Role, str], float] = {}  # (role, action) -> seconds that one took
         self.moved = self.said = self.probed = clock()
 
     def add(self, tasks: Iterable[Task], send: Send) -> None:
@@ -159,6 +161,7 @@ class Executor:
     def _take(self, report, now: float) -> None:
         entry = self.listed[self.out[report]]
         key, who = entry.task.key, (entry.task.role, entry.index)
+        took = 0.0 if entry.could_begin is None else now - self._since(entry)
         try:
             result = self.actors.result(report)
         except Exception as error:
@@ -171,6 +174,8 @@ class Executor:
         began = max(could, now - getattr(result, "seconds", 0.0))
         assert entry.answer is not None
         self.finished[key] = Finished(entry.task, result, entry.answer.reference, Stamps(could, began, now))
+        kind = entry.task.role, key.action
+        self.longest[kind] = max(self.longest.get(kind, 0.0), took)
         for other in self.listed.values():
             other.unended.discard(key)
             if not other.unended and other.could_begin is None:
@@ -202,9 +207,16 @@ class Executor:
             mates = range(self.actors.count(late.task.role)) if late.task.role in GROUPS else ()
             hung = next(iter(self._silent([(late.task.role, index) for index in mates])), None)
             raise hung if hung else overdue(late.task.role, late.index, late.task, self.timeout_s)
-        if now - self.moved >= SAY_AFTER_S and (self.said == self.moved or now - self.said >= SAY_EVERY_S):
-            self.said = now
+        if now - self.moved < SAY_AFTER_S or (self.said != self.moved and now - self.said < SAY_EVERY_S):
+            return
+        slow = [entry for entry in running if now - self._since(entry) >= self._patience(entry.task)]
+        for late in sorted(slow, key=self._since)[:1]:
+            self.said, waited = now, now - self._since(late)
             self.say(f"waiting for {named(late.task.role, late.index)}: {work_of(late.task)}, {waited:.0f} s so far")
+
+    def _patience(self, task: Task) -> float:
+        """Seconds that a task may take before a person is told: what such ones take is no news."""
+        return max(SAY_AFTER_S, LATE * self.longest.get((task.role, task.key.action), SAY_EVERY_S / LATE))
 
     def _since(self, entry: _Listed) -> float:
         """When the task began at the latest: all that it waits for had ended, and what was before it on its actor."""

@@ -70,6 +70,13 @@ def export_command(
 
 def _best(store: CheckpointStore) -> Checkpoint | None:
     marked = store.best()
-    if marked is None:
-        raise UserError("no checkpoint of this run is marked as the best: it has no held-out reward term")
-    return store.at(marked.step)
+    if marked is not None:
+        return store.at(marked.step)
+    latest = store.latest()
+    step, reward = ((latest.record.get("best") if latest else None) or [None, 0.0])[:2]
+    if step == 0:
+        raise UserError(
+            f"no checkpoint of this run is marked as the best: at no step was the held-out reward above the start's, "
+            f"{reward:.6g}; export RUN for its latest, or RUN/checkpoints/step_NNNNNN"
+        )
+    raise UserError("no checkpoint of this run is marked as the best: it has no held-out reward term")

@@ -1,9 +1,14 @@
 """What is said when a rank is lost, silent or late: one sentence that names it, its work, and what to do."""
 
+import re
+import traceback
+from pathlib import Path
+
 from dipp_ray.diffusion.noise import BARRIER
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.training.tasks import Role, Task
 
+LONGEST = 300  # characters of an error that nobody foresaw
 GOES_ON = "the same command goes on from the last checkpoint"
 TOLD = (UserError, CallError, NonFiniteError, RewardUnavailableError)  # a cause by itself, whoever else breaks off
 
@@ -40,6 +45,24 @@ def overdue(role: Role, index: int, running: Task, timeout_s: float) -> RoleFail
         f"{named(role, index)} did not end {work_of(running)} within {timeout_s:g} s (roles.step_timeout_s): raise "
         f"that, or look at its log; {GOES_ON}"
     )
+
+
+def broke(error: Exception, cause: BaseException, log: Path) -> RoleFailure:
+    """Of an error that nobody foresaw: a person is told what it was and who met it; Ray's account of it and the
+    traceback go into the file `log`."""
+    where = "; ".join(getattr(error, "__notes__", [])) or "raised by a role"
+    said = (plain(str(cause)).strip().splitlines() or ["without a word"])[0][:LONGEST]
+    try:
+        log.write_text(plain("".join(traceback.format_exception(error))), encoding="utf-8")
+        where += f"; its traceback is in {log}"
+    except OSError:  # the run's folder is gone, or full
+        pass
+    return RoleFailure(f"{type(cause).__name__}: {said} ({where}); {GOES_ON}")
+
+
+def plain(text: str) -> str:
+    """Without the colours of a terminal and the addresses of objects."""
+    return re.sub(r" at 0x[0-9a-f]+", "", re.sub(r"\x1b\[[0-9;]*m", "", text))
 
 
 def named(role: Role, index: int) -> str:

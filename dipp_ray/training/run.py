@@ -8,7 +8,7 @@ from ray.exceptions import RayError
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import CallError, RewardUnavailableError, RoleFailure, UserError
-from dipp_ray.reporting.metrics import MetricsLog
+from dipp_ray.reporting.metrics import MetricsLog, grid_of
 from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.training.checks import score_checkpoint
 from dipp_ray.training.controller import Controller
@@ -17,7 +17,7 @@ from dipp_ray.training.shared_service import changes, judge_of
 from dipp_ray.training.state import RunState
 from dipp_ray.training.tasks import GROUPS
 from dipp_ray.training.trajectory import trajectory, trajectory_hash
-from dipp_ray.training.watch import Watch, held_out_reward
+from dipp_ray.training.watch import Watch
 
 Say = Callable[[str], None]
 
@@ -58,15 +58,15 @@ class Run:
         self.state = RunState.from_record(checkpoint.record).but(next_step=checkpoint.step)
         self.compare_service(self.roles.service)
         best = self.state.best
-        if best and best[0] == checkpoint.step:
-            self.store.mark_best(*best)  # in case the run was killed between commit and mark
+        if best and best.step == checkpoint.step:
+            self.store.mark_best(best.step, best.mean)  # in case the run was killed between commit and mark
 
     def compare_service(self, now: dict | None) -> None:
         """A shared service may have another sum than it had: then the run goes on, but not as the same one."""
         before = self.state.service
         if self.config.reward.shared and before and now:
             if judge_of(before) != judge_of(now):  # another model's scores are no better and no worse
-                self.state = self.state.but(best=None, falls=0)
+                self.state = self.state.but(held_out={}, falls=0)
             if said := changes(before, now):
                 kept = "; reward_deviation stays as it was measured" if self.state.reward_deviation is not None else ""
                 self.say(f"the reward service changed: {', '.join(said)}; the run goes on with it as it is now{kept}")
@@ -83,20 +83,28 @@ class Run:
                 return
             self.compare_service(now)
 
-    def loop(self, done: int, metrics: MetricsLog, progress: ProgressLine) -> int:
-        """Train from step `done` to the end, or to the first checkpoint after an interrupt; returns the steps done."""
+    def loop(
+        self, done: int, metrics: MetricsLog, progress: ProgressLine, require_folder: Callable[[int], None]
+    ) -> int:
+        """Train from step `done` to the end, or to the first checkpoint after an interrupt; returns the steps done.
+
+        require_folder: raises at a barrier where the run's folder is no longer there.
+        """
         if done == 0:
             first = self.look(0)
-            metrics.write(0, first)
+            metrics.write(0, first, grid_of(self.config.path, 0))
             progress.update(0, first)
         while done < self.config.run.steps and not (self.stopping or self.gives_up):
             began, clock = done, time.perf_counter()
             for step in self.controller.steps(done, self.ends_after):
                 done = step.step + 1
+                if step.last:
+                    require_folder(done)
                 # Over the stretch so far: two steps are under way at a time, and what is between them is no one's.
                 speed = self.config.data.batch_size * (done - began) / (time.perf_counter() - clock)
                 values = step.metrics | (self.at_barrier(done) if step.last else {}) | {"images_per_second": speed}
-                metrics.write(done, values)
+                looked = step.last and self.is_due(done)
+                metrics.write(done, values, grid_of(self.config.path, done) if looked else None)
                 progress.update(done, values)
         return done
 
@@ -122,15 +130,17 @@ class Run:
         if last or best or done % self.config.checkpoint.every == 0:
             self.save(done)
             if best and self.state.best:
-                self.store.mark_best(*self.state.best)
+                self.store.mark_best(self.state.best.step, self.state.best.mean)
             self.store.prune(self.config.checkpoint.keep)
         return seen
 
     def look(self, done: int) -> dict[str, float]:
-        """The sample grid and the held-out rewards; `best_step` is among them where this is the best model so far."""
+        """The sample grid and the held-out rewards, with their differences from the start and from the best before;
+        `best_step` is among them where this is the best model so far, the start being one of them."""
         seen = self.watch.look(done)
-        before, self.state = self.state, self.state.judged(done, held_out_reward(seen, self.state.service))
-        return seen | ({"best_step": done} if self.state.best != before.best else {})
+        before, self.state = self.state, self.state.judged(seen.looks)
+        values = seen.values | before.changes(seen.looks)
+        return values | ({"best_step": done} if self.state.best != before.best else {})
 
     def save(self, done: int) -> None:
         """Commit a checkpoint: both groups have finished the step and nothing is in flight."""

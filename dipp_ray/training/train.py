@@ -2,9 +2,11 @@
 
 import signal
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import yaml
+from ray.exceptions import RayTaskError
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
@@ -13,10 +15,12 @@ from dipp_ray.models.reading import settled
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.storage.aside import whole_file
-from dipp_ray.storage.locks import alone
-from dipp_ray.training.checks import check
+from dipp_ray.storage.locks import Held
+from dipp_ray.training.checks import check, doubt_about_start
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.export import export_run, exported_step
+from dipp_ray.training.faults import broke
+from dipp_ray.training.folder import only_trainer, require_folder
 from dipp_ray.training.pinning import pinned_run
 from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
 from dipp_ray.training.roles import start_roles
@@ -33,12 +37,11 @@ def train(config: RunConfig, say: Say = print) -> Path:
     """
     config = settled(pinned_run(config))
     prompts = check(config)
-    refusal = f"{config.path}: another process trains in this folder: wait for it, or set run.name"
-    with alone(config.path / ".lock", refusal):
-        return _train(config, prompts, say)
+    with only_trainer(config) as lock:
+        return _train(config, prompts, say, lock)
 
 
-def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
+def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held) -> Path:
     store = CheckpointStore(config.checkpoint.url or str(config.path.resolve() / "checkpoints"), say)
     checkpoint = store.latest(lambda record: difference(record, config), thorough=True)
     if checkpoint and checkpoint.step >= config.run.steps:
@@ -46,6 +49,8 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
         if exported_step(config) != checkpoint.step:
             export_run(config, store, checkpoint, prompts, say)
         return config.path
+    if checkpoint is None and (doubt := doubt_about_start(config)):
+        say(doubt)
     planned = plan(requests(config), cluster_nodes())
     print_table(planned.table())
     placement = reserve(planned.require(), config.roles.wait_s, say)
@@ -66,19 +71,21 @@ def _train(config: RunConfig, prompts: Prompts, say: Say) -> Path:
         ):
             metrics.resume(done if checkpoint else -1)
             run.say_by(progress.say)
-            done = run.loop(done, metrics, progress)
+            done = run.loop(done, metrics, progress, partial(require_folder, config, lock, metrics))
         run.say_by(say)
         if run.interrupted and done < config.run.steps:
             raise KeyboardInterrupt
         if run.gives_up:
-            say(f"stopped at step {done}: the held-out reward fell {run.state.falls} times since {run.state.best}")
+            say(f"stopped at step {done}: {run.state.in_words()}")
         export_run(config, store, store.require(done), prompts, say, controller)
-    except BaseException:
+    except BaseException as error:
         with suppress(Exception):  # what failed first is what a person must read
             if roles is not None:
                 roles.stop()
             else:
                 placement.release()
+        if isinstance(error, RayTaskError):
+            raise broke(error, error.cause or error, config.path / "error.txt") from None
         raise
     roles.stop()
     return config.path

@@ -3,13 +3,14 @@ import json
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation import evaluate as evaluation
 from dipp_ray.evaluation.evaluate import evaluate_command, evaluate_run, how_to_sample, in_words, models_of
-from dipp_ray.evaluation.measure import diversity, load_judge, spread
+from dipp_ray.evaluation.measure import diversity, diversity_units, load_judge, spread
 from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.settings import validate
@@ -19,7 +20,7 @@ from tiny import PROMPTS
 
 def bright_judge(images, prompts):
     """A judge for these tests."""
-    return {"brightness": images.mean().item(), "digit_accuracy": 0.5, "broken": float("nan")}
+    return {"brightness": images.mean((1, 2, 3)).tolist(), "digit_accuracy": 0.5, "broken": float("nan")}
 
 
 def changed(config, **sections):
@@ -49,12 +50,19 @@ def test_a_run_is_measured_against_its_base_and_teacher(run_config, tiny_world, 
     assert result["models"]["base"]["broken"] is None
     # The rewards are those of the images that the exported folders give.
     prompts = spread(Prompts(tuple(PROMPTS)), 20)
+    scores = {}
     for name, folder in (("base", "base"), ("aligned", "aligned")):
         images = sample_images(load_pipeline(tiny_world / folder), prompts, 7, 1, 0.0, 64)
-        expected = InkReward().reward(images, prompts).mean().item()
-        assert result["models"][name]["ink"] == pytest.approx(expected, abs=1e-5)
+        scores[name] = InkReward().reward(images, prompts).numpy()
+        assert result["models"][name]["ink"] == pytest.approx(scores[name].mean(), abs=1e-5)
         assert result["models"][name]["diversity"] == pytest.approx(diversity(images, prompts), abs=1e-5)
     assert result["models"]["base"]["ink"] != pytest.approx(result["models"]["aligned"]["ink"], abs=1e-3)
+    # Over the same samples; what the judge gives without units has no interval.
+    test = stats.ttest_rel(scores["aligned"], scores["base"])
+    low, high = test.confidence_interval(0.95)
+    difference = result["difference"]["gold"]
+    assert (difference["mean"], difference["within"]) == pytest.approx(((low + high) / 2, (high - low) / 2), abs=1e-4)
+    assert set(result["difference"]) == {"ink", "gold", "diversity", "brightness"} == set(result["within"]["teacher"])
     images = sample_images(load_pipeline(tiny_world / "teacher"), prompts, 7, 3, 1.5, 64)  # as it guides in training
     assert result["made"] == {"base": "one step", "aligned": "one step", "teacher": "3 steps, guidance 1.5"}
     assert result["models"]["teacher"]["ink"] == pytest.approx(
@@ -146,6 +154,14 @@ def test_diversity_is_the_mean_distance_within_a_prompt():
     root = 12**0.5
     assert diversity(images, prompts) == pytest.approx((root / 2 + root) / 2)
     assert diversity(images[:1], ["a"]) != diversity(images[:1], ["a"])  # not a number
+
+
+def test_the_units_of_diversity_are_one_a_prompt_and_their_mean_is_it():
+    images, prompts = torch.rand(9, 3, 2, 2), list("aaaabbbcd")
+    units = diversity_units(images, prompts)
+    assert len(units) == 2 and units.mean() == pytest.approx(diversity(images, prompts))
+    pairs = [torch.pdist(images.flatten(1)[:4]), torch.pdist(images.flatten(1)[4:7])]
+    assert units.mean() == pytest.approx(torch.cat(pairs).mean().item(), rel=1e-6)
 
 
 def test_the_teacher_is_guided_as_in_training_and_it_is_said(tiny_world, run_config, monkeypatch):

@@ -1,3 +1,7 @@
+import json
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +13,9 @@ from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.sample_command import sample
 from dipp_ray.evaluation.sampling import sample_images
+from dipp_ray.models.export import export_pipeline
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
+from dipp_ray.models.pipeline import load_denoiser, one_step_of, one_step_of_folder, read_frame
 from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.models.text import TextEncoder
 
@@ -31,6 +36,64 @@ def test_the_file_is_what_plain_diffusers_gives(tiny_world, tmp_path):
     np.testing.assert_array_equal(shown, np.asarray(image).repeat(32, 0).repeat(32, 1))
     other = one(sample(tiny_world / "aligned", ["a bold two"], tmp_path / "other.png", seed=4))
     assert other.read_bytes() != out.read_bytes()
+
+
+def test_what_diffusers_itself_saves_is_sampled_alike(tiny_world, tmp_path):
+    """save_pretrained of the loaded folder keeps no one_step.json: what it holds stands in the scheduler too."""
+    DiffusionPipeline.from_pretrained(tiny_world / "aligned").save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "one_step.json").exists()
+    assert one_step_of_folder(tmp_path / "saved") == {"t_star": 440, "input": "sigma"}
+    first, again = (
+        one(sample(folder, ["a bold two"], tmp_path / f"{folder.name}.png", seed=3)).read_bytes()
+        for folder in (tiny_world / "aligned", tmp_path / "saved")
+    )
+    assert first == again
+    DiffusionPipeline.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "twice")
+    assert one_step_of_folder(tmp_path / "twice") == {"t_star": 440, "input": "sigma"}
+    latents = [
+        load_pipeline(tmp_path / name).latents(["a"], torch.ones(1, 1, 8, 8), steps=4) for name in ("saved", "twice")
+    ]
+    assert torch.equal(*latents)
+
+
+def test_resolution_and_guidance_are_kept_too(tiny_world, tmp_path):
+    frame = replace(read_frame(tiny_world / "teacher", resolution=(16, 8)), embedded_guidance=3.5)
+    out = exported(frame, tiny_world / "other", tmp_path / "out")
+    expected = {"t_star": 440, "input": "unit", "resolution": [16, 8], "embedded_guidance": 3.5}
+    assert one_step_of_folder(out) == expected == json.loads((out / "one_step.json").read_text())
+    (out / "one_step.json").unlink()
+    assert one_step_of_folder(out) == expected
+    del expected["embedded_guidance"]  # which this network does not read
+    assert one_step_of_folder(exported(replace(frame, embedded_guidance=None), tiny_world / "other", out)) == expected
+    (out / "one_step.json").unlink()
+    assert read_frame(out).resolution == (16, 8)
+
+
+def exported(frame, weights_of, out):
+    weights = load_denoiser(weights_of, "fp32").network.state_dict()
+    return export_pipeline(frame, weights, one_step_of(frame, 440, "unit"), out)
+
+
+def test_two_accounts_that_differ_are_refused(tiny_world, tmp_path):
+    shutil.copytree(tiny_world / "aligned", tmp_path / "out")
+    (tmp_path / "out" / "one_step.json").write_text('{"t_star": 439, "input": "sigma"}')
+    with pytest.raises(UserError, match=r"one_step\.json says .*439.*its scheduler was made for .*440.*export it anew"):
+        sample(tmp_path / "out", ["a"], tmp_path / "a.png")
+
+
+def test_an_export_of_before_the_scheduler_held_it_is_sampled(tiny_world, tmp_path):
+    shutil.copytree(tiny_world / "aligned", tmp_path / "out")
+    path = tmp_path / "out" / "scheduler" / "scheduler_config.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "_one_step"})
+    )
+    assert one_step_of_folder(tmp_path / "out") == {"t_star": 440, "input": "sigma"}
+    sample(tmp_path / "out", ["a"], tmp_path / "a.png")
+
+
+def test_the_exported_scheduler_warns_of_nothing(tiny_world, capfd):
+    DiffusionPipeline.from_pretrained(tiny_world / "aligned", low_cpu_mem_usage=False)
+    assert "not expected" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

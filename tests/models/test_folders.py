@@ -41,4 +41,9 @@ def test_the_card_needs_no_weights(folder, tmp_path):
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
     write_card(folder, read_frame(folder), tiny_config(tmp_path, folder, tmp_path / "prompts.parquet"), 20)
-    assert "num_inference_steps=1, guidance_scale=0, use_resolution_binning=False" in (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert "num_inference_steps=1, guidance_scale=0, use_resolution_binning=False" in text
+    above, call, warning, *_ = text.partition("---\n# tiny\n\n")[2].split("```")
+    assert above == "" and call.startswith("python\n")  # the one right call comes first
+    assert "`guidance_scale` is 0" in warning and "`use_resolution_binning=False`" in warning
+    assert "More steps take longer" in warning

@@ -43,6 +43,17 @@ def test_captions_stand_under_their_own_cell(tmp_path):
     assert list(tmp_path.iterdir()) == [with_text]
 
 
+@pytest.mark.parametrize("side", [8, 256, 512])
+def test_captions_are_as_large_beside_any_cell(tmp_path, side):
+    """Shrunk to cells of 96 pixels, a grid of large images has the letters of one of small images."""
+    picture = Image.open(save_grid(torch.zeros(1, 3, side, side), tmp_path / "grid.png", 1, ["Hxg a bold seven"]))
+    cell = max(side, 96)
+    letters = np.asarray(picture)[cell:, :, 3] > 100
+    height = np.flatnonzero(letters.any(1)).max() - np.flatnonzero(letters.any(1)).min()
+    assert 0.08 < height / cell < 0.30
+    assert letters.any(0).sum() / cell > 0.5
+
+
 def test_bad_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"\[2, 1, 8, 8\]"):
         save_grid(torch.zeros(2, 1, 8, 8), tmp_path / "grid.png", 2)

@@ -1,10 +1,14 @@
+import io
 import json
 import shutil
 
 import pytest
+import torch
+from PIL import Image
 
 from dipp_ray.errors import UserError
-from dipp_ray.reporting.metrics import MetricsLog, read_metrics
+from dipp_ray.reporting.grid import save_grid
+from dipp_ray.reporting.metrics import GRID_SIDE, MetricsLog, grid_of, read_metrics
 
 
 def scalars(folder):
@@ -54,6 +58,29 @@ def test_a_deleted_tensorboard_folder_is_made_again(tmp_path):
     assert scalars(tmp_path) == [(step, float(step)) for step in range(1, 7)]
 
 
+def grids(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    return [(event.step, Image.open(io.BytesIO(event.encoded_image_string))) for event in events.Images("samples")]
+
+
+def test_sample_grids_are_in_tensorboard_in_order_and_small(tmp_path):
+    """Also after a resume, and when the folder was deleted and is made again."""
+    for start in (0, 2, 4):
+        with MetricsLog(tmp_path, tensorboard=True) as log:
+            log.resume(start - 1)
+            for step in range(start, start + 4):
+                grid = save_grid(torch.rand(4, 3, 512, 512), grid_of(tmp_path, step), 2) if step % 2 == 0 else None
+                log.write(step, {"reward": float(step)}, grid)
+        seen = grids(tmp_path)
+        assert [step for step, _ in seen] == list(range(0, start + 4, 2))
+        assert all(picture.size == (GRID_SIDE, GRID_SIDE) and picture.mode == "RGB" for _, picture in seen)
+        if start == 2:
+            shutil.rmtree(tmp_path / "tensorboard")
+
+
 def test_a_torn_last_line_does_not_spoil_the_next_record(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 1.0}\n{"step": 2')
     with MetricsLog(tmp_path, tensorboard=False) as log:
@@ -91,3 +118,15 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         MetricsLog(tmp_path / "file", tensorboard=False)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_removed_folder_is_told_by_asking_and_not_made_again(tmp_path):
+    folder = tmp_path / "run"
+    with MetricsLog(folder, tensorboard=True) as log:
+        log.write(1, {"reward": 1.0})
+        assert log.stays
+        shutil.rmtree(folder)
+        log.write(2, {"reward": 2.0})
+        assert not log.stays
+    assert not folder.exists()

@@ -21,8 +21,11 @@ def test_a_pipe_gets_plain_lines_first_and_last():
     out = subprocess.run([sys.executable, "-c", RUN], capture_output=True, check=True, env=environment).stdout
     assert not any(byte < 32 and byte != 10 for byte in out)
     first, last, said = out.decode().splitlines()
-    assert first.startswith("align 11/30 · 31.0 images/s · ") and "left · reward 1.10 · held-out gold −1.24" in first
-    assert last == "align 30/30 · 31.0 images/s · reward 3.00 · held-out gold −1.24 · score grad not finite"
+    assert (
+        first.startswith("align 11/30 · 31.0 images/s · ")
+        and "left · reward 1.10 · held-out gold −1.24 at step 11" in first
+    )
+    assert last == "align 30/30 · 31.0 images/s · reward 3.00 · held-out gold −1.24 at step 11 · score grad not finite"
     assert said == "saved [step 30]"
 
 

@@ -18,6 +18,7 @@ logging.getLogger("ray.serve").info("Started Serve")
 logging.getLogger("ray.serve").error("a replica died")
 logging.getLogger("DeepSpeed").warning("Setting accelerator to CPU. If you have GPU ...")
 logging.getLogger("DeepSpeed").warning("gradient overflow")
+logging.getLogger("transformers.utils.import_utils").warning("`CLIPImageProcessor` requires torchvision (not ...)")
 from tqdm.auto import tqdm
 list(tqdm(range(3)))
 """

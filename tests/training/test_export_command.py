@@ -42,6 +42,20 @@ def test_the_named_checkpoint_is_exported(run, tmp_path, which, step):
     assert all((value == 2).all() for value in load_denoiser(out, "fp32").network.parameters())
 
 
+def test_where_the_start_was_best_no_checkpoint_is(tmp_path):
+    teacher = pixart_pipeline(tmp_path / "teacher")
+    config = tiny_config(tmp_path, teacher, prompt_file(tmp_path / "prompts.parquet"))
+    store = CheckpointStore(str(config.path / "checkpoints"))
+    share = store.write_share(1, "generator", 0, 1, {"ema/w": torch.zeros(1)}, {})
+    store.commit(1, {"best": [0, -5.661]}, share)
+    (config.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    with pytest.raises(UserError, match=r"held-out reward above the start's, -5\.661; export RUN"):
+        export_command(f"{config.path}@best", tmp_path / "out")
+    store.commit(1, {"best": None}, share)
+    with pytest.raises(UserError, match="it has no held-out reward term"):
+        export_command(f"{config.path}@best", tmp_path / "out")
+
+
 def test_what_is_no_export_is_not_overwritten(run, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="nothing was overwritten"):

@@ -1,7 +1,7 @@
 """A whole run on the tiny pipeline: its folder, its export, and interrupted and resumed against uninterrupted."""
 
-import json
 import os
+import shutil
 import signal
 from functools import partial
 
@@ -10,7 +10,7 @@ import ray
 import torch
 
 from dipp_ray.checkpoints.store import CheckpointStore
-from dipp_ray.errors import NonFiniteError, RoleFailure, UserError
+from dipp_ray.errors import NonFiniteError, RoleFailure, RunFolderLost, UserError
 from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.reporting.metrics import read_metrics
 from dipp_ray.training.controller import Controller
@@ -112,7 +112,10 @@ def kills_change_nothing(world, name, straight_settings, stopped_settings):
     image = plain.pipeline("a bold two", **plain.arguments()).images[0]
     assert image.size == (8, 8)
     assert "num_inference_steps=1" in (straight / "pipeline" / "README.md").read_text()
-    assert json.loads((straight / "checkpoints" / "best.json").read_text())["step"] in (3, 6, 8)
+    looked = {record["step"]: record["held_out/gold"] for record in read_metrics(straight) if "held_out/gold" in record}
+    best, marked = max(looked, key=lambda step: looked[step]), CheckpointStore(straight / "checkpoints").best()
+    assert list(looked) == [0, 3, 6, 8] and (marked.step if marked else 0) == best  # the start competes
+    assert all("from_start_within/gold" in record for record in read_metrics(straight) if record["step"] in (3, 6, 8))
 
     with pytest.raises(UserError, match=r"choose another run\.name"):
         train(config_of(world, f"straight-{name}", *straight_settings, "objective.guidance_scale=3"))
@@ -139,3 +142,18 @@ def test_dropped_rewards_are_counted_and_the_run_goes_on(ray_session, world):
     terms = "reward.terms=[{name: broken, model: 'settings:BrokenReward'}]"
     folder = train(config_of(world, "drop", terms, "reward.on_nonfinite=drop", "run.steps=1"))
     assert read_metrics(folder)[-1]["reward_dropped"] > 0
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_removed_ends_the_run_at_the_next_barrier(ray_session, world, tmp_path):
+    elsewhere = tmp_path / "checkpoints"
+    config, said = config_of(world, "gone", f"checkpoint.url={elsewhere}", "log.tensorboard=true"), []
+    with pytest.MonkeyPatch.context() as patched:
+        on_first_task_of(4, lambda _: shutil.rmtree(config.path), patched)
+        with pytest.raises(RunFolderLost, match=r"gone was removed .*\(seen after step 6\): its checkpoints in"):
+            train(config, said.append)
+    assert not config.path.exists()  # nothing was written there again
+    assert CheckpointStore(str(elsewhere)).latest().step == 3
+    train(config, said.append)
+    assert "resumed from the checkpoint of step 3" in said
+    assert [record["step"] for record in read_metrics(config.path)] == [4, 5, 6, 7, 8]

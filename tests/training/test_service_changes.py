@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from dipp_ray.errors import RewardUnavailableError, UserError
+from dipp_ray.training.looks import History, Look
 from dipp_ray.training.run import Run
 from dipp_ray.training.shared_service import changes
 from settings import tiny_config
@@ -67,7 +68,8 @@ def test_another_judge_begins_anew(tmp_path):
     before, now = SERVICE | {"models": [CLIP, *watched]}, SERVICE | {"models": [CLIP, *reversed(watched)]}
     said = []
     run = run_of(tmp_path, now, said)
-    run.state = run.state.but(service=before, best=(3, 21.0), falls=2)
+    run.state = run.state.but(service=before, held_out={"pickscore": History(None, Look(3, 21.0))}, falls=2)
+    assert run.state.best == Look(3, 21.0)
     run.look_at_service()
     assert (run.state.best, run.state.falls) == (None, 0)
     assert "the held-out model that judges was pickscore and is hps" in said[0]

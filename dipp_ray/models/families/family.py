@@ -43,7 +43,8 @@ class Family:
     immaterial: ClassVar[tuple[str, ...]] = ()  # settings of the network that change nothing of what it computes
     two_branches: ClassVar[bool] = True  # whether it is guided by a null branch: not where guidance was distilled away
     multiple: ClassVar[int] = 1  # of pixels a side, that the pipeline's own call asks for
-    scheduler_of_sigma: ClassVar[str] = "EulerDiscreteScheduler"  # of an exported step from sigma z
+    scheduler_of_sigma: ClassVar[str] = "EulerDiscreteScheduler"  # of an exported step, if of betas
+    one_step_shift: ClassVar[float] = 2.0**18  # of an exported step, if of a flow: all sigmas are near 1 by it
     last_layer: ClassVar[str | None] = None  # module of the network whose output, times a number, is the network's
     # Components that a pipeline works without, named or not.
     dispensable: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
@@ -193,7 +194,7 @@ class Family:
                     "a flow, for its family names no last_layer: choose another prediction, or name it in model.family"
                 )
             return flow_within_betas(one_step.t_star)
-        return one_step_scheduler(self.scheduler, one_step, self.scheduler_of_sigma)
+        return one_step_scheduler(self.scheduler, one_step, self.scheduler_of_sigma, self.one_step_shift)
 
     def call_arguments(self) -> dict[str, Any]:
         """What the pipeline's call needs beside prompt, steps and guidance to give what the trainer gives."""

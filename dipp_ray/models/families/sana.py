@@ -26,6 +26,7 @@ class Sana(Family):
     pipelines = ("SanaPipeline",)
     networks = ("SanaTransformer2DModel",)
     flow = True
+    one_step_shift = 2.0**14  # its pipeline leaves the sigmas to the scheduler, which shifts them twice
     multiple = 32
     adapter_targets = ("to_q", "to_k", "to_v")
 

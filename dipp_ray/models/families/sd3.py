@@ -15,6 +15,7 @@ class StableDiffusion3(Family):
     pipelines = ("StableDiffusion3Pipeline",)
     networks = ("SD3Transformer2DModel",)
     flow = True
+    one_step_shift = 2.0**14  # its pipeline leaves the sigmas to the scheduler, which shifts them twice
     adapter_targets = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
