@@ -67,6 +67,7 @@ WORSE = {
 SAME = (
     "More steps take longer and give the same picture: its scheduler holds them all at the one time it was trained at."
 )
+OF_ONE_STEP = ("DDPMScheduler", "SCMScheduler")  # schedulers that hold other times too
 ONE = "More steps than one give wrong images."
 ALIGNED = """It was pushed
 towards one reward: look at the held-out reward and at diversity in evaluation.json before trusting the reward's gain.
@@ -117,7 +118,7 @@ def write_card(
 def _warning(frame: Family, folder: Path) -> str:
     """What goes wrong with other arguments, of those that the call has."""
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
-    steps = ONE if scheduler == "DDPMScheduler" else SAME
+    steps = ONE if scheduler in OF_ONE_STEP else SAME
     given = call_arguments(frame)
     return WITHOUT + " ".join(text.format(given=given[key], steps=steps) for key, text in WORSE.items() if key in given)
 

@@ -80,7 +80,7 @@ def test_the_exported_step_in_plain_diffusers_is_the_trainers(worlds, name, conv
     print(f"{name} {convention}: {error:.1e}")
     assert error < TOLERANCE
     assert export_error(out, PROMPTS, z, x0.numpy()) == pytest.approx(error)
-    for steps in (4, 28):  # the folder itself keeps to its one step: 4.2 without it
+    for steps in (4, 28) if name != "sanasprint" else ():  # the folder itself keeps to its one step: 4.2 without it
         more = plain(
             list(PROMPTS), latents=frame.packed(z), output_type="latent", **arguments | {"num_inference_steps": steps}
         ).images

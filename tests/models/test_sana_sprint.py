@@ -7,9 +7,10 @@ import pytest
 
 from dipp_ray.errors import UserError
 from dipp_ray.models.card import write_card
+from dipp_ray.models.export import write_one_step
 from dipp_ray.models.pipeline import read_frame
 from dipp_ray.models.plain_pipeline import call_arguments
-from dipp_ray.models.reading import settled
+from dipp_ray.models.reading import one_step_of_model, settled
 from dipp_ray.training.checks import check
 from settings import tiny_config
 from tiny import prompt_file
@@ -57,8 +58,11 @@ def test_two_branches_of_guidance_are_refused_and_the_card_shows_the_call(tmp_pa
         check(tiny_config(*given))
     config = settled(tiny_config(*given, "objective.guidance_scale=1"))
     check(config)
-    write_card(tmp_path, read_frame(folder, resolution=(32, 32)), config, 1)
+    frame = read_frame(folder, resolution=(32, 32))
+    assert write_one_step(frame, one_step_of_model(frame, config.model), tmp_path) == "SCMScheduler"
+    write_card(tmp_path, frame, config, 1)
     card = (tmp_path / "README.md").read_text()
+    assert "More steps than one give wrong images" in card  # its scheduler goes back to noise between steps
     assert "guidance_scale=4.5, height=32, width=32" in card and "intermediate_timesteps=None" in card
     assert "t* = 1000, input convention `sigma`, output `flow_prediction`" in card
 

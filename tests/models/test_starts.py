@@ -311,7 +311,7 @@ def test_a_rank_keeps_the_teachers_frame_beside_the_generators(config, monkeypat
 
 def test_a_run_is_trained_and_recorded_as_it_was_settled(config, monkeypatch):
     seen = []
-    monkeypatch.setattr("dipp_ray.training.train._train", lambda config, prompts, say: seen.append(config))
+    monkeypatch.setattr("dipp_ray.training.train._train", lambda config, *_: seen.append(config))
     train(config("sd3", None))
     assert (seen[0].model.t_star, seen[0].model.input, seen[0].model.prediction) == (1000, "sigma", "teacher")
 
