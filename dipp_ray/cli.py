@@ -105,7 +105,9 @@ def parser() -> argparse.ArgumentParser:
     ):
         sub = verb(function, text)
         sub.add_argument("config", type=Path, help="YAML configuration")
-        sub.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
+        sub.add_argument(
+            "settings", nargs="*", metavar="section.key=value", help="settings that override it, or YAML files of such"
+        )
         if function is run_check:
             sub.add_argument(
                 "--try", dest="try_rewards", action="store_true",
@@ -136,7 +138,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--private", action="store_true", help="with --push: nobody else sees the repository")
     service = verb(run_serve_rewards, "The reward service: scores and gradients for several trainers, until Ctrl-C.")
     service.add_argument("config", type=Path, help="YAML configuration of a service")
-    service.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
+    service.add_argument(
+        "settings", nargs="*", metavar="section.key=value", help="settings that override it, or YAML files of such"
+    )
     service.add_argument("--detach", action="store_true", help="leave it in the cluster of RAY_ADDRESS and return")
     schema = verb(run_schema, "The JSON schema of a configuration, by which an editor completes and checks it.")
     schema.add_argument(

@@ -31,8 +31,22 @@ Settings = TypeVar("Settings", bound=Section)
 
 
 def load_settings(path: str | Path, overrides: list[str] | None, model: type[Settings]) -> Settings:
-    """Read `path` (YAML), apply `section.key=value` overrides, validate. Raises UserError with one sentence."""
-    path = Path(path)
+    """Read `path` (YAML), apply overrides in order, validate. Raises UserError with one sentence.
+
+    An override is `section.key=value`, or another YAML file, whose settings take the place of those before it, key by
+    key.
+    """
+    data = read_sections(Path(path))
+    for override in overrides or []:
+        if "=" not in override and override.endswith((".yaml", ".yml")):
+            lay_over(data, read_sections(Path(override)))
+        else:
+            apply_override(data, override)
+    return validate(data, model, str(path))
+
+
+def read_sections(path: Path) -> dict:
+    """The sections of a YAML file. Raises UserError where it is none."""
     try:
         data = strict_yaml.load(path.read_text())
     except OSError as error:
@@ -41,9 +55,16 @@ def load_settings(path: str | Path, overrides: list[str] | None, model: type[Set
         raise UserError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"configuration {path} holds no sections: expected lines such as 'run:'")
-    for override in overrides or []:
-        apply_override(data, override)
-    return validate(data, model, str(path))
+    return data
+
+
+def lay_over(data: dict, above: dict) -> None:
+    """Put the nested mapping `above` over `data`, in place: mappings are joined, all else is replaced."""
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            lay_over(data[key], value)
+        else:
+            data[key] = value
 
 
 def apply_override(data: dict, override: str) -> None:

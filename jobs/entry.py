@@ -15,7 +15,9 @@ def main(text: str, refuse: Callable[[RunConfig], str | None], arguments: list[s
     """Train as CONFIG says, unless `refuse` has a sentence against it. Exit status as `dipp-ray`'s."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="YAML configuration")
-    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override it")
+    parser.add_argument(
+        "settings", nargs="*", metavar="section.key=value", help="settings that override it, or YAML files of such"
+    )
     parser.add_argument("--generator", metavar="RUN", help="folder of a finished run: its generator and score model")
     given = parser.parse_intermixed_args(arguments)
     settings = given.settings

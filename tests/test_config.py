@@ -358,3 +358,17 @@ def test_a_runs_folder_is_a_local_path(path):
     assert "run.folder=s3://bucket/runs: a run's folder is a local path" in sentence(
         path, "run.folder=s3://bucket/runs"
     )
+
+
+def test_a_file_of_settings_is_laid_over_another(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(yaml.safe_dump(MINIMAL | {"roles": {"generator": {"threads": 3, "cpus": 2}}}))
+    second.write_text("roles: {generator: {threads: 5}, score: {threads: 7}}\nadapters: {score: {rank: 4}}\n")
+    roles = load_config(first, [str(second)]).roles
+    assert (roles.generator.threads, roles.generator.cpus, roles.score.threads) == (5, 2, 7)
+    assert load_config(first, [str(second), "roles.score.threads=1"]).roles.score.threads == 1
+    assert load_config(first, ["roles.score.threads=1", str(second)]).roles.score.threads == 7, "in order"
+    assert load_config(first, [str(second), "adapters.score=null"]).adapters.score is None
+    second.write_text("roles: {generator: {thread: 5}}\n")
+    assert "did you mean roles.generator.threads" in sentence(first, str(second))
+    assert "No such file" in sentence(first, str(tmp_path / "third.yaml"))
