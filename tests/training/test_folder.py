@@ -149,7 +149,8 @@ def test_check_and_train_say_it(tmp_path, monkeypatch, capsys):
     pixart_pipeline(tmp_path / "teacher"), prompt_file(tmp_path / "prompts.parquet")
     config, said = config_of(tmp_path), []
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    assert cli.main(["check", str(tmp_path / "run.yaml")]) == 2
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli.main(["check", str(tmp_path / "run.yaml")]) == 0
     assert "distil first" in capsys.readouterr().out
     with pytest.raises(UserError, match="no cluster here"):
         training.train(config, said.append)
