@@ -12,7 +12,10 @@ from pydantic import Field, field_validator, model_validator
 
 from dipp_ray.alignment.hyperparameters import Decay, Objective, Optimiser
 from dipp_ray.rewards.terms import RewardTerm, unique_names
+from dipp_ray.role_settings import RoleSection, RolesSection, TrainedRoleSection
 from dipp_ray.settings import Count, Positive, Section, load_settings
+
+__all__ = ["RoleSection", "RolesSection", "RunConfig", "TrainedRoleSection", "allowed_group_sizes", "load_config"]
 
 
 class RunSection(Section):
@@ -159,73 +162,6 @@ class RewardSection(Section):
     def shared(self) -> bool:
         """Whether a service is used that is not this run's own."""
         return bool(self.app or self.urls)
-
-
-class RoleSection(Section):
-    workers: int = Field(1, ge=1, description="Ranks of a group, or actors of a pool.")
-    cpus: float = Field(0.25, ge=0, description="Ray CPUs of one worker.")
-    gpus: float = Field(0.0, ge=0, description="GPUs of one worker; a fraction shares a GPU with another role.")
-    accelerator: str | None = Field(None, description="GPU kind as Ray names it, such as H100.")
-    labels: dict[str, str] = Field(default_factory=dict, description="Node labels, such as role: teacher.")
-    resources: dict[str, float] = Field(default_factory=dict, description="Custom Ray resources of one worker.")
-    threads: int = Field(1, ge=1, description="CPU threads of torch in one worker.")
-    dtype: Literal["fp32", "bf16"] = Field("fp32", description="Precision of the network's forward and backward.")
-
-    @model_validator(mode="after")
-    def _whole_or_fraction(self):
-        if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus={self.gpus}: more than one GPU must be a whole number")
-        return self
-
-
-class TrainedRoleSection(RoleSection):
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
-    persistence_threshold: int = Field(
-        100_000, ge=0, description="Parameters smaller than this stay whole at ZeRO 3, in elements."
-    )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
-    recompute: bool = Field(
-        False, description="Generator: sample without a graph, run the forward again at the backward. Always at ZeRO 3."
-    )
-
-
-class RolesSection(Section):
-    generator: TrainedRoleSection = TrainedRoleSection()
-    score: TrainedRoleSection = TrainedRoleSection()
-    teacher: RoleSection = RoleSection()
-    reward: RoleSection = RoleSection()
-    text: RoleSection = RoleSection(cpus=0.1)
-    ports: tuple[int, int] = Field((20000, 30000), description="Range of rendezvous ports, below the ephemeral one.")
-    wait_s: Positive = Field(600.0, description="Longest wait for the cluster to give what the roles ask, seconds.")
-    step_timeout_s: Positive = Field(1800.0, description="Longest wait for one result inside a step, seconds.")
-
-    @model_validator(mode="after")
-    def _ports_in_order(self):
-        if not 1024 <= self.ports[0] < self.ports[1] <= 65535:
-            raise ValueError(f"roles.ports={list(self.ports)} is no range of ports: write [low, high] in 1024..65535")
-        return self
-
-    @model_validator(mode="after")
-    def _single(self):
-        if self.reward.workers != 1:
-            raise ValueError(f"roles.reward.workers has no effect: use reward.replicas={self.reward.workers}")
-        if self.text.workers != 1:
-            raise ValueError(
-                f"roles.text.workers={self.text.workers} has no effect, for one worker encodes all prompts: remove it, "
-                "or give that one more with roles.text.threads or roles.text.gpus"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_rank_a_gpu(self):
-        for name in ("generator", "score"):
-            role = getattr(self, name)
-            if role.workers > 1 and 0 < role.gpus < 1:
-                raise ValueError(
-                    f"roles.{name}: {role.workers} ranks at {role.gpus} GPU each could share one GPU, which NCCL "
-                    f"refuses: give roles.{name}.gpus=1, or workers=1 (fractions are for different roles)"
-                )
-        return self
 
 
 class CheckpointSection(Section):
