@@ -5,6 +5,7 @@ diffusers knows an adapter's alpha by the metadata in its file alone: without th
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,7 +103,9 @@ def _by_diffusers(network: Any, path: Path, frame: Family) -> int:
 def _fitting(path: Path, network: Any) -> Iterator[None]:
     """What the libraries raise of a LoRA that is none, or is another network's, in one sentence."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")  # as is meant, in a check
+            yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: its LoRA does not fit the {type(network).__name__} ({reason})") from None

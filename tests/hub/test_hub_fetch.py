@@ -67,7 +67,8 @@ def test_a_folder_that_exists_is_taken_first(hub, folder, tmp_path, monkeypatch)
     assert read_frame(REPO).folder == Path(REPO) and pinned(REPO) == REPO and hub.asked == []
 
 
-def test_what_is_no_id_keeps_its_sentence_and_asks_nobody(hub):
+def test_what_is_no_id_keeps_its_sentence_and_asks_nobody(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where none of these lies
     for given in ("./org/name", "nowhere", "/org/name", "runs/distil/pipeline"):
         with pytest.raises(UserError, match="is no folder: give a diffusers pipeline folder"):
             read_frame(given)
