@@ -184,12 +184,10 @@ def run_train(given) -> None:
     config = pinned_run(load_config(given.config, settings_of(given)))
     check(config)  # before Ray is started: bad input answers at once
     connect()
-    from dipp_ray.evaluation.evaluate import evaluate_run
     from dipp_ray.reporting.report import write_report
     from dipp_ray.training.train import train
 
-    folder = train(config, print)
-    evaluate_run(config, print)
+    folder = train(config, print, evaluates=True)
     print(f"report: {write_report(folder)}")
 
 

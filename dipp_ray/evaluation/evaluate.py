@@ -1,7 +1,6 @@
 """Models side by side on the same prompts and noises: a table, evaluation.json and a grid."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,39 +12,39 @@ from torch import Tensor
 
 from dipp_ray.config import RunConfig, load_config
 from dipp_ray.errors import UserError
+from dipp_ray.evaluation.evaluator import Evaluates, Evaluator, batch_of, how_to_sample, texts_of
 from dipp_ray.evaluation.folders import pipeline_of, run_of
 from dipp_ray.evaluation.measure import (
     Units,
     about,
     differences,
-    evaluation_prompts,
     intervals,
-    load_judge,
     means,
-    measure,
-    spread,
 )
-from dipp_ray.evaluation.rewards import scorer_of
-from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.hub.fetch import local
 from dipp_ray.models.bare import is_bare
-from dipp_ray.models.pipeline import device_of_this_process, frame_of, one_step_of_folder
-from dipp_ray.models.plain_pipeline import load_pipeline
+from dipp_ray.models.pipeline import frame_of
 from dipp_ray.reporting.differences import Difference, signed, with_interval
 from dipp_ray.reporting.grid import save_grid
+from dipp_ray.reporting.pace import Ticker
 from dipp_ray.reporting.progress import number
 from dipp_ray.reporting.waiting import waiting
 from dipp_ray.storage.aside import whole_file
 
 Say = Callable[[str], None]
-LARGEST_BATCH = 64
 GRID_PROMPTS = 16
 GRID_COLUMNS = 8
 JSON, GRID = "evaluation.json", "evaluation_grid.png"
 COMPARED = ("base", "aligned")
 
 
-def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print, out: Path | None = None) -> dict:
+def evaluate(
+    models: dict[str, str | Path],
+    config: RunConfig,
+    say: Say = print,
+    out: Path | None = None,
+    evaluator: Evaluates | None = None,
+) -> dict:
     """Measure pipeline folders by name ('base', 'aligned', 'teacher') as the configuration says.
 
     Returns {"prompts", "samples", "models": {name: {key: value or null}}, "within": {name: {key: half the width of a
@@ -53,29 +52,31 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
     {key: {"label", "better", "unit"}}, "made": {name: how}, "grid"}. A key without units has no interval.
     Exported one-step folders take one step without guidance, others `evaluation.teacher_steps` with
     `evaluation.teacher_guidance`.
-    With a folder `out`, evaluation.json and evaluation_grid.png are written there.
+    With a folder `out`, evaluation.json and evaluation_grid.png are written there. evaluator: who does the work; None:
+    this process.
     Raises UserError, before anything is sampled, for a folder, prompt file, reward or judge that is not there.
     """
-    settings = config.evaluation
     for folder in models.values():
         frame_of(config.model, folder)
-    judge = load_judge(settings.judge)
-    texts = spread(evaluation_prompts(config), settings.samples)
-    device = device_of_this_process()
-    scorer = scorer_of(config, batch_of(config), device, say)
+    evaluator = evaluator or Evaluator(config)
+    texts = texts_of(config)
+    with waiting("the rewards and the judge"):
+        terms = evaluator.prepare()
     values, units, shown = {}, {}, {}
     picked = (
         [i * len(texts) // GRID_PROMPTS for i in range(GRID_PROMPTS)]
         if len(texts) > GRID_PROMPTS
-        else range(len(texts))
+        else list(range(len(texts)))
     )
     for name, folder in models.items():
-        with waiting(f"{len(texts)} samples of {name}"):
-            images, speed = timed_samples(folder, texts, config, device)
+        with waiting(f"the weights of {name}"):
+            evaluator.open(folder)
+        seconds = sampled(evaluator, name, len(texts), batch_of(config), say)
         with waiting(f"the measures of {name}"):
-            units[name] = measure(images, texts, scorer, judge)
-        values[name] = means(units[name]) | {"images_per_second": speed}
-        shown[name] = images[list(picked)]
+            units[name], shown[name], said = evaluator.measures(picked)
+        for line in said:
+            say(line)
+        values[name] = means(units[name]) | {"images_per_second": len(texts) / seconds}
         say(f"evaluated {name} ({in_words(*how_to_sample(folder, config))}): {summary(values[name])}")
     result = {
         "prompts": len(set(texts)),
@@ -83,7 +84,7 @@ def evaluate(models: dict[str, str | Path], config: RunConfig, say: Say = print,
         "models": values,
         "within": {name: intervals(one) for name, one in units.items()},
         "difference": compared(units),
-        "metrics": about(list(next(iter(values.values()))), scorer.terms if scorer else []),
+        "metrics": about(list(next(iter(values.values()))), terms),
         "made": {name: in_words(*how_to_sample(folder, config)) for name, folder in models.items()},
         "grid": None,
     }
@@ -103,24 +104,14 @@ def compared(units: dict[str, Units]) -> dict[str, dict[str, float]]:
     return {key: asdict(difference) for key, difference in differences(base, aligned).items()}
 
 
-def batch_of(config: RunConfig) -> int:
-    """Images at a time: no more than a rank holds in training, for it runs at this size of image there."""
-    return min(LARGEST_BATCH, config.micro_batch_size)
-
-
-def timed_samples(folder, texts: list[str], config: RunConfig, device: torch.device) -> tuple[Tensor, float]:
-    """Images [B, 3, H, W] in [0, 1] of a pipeline folder, and how many it made a second, loading left out."""
-    pipeline = load_pipeline(folder, device, frame_of(config.model, folder))
-    how = how_to_sample(folder, config)
-    sample_images(pipeline, texts[:1], config.run.seed, 1 if how[0] == 1 else 2, how[1], 1)  # the first call is slower
-    clock = time.perf_counter()
-    images = sample_images(pipeline, texts, config.run.seed, *how, batch_of(config))
-    return images, len(texts) / (time.perf_counter() - clock)
-
-
-def how_to_sample(folder: str | Path, config: RunConfig) -> tuple[int, float]:
-    """(steps, guidance scale) of a pipeline folder: one step of an exported generator, many guided ones of others."""
-    return (1, 0.0) if one_step_of_folder(folder) else (config.evaluation.teacher_steps, config.teacher_guidance)
+def sampled(evaluator: Evaluates, name: str, count: int, batch: int, say: Say) -> float:
+    """Have `count` images sampled, `batch` at a time, and say how far it is; returns the seconds that it took."""
+    ticker, seconds = Ticker(say, f"samples of {name}", count), 0.0
+    for start in range(0, count, batch):
+        stop = min(count, start + batch)
+        seconds += evaluator.sample(start, stop)
+        ticker.tick(stop)
+    return seconds
 
 
 def in_words(steps: int, guidance_scale: float) -> str:
@@ -131,13 +122,13 @@ def summary(values: dict[str, float | None]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in values.items())
 
 
-def evaluate_run(config: RunConfig, say: Say = print) -> dict:
+def evaluate_run(config: RunConfig, say: Say = print, evaluator: Evaluates | None = None) -> dict:
     """Evaluate a finished run: its pipeline as 'aligned', where it started as 'base', and the teacher.
 
     Distillation has no base, for it starts from the teacher, nor a run that starts from a network alone. Writes
     run/evaluation.json and run/evaluation_grid.png.
     """
-    return evaluate(models_of(config, config.path / "pipeline", None), config, say, config.path)
+    return evaluate(models_of(config, config.path / "pipeline", None), config, say, config.path, evaluator)
 
 
 def models_of(config: RunConfig, pipeline: str | Path, against: str | Path | None) -> dict[str, str | Path]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dipp_ray.config import RunConfig
+from dipp_ray.serving.client.by_handle import HandleTransport
 from dipp_ray.serving.client.configured import transport_of
 from dipp_ray.serving.client.reward_client import RewardClient
 from dipp_ray.serving.contract.records import ModelRecord, Space
@@ -17,10 +18,11 @@ Say = Callable[[str], None]
 
 
 class ServiceScorer:
-    """A shared reward service with `Scorer`'s face, for scores of images alone."""
+    """A reward service with `Scorer`'s face, for scores of images alone."""
 
-    def __init__(self, config: RunConfig, batch: int, say: Say):
-        """batch: images at a time, fewer where the service takes less in one call."""
+    def __init__(self, config: RunConfig, batch: int, say: Say, application: str | None = None):
+        """batch: images at a time, fewer where the service takes less in one call. application: the run's own."""
+        self._application = application
         self._settings, self._trainer, self._say = config.reward, config.run.name[:64], say
         self._batch = batch
         self.terms: list[ModelRecord] = self._asked(lambda client: client.describe()).models
@@ -54,7 +56,7 @@ class ServiceScorer:
 
     def _asked(self, ask):
         async def run():
-            transport = transport_of(self._settings)
+            transport = HandleTransport(self._application) if self._application else transport_of(self._settings)
             async with RewardClient(
                 transport, self._settings.deadline_s, on_nonfinite="drop", space="images", trainer=self._trainer
             ) as client:
@@ -63,8 +65,10 @@ class ServiceScorer:
         return asyncio.run(run())
 
 
-def scorer_of(config: RunConfig, batch: int, device: torch.device, say: Say) -> Scorer | ServiceScorer | None:
-    """What scores the images of an evaluation; None where no reward is configured."""
-    if config.reward.shared:
-        return ServiceScorer(config, batch, say)
+def scorer_of(
+    config: RunConfig, batch: int, device: torch.device, say: Say, application: str | None = None
+) -> Scorer | ServiceScorer | None:
+    """What scores the images of an evaluation; None where no reward is configured. application: the run's own one."""
+    if config.reward.shared or application:
+        return ServiceScorer(config, batch, say, application)
     return Scorer(config.reward.terms, None, batch, device) if config.reward.terms else None

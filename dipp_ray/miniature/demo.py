@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 from dipp_ray.config import RunConfig, load_config
-from dipp_ray.evaluation.evaluate import evaluate_run
 from dipp_ray.miniature.build import Miniature, build_miniature
 from dipp_ray.miniature.stages import Progress, build_stage, only_builder
 from dipp_ray.preferences.config import FitConfig, FitSettings, WorkerSettings
@@ -95,6 +94,5 @@ def align_preset(miniature: Miniature, reward: Path, out: Path, distil: RunConfi
 
 
 def finish(config: RunConfig, say: Progress) -> None:
-    train(config, say)
-    evaluate_run(config, say)
+    train(config, say, evaluates=True)
     write_report(config.path)

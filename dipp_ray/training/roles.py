@@ -32,12 +32,18 @@ class Roles:
     private_application: str | None
     placement: Placement
 
-    def stop(self) -> None:
-        """End what this run started, and nothing else. Actors first: they go even where Serve no longer answers."""
+    def end_trainers(self) -> None:
+        """End all roles but the rewards'; the room that was reserved for them stays this run's."""
         self.generator.kill()
         self.score.kill()
-        for actor in [*self.teachers, self.text, *([self.reward] if self.reward else [])]:
+        for actor in [*self.teachers, self.text]:
             ray.kill(actor)
+
+    def stop(self) -> None:
+        """End what this run started, and nothing else. Actors first: they go even where Serve no longer answers."""
+        self.end_trainers()
+        if self.reward:
+            ray.kill(self.reward)
         self.placement.release()
         if self.private_application:
             stop_rewards(self.private_application)

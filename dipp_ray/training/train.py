@@ -18,6 +18,7 @@ from dipp_ray.storage.aside import whole_file
 from dipp_ray.storage.locks import Held
 from dipp_ray.training.checks import check, doubt_about_start
 from dipp_ray.training.controller import Controller
+from dipp_ray.training.evaluation import evaluate_placed
 from dipp_ray.training.export import export_run, exported_step
 from dipp_ray.training.faults import broke
 from dipp_ray.training.folder import only_trainer, require_folder
@@ -28,8 +29,10 @@ from dipp_ray.training.run import Run, Say
 from dipp_ray.training.trajectory import difference
 
 
-def train(config: RunConfig, say: Say = print) -> Path:
+def train(config: RunConfig, say: Say = print, evaluates: bool = False) -> Path:
     """Run or resume a training run to its end; returns the run's folder. Needs a connected Ray.
+
+    evaluates: its end is an evaluation, in the room of its roles and by its own reward service.
 
     Models of the hub are pinned to commits first, those that the run had where it is resumed: the recorded
     configuration names them. Raises UserError for bad input before anything starts. Ctrl-C or SIGTERM saves a
@@ -38,16 +41,18 @@ def train(config: RunConfig, say: Say = print) -> Path:
     config = settled(pinned_run(config))
     prompts = check(config)
     with only_trainer(config) as lock:
-        return _train(config, prompts, say, lock)
+        return _train(config, prompts, say, lock, evaluates)
 
 
-def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held) -> Path:
+def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates: bool) -> Path:
     store = CheckpointStore(config.checkpoint.url or str(config.path.resolve() / "checkpoints"), say)
     checkpoint = store.latest(lambda record: difference(record, config), thorough=True)
     if checkpoint and checkpoint.step >= config.run.steps:
         say(f"{config.path}: all {checkpoint.step} steps are done already; delete the folder to start anew")
         if exported_step(config) != checkpoint.step:
             export_run(config, store, checkpoint, prompts, say)
+        if evaluates:
+            evaluate_placed(config, say)
         return config.path
     if checkpoint is None and (doubt := doubt_about_start(config)):
         say(doubt)
@@ -78,6 +83,8 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held) -> Path:
         if run.gives_up:
             say(f"stopped at step {done}: {run.state.in_words()}")
         export_run(config, store, store.require(done), prompts, say, controller)
+        if evaluates:
+            evaluate_placed(config, say, roles)
     except BaseException as error:
         with suppress(Exception):  # what failed first is what a person must read
             if roles is not None:

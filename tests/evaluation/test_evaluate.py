@@ -9,7 +9,9 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation import evaluate as evaluation
-from dipp_ray.evaluation.evaluate import evaluate_command, evaluate_run, how_to_sample, in_words, models_of
+from dipp_ray.evaluation import evaluator
+from dipp_ray.evaluation.evaluate import evaluate_command, evaluate_run, in_words, models_of
+from dipp_ray.evaluation.evaluator import how_to_sample
 from dipp_ray.evaluation.measure import diversity, diversity_units, load_judge, spread
 from dipp_ray.evaluation.sampling import sample_images
 from dipp_ray.models.plain_pipeline import load_pipeline
@@ -84,14 +86,14 @@ def test_distillation_has_no_base(run_config):
 def test_no_batch_is_larger_than_a_micro_batch(run_config, tiny_world, monkeypatch, batch_size, largest):
     sizes = []
 
-    def sample(pipeline, prompts, seed, steps, guidance_scale, batch):
+    def sample(pipeline, prompts, seed, steps, guidance_scale, batch, first=0):
         sizes.append(batch)
         return torch.rand(len(prompts), 3, 8, 8)
 
-    monkeypatch.setattr(evaluation, "sample_images", sample)
-    config = changed(run_config, data={"batch_size": batch_size, "micro_batches": 4})
-    evaluation.timed_samples(tiny_world / "base", ["a"] * 5, config, torch.device("cpu"))
-    assert sizes == [1, largest]
+    monkeypatch.setattr(evaluator, "sample_images", sample)
+    config = changed(run_config, data={"batch_size": batch_size, "micro_batches": 4}, evaluation={"samples": 65})
+    evaluation.evaluate({"base": tiny_world / "base"}, config, lambda _: None)
+    assert sizes == [1] + [largest] * (65 // largest) + [65 % largest]
 
 
 def no_cluster():

@@ -106,13 +106,12 @@ def test_train_and_its_verb_go_on_with_the_pinned_configuration(hub, folder, tmp
     commit, seen = hub.add(TEACHER, folder), []
     monkeypatch.setattr("dipp_ray.cli.connect", lambda: None)
     monkeypatch.setattr("dipp_ray.training.train._train", lambda config, *_: seen.append(config) or config.path)
-    monkeypatch.setattr("dipp_ray.evaluation.evaluate.evaluate_run", lambda config, *_: seen.append(config))
     monkeypatch.setattr("dipp_ray.reporting.report.write_report", lambda folder: folder)
     written = tmp_path / "run.yaml"
     written.write_text(yaml.safe_dump(config_of(tmp_path).model_dump(mode="json")))
     assert main(["train", str(written)]) == 0
     train(config_of(tmp_path))
-    assert [config.model.teacher for config in seen] == [f"{TEACHER}@{commit}"] * 3
+    assert [config.model.teacher for config in seen] == [f"{TEACHER}@{commit}"] * 2
 
 
 def test_folders_alone_are_left_as_they_are(hub, folder, tmp_path):

@@ -1,6 +1,8 @@
 """LoRA on generator and score model: every family by the plain loop, and the Ray pipeline as the plain loop, whose
 score ranks answer the teacher's question too; checkpoints and exports hold what trains."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from test_family_training import FLOW, NAMES
 from test_parity import assert_same, plain_run, ray_run
 
 from dipp_ray.checkpoints.store import CheckpointStore
+from dipp_ray.config import load_config
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
+from dipp_ray.evaluation.evaluate import evaluate, models_of
 from dipp_ray.models.adapters import merge_adapter, trained_weights
 from dipp_ray.models.export import adapter_error, export_error, write_adapter, write_pipeline
 from dipp_ray.models.pipeline import frame_of
@@ -93,13 +97,13 @@ def test_the_ray_pipeline_equals_the_plain_loop(ray_session, world, settings):
 def run(ray_session, tmp_path, world):
     """Trains the run of a name to a number of steps; returns its folder and what it said."""
 
-    def run(name, steps, *settings):
+    def run(name, steps, *settings, evaluates=False):
         said: list[str] = []
         config = tiny_config(
             tmp_path, *world[1:], *BOTH, f"run.name={name}", f"run.steps={steps}", "checkpoint.every=2",
             "log.samples_every=2", *settings,
         )  # fmt: skip
-        return train(config, said.append), said
+        return train(config, said.append, evaluates), said
 
     return run
 
@@ -110,11 +114,19 @@ def state_of(folder, step, group):
 
 
 def test_a_run_saves_what_trains_and_exports_both(run):
-    folder, said = run("lora", 2)
+    folder, said = run("lora", 2, "evaluation.samples=10", "evaluation.teacher_steps=2", evaluates=True)
     for group in ROLES:
         tensors = state_of(folder, 2, group)
         assert tensors and all(".lora_" in name for name in tensors), "the frozen weights are in no checkpoint"
     assert sum("differ from the trainer's x0" in line for line in said) == 2, "the pipeline's and the adapter's"
+    # Evaluated where its roles ran, by its own reward service: the figures are those of one process.
+    placed = json.loads((folder / "evaluation.json").read_text())
+    config = load_config(folder / "config.yaml")
+    local = evaluate({name: models_of(config, folder / "pipeline", None)[name] for name in placed["models"]}, config)
+    for name, values in local["models"].items():
+        for key in values.keys() - {"images_per_second"}:
+            assert placed["models"][name][key] == pytest.approx(values[key], rel=1e-4, abs=1e-5), (name, key)
+    assert placed["metrics"].keys() == local["metrics"].keys() and (folder / "evaluation_grid.png").exists()
     assert "PeftModel" in (folder / "adapter" / "README.md").read_text()
 
 
