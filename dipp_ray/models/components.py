@@ -1,7 +1,7 @@
 """The models of a pipeline folder: checked from their headers, loaded whole or not at all."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,21 +158,25 @@ def load_model(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any
     return model.eval()
 
 
-def load_components(frame: Family, dtype: torch.dtype, without: Collection[str] = ()) -> DiffusionPipeline:
+def load_components(
+    frame: Family, dtype: torch.dtype, without: Collection[str] = (), given: Mapping[str, Any] | None = None
+) -> DiffusionPipeline:
     """The folder's pipeline in diffusers, each model loaded by itself, and none of those in `without`.
 
-    What the family can do without stays away, such as a safety checker.
+    given: models that take the place of the folder's, by name. They must be there when the pipeline is made, which
+    looks at them. What the family can do without stays away, such as a safety checker.
     """
+    given = given or {}
     nothing = dict.fromkeys([*without, *(name for name in frame.dispensable if name in frame.index)])
     models = {
         name: load_model(frame.folder / name, library, kind, dtype)
         for name, (library, kind) in models_of(frame).items()
-        if name not in nothing
+        if name not in nothing and name not in given
     }
     try:
         with silent("diffusers"):  # that the safety checker is away
             return DiffusionPipeline.from_pretrained(
-                frame.folder, **frame.absent | nothing | models, local_files_only=True
+                frame.folder, **frame.absent | nothing | models | dict(given), local_files_only=True
             )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{frame.folder} does not load as a diffusers pipeline: {_short(error)}") from None

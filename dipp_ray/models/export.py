@@ -136,8 +136,7 @@ def export_error(
 
 def adapter_error(folder: Path, network: Any, prompts: list[str], z: Tensor, x0: np.ndarray, frame: Family) -> float:
     """The same of an exported adapter, loaded in plain diffusers onto the network that it was trained on."""
-    pipeline = load_components(frame, torch.float32, without=(frame.network_part,))
-    pipeline.register_modules(**{frame.network_part: network})
+    pipeline = load_components(frame, torch.float32, given={frame.network_part: network})
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     pipeline.scheduler = getattr(diffusers, scheduler).from_pretrained(folder, subfolder="scheduler")
     read_back(pipeline, frame, folder)
