@@ -30,24 +30,22 @@ class Uploads:
     def body(self, trainer: str, announced: int):
         """A `Body` while it is held. announced: its bytes, 0 where it does not say. Raises QueueFull where as many
         would find no room now."""
-        body = Body(self, trainer)
         if announced > SMALL:
-            self._require_room(trainer, announced)
+            self.require_room(trainer, 0, announced)
+        body = Body(self, trainer)
         try:
             yield body
         finally:
-            self._bytes[trainer] -= body.size
-            if not self._bytes[trainer]:
-                del self._bytes[trainer]
+            self.count(trainer, -body.size)
 
-    def take(self, trainer: str, size: int, free: bool) -> None:
-        """Count bytes that came. free: they are taken whether there is room or not. Raises QueueFull."""
-        if not free:
-            self._require_room(trainer, size)
+    def count(self, trainer: str, size: int) -> None:
         self._bytes[trainer] += size
+        if not self._bytes[trainer]:
+            del self._bytes[trainer]
 
-    def _require_room(self, trainer: str, size: int) -> None:
-        if not finds_room(size, self._bytes[trainer], self._bytes.total(), self._most):
+    def require_room(self, trainer: str, held: int, size: int) -> None:
+        """Raise QueueFull where a body of which `held` bytes are counted may not have `size` in all."""
+        if not finds_room(size, self._bytes[trainer] - held, self._bytes.total() - held, self._most):
             raise QueueFull("too many calls are being sent at once: try again", RETRY_S)
 
 
@@ -60,7 +58,9 @@ class Body:
 
     def take(self, size: int) -> None:
         """Count `size` bytes more. Raises QueueFull where there is no room for them."""
-        self._uploads.take(self._trainer, size, free=self.size + size <= SMALL)
+        if self.size + size > SMALL:
+            self._uploads.require_room(self._trainer, self.size, self.size + size)
+        self._uploads.count(self._trainer, size)
         self.size += size
 
 

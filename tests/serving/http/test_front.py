@@ -267,7 +267,9 @@ def test_a_length_beside_chunks_is_not_passed_on():
 
     async def scenario(port):
         caller = await Caller.to(port)
-        await caller.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        await caller.send(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        )
         return (await caller.answer())[0]
 
     status = run(app, scenario)
@@ -544,7 +546,8 @@ def test_who_ignores_retry_after_waits_for_its_refusals(monkeypatch):
             await sleep(seconds)
 
         monkeypatch.setattr(fronts.asyncio, "sleep", seen)
-        for caller in [await Caller.to(port) for _ in range(2)]:
+        taken = [await Caller.to(port) for _ in range(2)]
+        for caller in taken:
             await caller.send(post(b"a", token=TOKEN))
         await settled(lambda: len(app.seen) == 2)
         for _ in range(4):  # two at once are as many as it may have open
