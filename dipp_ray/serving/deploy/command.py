@@ -19,10 +19,9 @@ from dipp_ray.serving.deploy.overview import how_to_call, models_table
 from dipp_ray.serving.deploy.reloading import reloaded
 from dipp_ray.serving.deploy.signals import ending_by_exception, until_ended
 
-
 UNBOUNDED = (
-    "warning: Ray Serve was started elsewhere, and its HTTP proxy bounds neither headers nor calls: put a proxy in front "
-    "that does (docs/rewards.md)"
+    "warning: Ray Serve was started elsewhere, and its HTTP proxy bounds neither headers nor calls: put a proxy in "
+    "front that does (docs/rewards.md)"
 )
 
 

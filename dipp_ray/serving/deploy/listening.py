@@ -14,7 +14,7 @@ ROUTE = "/"
 
 
 def start_http(http: HttpSection) -> bool:
-    """Start a front on the head node, and Serve with its HTTP proxy behind it on loopback, where Serve does not run yet.
+    """Start a front on the head node, and Serve with its HTTP proxy on loopback behind it, where Serve does not run.
 
     Returns whether a front is there: Serve that was started elsewhere has none, and its proxy bounds no headers.
     Raises UserError where the port cannot be had, or where Serve runs and is called elsewhere.

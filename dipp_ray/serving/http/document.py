@@ -53,7 +53,7 @@ TEXT_CONTENT = {"text/plain": {"schema": {"type": "string"}}}
 
 
 def request_content(limits: LimitsSection, latents: bool) -> dict:
-    """The bodies of a call, as the OpenAPI document has them: what this service takes. latents: whether it has a VAE."""
+    """The bodies of a call, as the OpenAPI document has them: what is taken. latents: whether there is a VAE."""
     schema = schema_of(JsonCall)
     said = schema["properties"]
     text = {"type": "string", "maxLength": limits.prompt_chars}

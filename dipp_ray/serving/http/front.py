@@ -50,7 +50,7 @@ class Front:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def know(self, tokens: dict[str, str], calls: int) -> None:
-        """From now on: whose tokens are which (SHA-256 in hex to the trainer), and how many calls each may have open."""
+        """From now on: whose tokens are which (SHA-256 in hex to the trainer), how many calls each may have open."""
         self._tokens, self._calls = tokens, calls
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

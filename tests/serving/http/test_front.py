@@ -267,9 +267,8 @@ def test_a_length_beside_chunks_is_not_passed_on():
 
     async def scenario(port):
         caller = await Caller.to(port)
-        await caller.send(
-            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-        )
+        both = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        await caller.send(b"POST / HTTP/1.1\r\nHost: a\r\n" + both)
         return (await caller.answer())[0]
 
     status = run(app, scenario)

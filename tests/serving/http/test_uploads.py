@@ -199,4 +199,4 @@ def test_refused_counts_under_the_name_of_the_token():
 def test_anybody_is_named_as_the_contract_names_who_does_not_say():
     from dipp_ray.serving.contract.records import ScoreOptions
 
-    assert apps.ANYBODY == ScoreOptions(prompts=["a"]).trainer
+    assert ScoreOptions(prompts=["a"]).trainer == apps.ANYBODY
