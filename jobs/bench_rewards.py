@@ -10,7 +10,8 @@ rows with the same number of threads. A machine's speed drifts, so both take tur
 base right before and right after it; the median of the rounds is shown, with their range. Share lost is what the way to
 the models costs: 1 minus the ratio. `unmerged` is a deterministic service, which never puts calls of several trainers
 into one batch. `--flood 160` measures fairness instead: one trainer's p50, alone and beside so many connections of
-another one that come again after 50 ms whatever they are told. CPU ms is what a call costs all processes between the trainer and the models, the trainer's included.
+another one that come again after 50 ms whatever they are told. CPU ms is what a call costs all processes between the
+trainer and the models, the trainer's included.
 """
 
 import argparse
@@ -212,9 +213,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="largest batch, in rows (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the model (%(default)s)")
     parser.add_argument("--port", type=int, default=8130)
-    parser.add_argument(
-        "--flood", type=int, help="what so many connections that ignore Retry-After do to another trainer"
-    )
+    parser.add_argument("--flood", type=int, help="connections that ignore Retry-After, beside a trainer")
     parser.add_argument("--out", type=Path, help="write the figures there as JSON too")
     given = parser.parse_args()
     connect()
