@@ -16,10 +16,11 @@ from dipp_ray.training.attempts import Attempts
 from dipp_ray.training.checks import score_checkpoint
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.faults import GOES_ON
+from dipp_ray.training.memory import InMemory, StateMemory
 from dipp_ray.training.placement import Placement, living_nodes, reserve
 from dipp_ray.training.plan import group_requests
 from dipp_ray.training.roles import Roles
-from dipp_ray.training.session import Committed, Session
+from dipp_ray.training.session import Committed, HeldState, Session
 from dipp_ray.training.shared_service import changes, judge_of
 from dipp_ray.training.sizes import allowed_sizes
 from dipp_ray.training.state import RunState
@@ -28,6 +29,7 @@ from dipp_ray.training.trajectory import trajectory, trajectory_hash
 from dipp_ray.training.watch import Watch
 
 Say = Callable[[str], None]
+GENERATIONS = 4  # of what the run remembers beside states in memory: two, and those on their way
 
 
 class Run:
@@ -43,6 +45,8 @@ class Run:
         self.room: Placement | None = room
         self.session: Session | None = None
         self.attempts = Attempts(config.roles.failures)
+        self.memory = StateMemory(config)
+        self.states: dict[int, RunState] = {}  # after each step whose groups' state is kept in memory
         self.state = RunState()
         self.interrupted = False
         self.stopping = False  # an interrupt that was seen when the step in hand was listed
@@ -58,8 +62,9 @@ class Run:
         self.controller.say_by(say)
 
     def start(self, checkpoint: Checkpoint | None) -> int:
-        """Open a session and bring it to its first step, fresh or from a checkpoint; returns the number of finished
-        steps. Where a rank is lost meanwhile, another one is opened."""
+        """Open a session and bring it to its first step: from the newest state that there is in memory or, in
+        `checkpoint`, committed, or fresh. Returns the number of finished steps. Where a rank is lost meanwhile, another
+        one is opened."""
         while True:
             try:
                 return self._start(checkpoint)
@@ -69,16 +74,27 @@ class Run:
     def _start(self, checkpoint: Checkpoint | None) -> int:
         room = self.room or self._room_for_another()
         self.room = None
-        state = Committed(checkpoint.step, self.store.url) if checkpoint else None
-        self.session = Session.open(self.config, self.roles, room, state, self.prompts, self.say)
+        state = self._newest(checkpoint)
+        self.session = Session.open(self.config, self.roles, room, state, self.memory, self.prompts, self.say)
         self.watch = Watch(self.config, self.controller)
-        if checkpoint is not None:
-            self._take_up(checkpoint)
-        else:
+        if state is None:
             self._begin()
+        elif isinstance(state, InMemory):
+            self.state = self.states[state.step]
+        elif checkpoint is not None:
+            self._take_up(checkpoint)
+        done = self.state.next_step
+        self.memory.go_back(done)
+        self.states = {step: kept for step, kept in self.states.items() if step <= done}
         if self.state.reward_deviation is not None:
             self.controller.reward_deviation = self.state.reward_deviation
         return self.state.next_step
+
+    def _newest(self, checkpoint: Checkpoint | None) -> HeldState | None:
+        kept = self.memory.newest(list(self.states))
+        if kept is not None and (checkpoint is None or kept.step >= checkpoint.step):
+            return kept
+        return Committed(checkpoint.step, self.store.url) if checkpoint else None
 
     def _room_for_another(self) -> Placement:
         """Room for the largest groups that the cluster can give now, that of the lost session included."""
@@ -109,6 +125,7 @@ class Run:
         if self.session:
             self.session.close()
             self.session = None
+        self.memory.close()
 
     def survive(self, fault: RoleFailure, when: str) -> None:
         """End what is left of the session that broke. Raises `fault` where too many came in a row."""
@@ -159,7 +176,7 @@ class Run:
                 checkpoint = self.store.latest(thorough=True)
                 done = self.start(checkpoint)
                 assert self.session is not None
-                metrics.resume(done if checkpoint else -1)
+                metrics.resume(done or -1)
                 self.say(f"goes on from step {done} with {self.session.sizes}")
         return done
 
@@ -183,6 +200,8 @@ class Run:
             looked = step.last and self.is_due(done)
             metrics.write(done, values, grid_of(self.config.path, done) if looked else None)
             progress.update(done, values)
+            if self.memory.is_due(done):
+                self.states = dict([*self.states.items(), (done, self.state.but(next_step=done))][-GENERATIONS:])
             yield done
 
     def ends_after(self, done: int) -> bool:

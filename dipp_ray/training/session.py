@@ -12,6 +12,7 @@ from dipp_ray.roles.group import Group
 from dipp_ray.roles.score import ScoreRank
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.training.controller import Controller, StepResult
+from dipp_ray.training.memory import StateMemory
 from dipp_ray.training.placement import Placement, reserve
 from dipp_ray.training.plan import requests
 from dipp_ray.training.roles import Roles, start_roles
@@ -58,6 +59,7 @@ class Session:
         roles: Roles,
         placement: Placement,
         state: HeldState | None,
+        memory: StateMemory,
         prompts: Prompts,
         say: Callable[[str], None],
     ) -> "Session":
@@ -77,10 +79,12 @@ class Session:
             roles.await_ready(config, say)
             null, encoded = roles.text.encode.remote([""])
             wait_all([encoded], "the null prompt's embeddings", config.roles.wait_s, say)
-            session = Session(groups, placement, Controller(config, roles, groups, null, prompts, say))
+            controller = Controller(config, roles, groups, null, memory, prompts, say)
+            session = Session(groups, placement, controller)
+            memory.attach(controller.actors, say)
             if state is not None:
                 for role in GROUPS:
-                    session.controller.together(role, *state.asked(role))
+                    controller.together(role, *state.asked(role))
         except BaseException:
             for group in groups.values():
                 group.kill()
@@ -115,7 +119,7 @@ def only_session(config: RunConfig, prompts: Prompts, say: Callable[[str], None]
     room, rest = reserve(choices, config.roles.wait_s, say).split(GROUPS)
     roles = start_roles(config, rest, say)
     try:
-        session = Session.open(config, roles, room, None, prompts, say)
+        session = Session.open(config, roles, room, None, StateMemory(config), prompts, say)
         try:
             yield session
         finally:
