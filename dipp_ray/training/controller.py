@@ -55,7 +55,7 @@ class Controller:
                 "reward": [roles.reward] if roles.reward else [],
             }
         )
-        self.executor = Executor(self.actors, config.roles.step_timeout_s, say)
+        self.executor = Executor(self.actors, config.roles.step_timeout_s, config.roles.heartbeat_s, say)
         self.reward_deviation = 1.0
         self.texts = lru_cache(8 * config.data.micro_batches)(prompts.of)  # asked for by text and by reward
 
