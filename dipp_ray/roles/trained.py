@@ -28,10 +28,9 @@ class TrainedRank:
 
     group: GroupName
 
-    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: Optimiser, rank: int, world: int):
+    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: Optimiser):
         quiet_libraries()
         self.config, self.objective, self.role, self.optim = config, config.objective, role, optim
-        self.rank, self.world = rank, world
         self.device = prepare(role, config.run.deterministic)
         self.frame = frame_of(config.model)
         self.one_step = one_step_of_model(self.frame, config.model)
@@ -47,8 +46,9 @@ class TrainedRank:
         """Host and port where the group meets, offered by its rank 0."""
         return ray.util.get_node_ip_address(), free_port(*self.config.roles.ports)
 
-    def meet(self, host: str, port: int) -> int:
-        """Join the group's world and load its network; returns the number of its trained parameters."""
+    def meet(self, rank: int, world: int, host: str, port: int) -> int:
+        """Be rank `rank` of `world`: join the group and load its network; returns the number of trained parameters."""
+        self.rank, self.world = rank, world
         join(self.rank, self.world, host, port, self.device, self.config.roles.step_timeout_s)
         network = starting_network(self.config, self.group, self.frame).to(self.device)
         self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.world)
