@@ -53,6 +53,7 @@ def config_of(world, name: str, zero: int):
         "roles.text.labels={role: rest}",
         "roles.reward.labels={role: rest}",
         "roles.heartbeat_s=6",
+        "roles.spares=true",
         "roles.wait_s=120",
         "objective.score_updates=2",
         "checkpoint.every=6",

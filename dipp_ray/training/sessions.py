@@ -18,6 +18,7 @@ from dipp_ray.training.plan import group_requests
 from dipp_ray.training.roles import Roles
 from dipp_ray.training.session import Committed, HeldState, Session
 from dipp_ray.training.sizes import allowed_sizes
+from dipp_ray.training.spares import Spares
 
 
 class Sessions:
@@ -37,7 +38,7 @@ class Sessions:
         self.current: Session | None = None
         self.surroundings: Surroundings | None = None
         self.attempts = Attempts(config.roles.failures)
-        self.memory = StateMemory(config)
+        self.memory, self.spares = StateMemory(config), Spares(config)
         self.broke: tuple[float, int] | None = None  # when a fault was seen, and the steps that were finished then
 
     def say_by(self, say: Callable[[str], None]) -> None:
@@ -56,7 +57,9 @@ class Sessions:
         room = self.room or self._room_for_another()
         self.room = None
         state = self._newest(checkpoint, remembered)
-        self.current = Session.open(self.config, self.roles, room, state, self.memory, self.prompts, self.say)
+        self.current = Session.open(
+            self.config, self.roles, room, state, self.memory, self.spares, self.prompts, self.say
+        )
         self.memory.go_back(state.step if state else 0)
         self._look_around(self.current)
         return state
@@ -90,7 +93,7 @@ class Sessions:
         return self.surroundings.reason_to_move() if self.surroundings else None
 
     def survive(self, fault: RoleFailure, done: int) -> None:
-        """End what is left of the session that broke after `done` steps. Raises `fault` where too many came in a row."""
+        """End what is left of the session that broke after `done` steps. Raises `fault` after too many in a row."""
         self.broke = self.broke or (time.monotonic(), done)
         lost_node = self.current is not None and bool(self.current.placement.node_ids() - living_nodes())
         if self.current:
@@ -119,6 +122,7 @@ class Sessions:
         if self.current:
             self.current.close()
             self.current = None
+        self.spares.close()
         self.memory.close()
 
 
