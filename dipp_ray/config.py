@@ -246,10 +246,13 @@ class RunConfig(Section):
             role = getattr(self.roles, name)
             if not any(role.fewest <= size <= role.most for size in allowed_group_sizes(micro_batches)):
                 sizes = ", ".join(map(str, allowed_group_sizes(micro_batches)))
-                given = role.workers if role.fewest == role.most else f"{role.fewest} to {role.most}"
+                fault = (
+                    f"={role.workers} does not divide"
+                    if isinstance(role.workers, int)
+                    else f" from {role.fewest} to {role.most} holds no divisor of"
+                )
                 raise ValueError(
-                    f"roles.{name}.workers={given} does not divide data.micro_batches={micro_batches}: "
-                    f"allowed sizes are {sizes}"
+                    f"roles.{name}.workers{fault} data.micro_batches={micro_batches}: allowed sizes are {sizes}"
                 )
         if self.objective.reward_scale > 0 and not self.trained_terms and not self.reward.shared:
             raise ValueError(
