@@ -218,7 +218,7 @@ def run_check(given) -> None:
 
         try_rewards(config, prompts.first(2), print)
     where = "" if in_cluster else "; planned for this machine: RAY_ADDRESS names a cluster"
-    print(f"{given.config}: ready. {len(prompts.texts)} prompts; {sizes_line(config)}{where}")
+    print(f"{given.config}: ready. {len(prompts):,} prompts; {sizes_line(config)}{where}")
 
 
 def run_fit_reward(given) -> None:
@@ -233,7 +233,7 @@ def run_sample(given) -> None:
 
     if not given.prompt and not given.prompts:
         raise UserError("there is nothing to sample: give --prompt TEXT, or --prompts FILE")
-    read = read_prompts(given.prompts, "prompt").texts if given.prompts else []
+    read = list(read_prompts(given.prompts, "prompt")) if given.prompts else []
     sample(
         given.pipeline,
         [*given.prompt, *read],

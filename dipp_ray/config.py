@@ -97,6 +97,10 @@ class DataSection(Section):
         "list; local or s3://."
     )
     column: str = Field("prompt", description="Their text column, where they have columns.")
+    order: Literal["replacement", "epoch"] = Field(
+        "replacement",
+        description="Draw each sample's prompt from all of them, or take each prompt once an epoch; docs/prompts.md.",
+    )
     batch_size: int = Field(64, ge=1, description="Samples of one generator update, over all ranks.")
     micro_batches: int = Field(2, ge=1, description="M: the step's fixed list; group sizes must divide it.")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from dipp_ray.alignment.hyperparameters import Objective
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, allowed_group_sizes
-from dipp_ray.data.prompts import Prompts, read_prompts
+from dipp_ray.data.prompts import Prompts, prompts_of
 from dipp_ray.diffusion.one_step import generator_diffusion, same_reading
 from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
@@ -60,7 +60,7 @@ def check(config: RunConfig) -> Prompts:
             raise UserError(f"reward '{term.name}': model {term.model} has no gradient: set its held_out=true")
     if config.init.score_checkpoint:
         score_checkpoint(config)
-    prompts = read_prompts(config.data.prompts, config.data.column)
+    prompts = prompts_of(config)
     load_judge(config.evaluation.judge)  # what is read after training is looked at before it
     evaluation_prompts(config)
     check_folder(config)
