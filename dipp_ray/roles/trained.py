@@ -25,9 +25,10 @@ class TrainedRank:
 
     group: GroupName
 
-    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: Optimiser, rank: int):
+    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: Optimiser, rank: int, world: int):
         quiet_libraries()
-        self.config, self.objective, self.role, self.optim, self.rank = config, config.objective, role, optim, rank
+        self.config, self.objective, self.role, self.optim = config, config.objective, role, optim
+        self.rank, self.world = rank, world
         self.device = prepare(role, config.run.deterministic)
         self.frame = frame_of(config.model)
         self.one_step = one_step_of_model(self.frame, config.model)
@@ -44,9 +45,9 @@ class TrainedRank:
 
     def meet(self, host: str, port: int) -> int:
         """Join the group's world and load its network; returns the number of its trained parameters."""
-        join(self.rank, self.role.workers, host, port, self.device, self.config.roles.step_timeout_s)
+        join(self.rank, self.world, host, port, self.device, self.config.roles.step_timeout_s)
         network = starting_network(self.config, self.group, self.frame).to(self.device)
-        self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.role.workers)
+        self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.world)
         return sum(getattr(p, "ds_numel", p.numel()) for _, p in self.engine.named)
 
     def tensor(self, array) -> Tensor:
@@ -58,7 +59,7 @@ class TrainedRank:
     def write_share(self, url: str, step: int) -> list[FileRecord]:
         """Write this rank's share of the group's state; all ranks of the group are called together."""
         tensors, counters = self.engine.state()
-        return CheckpointStore(url).write_share(step, self.group, self.rank, self.role.workers, tensors, counters)
+        return CheckpointStore(url).write_share(step, self.group, self.rank, self.world, tensors, counters)
 
     def restore(self, url: str, step: int) -> None:
         """Load the group's state from a committed checkpoint, whatever sizes it was written at."""

@@ -1,6 +1,6 @@
 """The controller: lists the tasks of each step and has them run. It passes references on and holds no tensor."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,6 +12,7 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import BARRIER, SCORE_WARMUP, STANDARDISATION, Draws
 from dipp_ray.errors import RewardUnavailableError, UserError
+from dipp_ray.roles.group import Group
 from dipp_ray.training.actor_protocol import TaskResult
 from dipp_ray.training.actors import RayActors
 from dipp_ray.training.executor import Executor, Finished
@@ -30,13 +31,22 @@ class StepResult:
 
 
 class Controller:
-    def __init__(self, config: RunConfig, roles: Roles, prompts: Prompts, say: Callable[[str], None]):
-        self.config, self.roles, self.prompts = config, roles, prompts
-        self.shape = shape_of(config)
+    """groups: the ranks of generator and score model. null: embeddings of the null prompt."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles,
+        groups: Mapping[Role, Group],
+        null: ray.ObjectRef,
+        prompts: Prompts,
+        say: Callable[[str], None],
+    ):
+        self.config, self.roles, self.null, self.prompts = config, roles, null, prompts
+        self.shape = shape_of(config, {role: len(group.ranks) for role, group in groups.items()})
         self.actors = RayActors(
             {
-                "generator": roles.generator.ranks,
-                "score": roles.score.ranks,
+                **{role: group.ranks for role, group in groups.items()},
                 "teacher": roles.teachers,
                 "text": [roles.text],
                 "reward": [roles.reward] if roles.reward else [],
@@ -95,7 +105,7 @@ class Controller:
             case "sample":
                 return TaskResult(*actor.sample.remote(draws, given["encode"], task.kept))
             case "guide":
-                return TaskResult(*actor.guide.remote(draws, given["sample"], given["encode"], self.roles.null))
+                return TaskResult(*actor.guide.remote(draws, given["sample"], given["encode"], self.null))
             case "reward":
                 return TaskResult(
                     *actor.score.remote(given["sample"], self.texts(draws), task.gradient, held_out=False)
@@ -172,14 +182,15 @@ class Controller:
         return {"reward_mean": mean, "reward_deviation": deviation}
 
 
-def shape_of(config: RunConfig) -> StepShape:
+def shape_of(config: RunConfig, ranks: Mapping[Role, int]) -> StepShape:
+    """ranks: of each group."""
     return StepShape(
         score_updates=config.objective.score_updates,
         micro_batches=config.data.micro_batches,
         order=config.objective.order,
         rewarded=config.objective.reward_scale > 0,
-        generator_ranks=config.roles.generator.workers,
-        score_ranks=config.roles.score.workers,
+        generator_ranks=ranks["generator"],
+        score_ranks=ranks["score"],
         teacher="score" if config.teacher_in_score else "pool",
     )
 
