@@ -9,6 +9,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dipp_ray.errors import UserError
 
+BESIDE = ("_encoded.json", "_encoding.json", "_null.parquet")
 LARGEST_WHOLE = 2**30  # bytes of a file that is read as a whole
 
 
@@ -20,7 +21,7 @@ def files_of(path: str, key: str, kinds: Collection[str]) -> Iterator[tuple[Any,
     try:
         fs, root = url_to_fs(path)
         if fs.isdir(root):
-            found = sorted(name for name in fs.ls(root, detail=False) if suffix_of(name) in kinds)
+            found = sorted(name for name in fs.ls(root, detail=False) if suffix_of(name) in kinds and not _beside(name))
             if not found:
                 raise UserError(f"{path} holds no prompt files ({', '.join(kinds)}): set {key} to a folder that does")
         elif any(mark in root for mark in "*?["):
@@ -38,6 +39,11 @@ def files_of(path: str, key: str, kinds: Collection[str]) -> Iterator[tuple[Any,
     scheme = path.partition("://")[0] + "://" if "://" in path else ""
     for name in found:
         yield fs, name, path if found == [root] else f"{scheme}{name}"
+
+
+def _beside(name: str) -> bool:
+    """Whether it is a file that lies beside the prompts in a folder of embeddings."""
+    return name.rsplit("/", 1)[-1] in BESIDE
 
 
 def what_is_wrong(path: str, error: Exception) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow
 
 from dipp_ray.config import RunConfig
+from dipp_ray.data.embeddings import Embeddings
 from dipp_ray.data.order import Order
 from dipp_ray.data.prompt_files import open_texts, texts_table
 from dipp_ray.data.row_groups import Groups
@@ -75,7 +76,15 @@ def read_prompts(paths: str | Sequence[str], column: str, key: str = "data.promp
 
 
 def prompts_of(config: RunConfig) -> Prompts:
-    """The prompts that a run trains on, in its order. Raises UserError as `open_texts` does."""
+    """The prompts that a run trains on, in its order: those of its embeddings where it has such.
+
+    Raises UserError as `open_texts` and `Embeddings` do.
+    """
     data = config.data
-    groups = open_texts(data.prompts, data.column, "data.prompts")
-    return Prompts(groups, Order(groups.counts, data.order, data.batch_size, config.objective.score_updates))
+    if data.embeddings is not None:
+        embeddings = Embeddings(data.embeddings)
+        groups, counts = embeddings.texts(), embeddings.record.groups
+    else:
+        groups = open_texts(data.prompts, data.column, "data.prompts")
+        counts = list(groups.counts)
+    return Prompts(groups, Order(counts, data.order, data.batch_size, config.objective.score_updates))

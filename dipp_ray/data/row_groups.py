@@ -71,10 +71,18 @@ class Groups:
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
+    @property
+    def number(self) -> int:
+        """Of groups."""
+        return len(self.counts)
+
     def group_of(self, row: int) -> tuple[int, int]:
         """(group, row within it)."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
+        return self._place(row)
+
+    def _place(self, row: int) -> tuple[int, int]:
         group = bisect_right(self.ends, row)
         return group, row - (self.ends[group] - self.counts[group])
 
@@ -100,8 +108,8 @@ class Groups:
 
     def each(self) -> Iterator[pyarrow.Table]:
         """Every group in order, the next ones being read meanwhile; none is remembered."""
-        for group in range(len(self.counts)):
-            for soon in range(group, min(group + READERS, len(self.counts))):
+        for group in range(self.number):
+            for soon in range(group, min(group + READERS, self.number)):
                 self._begin(soon)
             yield self._held[group] if group in self._held else self._coming.pop(group).result()
 
