@@ -84,9 +84,8 @@ class Embeddings:
     """
 
     def __init__(self, folder: str, limit: int = REMEMBERED):
-        self.record = read_record(folder)
+        self.folder, self.record = folder, read_record(folder)
         self.groups = self._shards(folder, PARTS, limit)
-        self.folder = folder
 
     @cached_property
     def null(self) -> PromptEmbeds:
@@ -128,18 +127,27 @@ class Embeddings:
     def _row(self, table: pyarrow.Table, row: int) -> PromptEmbeds:
         record = self.record
         length = table.column("length")[row].as_py()
-        tokens = self._floats(table, "tokens", row).reshape(1, length, record.width)
+        tokens = self._floats(table, "tokens", row, length * record.width).reshape(1, length, record.width)
         mask = pooled = None
         if record.mask is not None:
-            read = np.frombuffer(table.column("mask")[row].as_buffer(), np.uint8)
-            mask = torch.from_numpy(read.copy()).to(getattr(torch, record.mask)).reshape(1, length)
+            read = self._numbers(table, "mask", row, length, np.uint8)
+            mask = read.to(getattr(torch, record.mask)).reshape(1, length)
         if record.pooled is not None:
-            pooled = self._floats(table, "pooled", row).reshape(1, record.pooled)
+            pooled = self._floats(table, "pooled", row, record.pooled).reshape(1, record.pooled)
         return PromptEmbeds(tokens, mask, pooled)
 
-    def _floats(self, table: pyarrow.Table, column: str, row: int) -> Tensor:
-        bits = np.frombuffer(table.column(column)[row].as_buffer(), BITS[self.record.dtype])
-        return torch.from_numpy(bits.copy()).view(STORED[self.record.dtype])
+    def _floats(self, table: pyarrow.Table, column: str, row: int, count: int) -> Tensor:
+        return self._numbers(table, column, row, count, BITS[self.record.dtype]).view(STORED[self.record.dtype])
+
+    def _numbers(self, table: pyarrow.Table, column: str, row: int, count: int, kind: Any) -> Tensor:
+        """A copy of so many numbers. Raises UserError where there are others."""
+        held = table.column(column)[row].as_buffer()
+        if held is None or held.size != count * np.dtype(kind).itemsize:
+            raise UserError(
+                f"data.embeddings={self.folder}: a row's {column} have {held.size if held else 0} bytes, which is not "
+                f"what its {RECORD} says: encode the prompts again"
+            )
+        return torch.from_numpy(np.frombuffer(held, kind).copy())
 
 
 class _ShardGroups(Groups):

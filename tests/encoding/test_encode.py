@@ -212,7 +212,7 @@ def test_several_encoders_share_the_shards(world, whole, tmp_path):
 
 
 def test_the_command_in_actors(ray_session, world, whole, tmp_path, capsys, monkeypatch):
-        config = tmp_path / "run.yaml"
+    config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(tiny_config(*world).model_dump(mode="json")))
     monkeypatch.setattr(cli, "connect", lambda: None)
     out = tmp_path / "out"
