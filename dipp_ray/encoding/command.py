@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 class Encodes(Protocol):
     """An `Encoder`, in whichever process."""
 
-    def layout(self, prompt: str) -> dict[str, Any]: ...
+    def layout(self, prompt: str, dtype: str) -> dict[str, Any]: ...
     def write(self, encoding: Encoding, folder: str, name: str, texts: Sequence[str]) -> None: ...
 
 
@@ -134,7 +134,7 @@ def _write_json(folder: str, name: str, encoding: Encoding) -> None:
 
 def _laid_out(encoder: Encodes, folder: str, prompts: Prompts, asked: dict) -> Encoding:
     """Parts and sizes, as the first prompt's embeddings have them; written down before the first shard."""
-    layout = encoder.layout(prompts.at([0])[0])
+    layout = encoder.layout(prompts.at([0])[0], asked["dtype"])
     group = max(1, min(asked["rows"], GROUP_BYTES // layout.pop("bytes")))
     encoding = Encoding.model_validate({**asked, **layout, "group": group})
     _write_json(folder, JOB, encoding)

@@ -25,9 +25,9 @@ class Encoder:
     def __init__(self, config: RunConfig, device: torch.device):
         self.text = text_encoder(config, device)
 
-    def layout(self, prompt: str) -> dict[str, Any]:
-        """What `Encoding` says of parts and their sizes, from the embeddings of one prompt; and their number of bytes
-        in fp32."""
+    def layout(self, prompt: str, dtype: str) -> dict[str, Any]:
+        """What `Encoding` says of parts and their sizes, from the embeddings of one prompt; and their bytes in `dtype`,
+        in which they will be stored."""
         embeds = self.text.row(prompt)
         _, length, width = embeds.tokens.shape
         return {
@@ -35,7 +35,7 @@ class Encoder:
             "length": length if embeds.mask is None else None,
             "width": width,
             "pooled": None if embeds.pooled is None else embeds.pooled.shape[1],
-            "bytes": embeds.to("cpu", torch.float32).nbytes,
+            "bytes": embeds.to("cpu", STORED[dtype]).nbytes,
         }
 
     def write(self, encoding: Encoding, folder: str, name: str, texts: Sequence[str]) -> None:

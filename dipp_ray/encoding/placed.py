@@ -27,8 +27,8 @@ class EncoderActor:
         quiet_libraries()
         self.encoder = Encoder(config, prepare(config.roles.text, config.run.deterministic))
 
-    def layout(self, prompt: str) -> dict[str, Any]:
-        return self.encoder.layout(prompt)
+    def layout(self, prompt: str, dtype: str) -> dict[str, Any]:
+        return self.encoder.layout(prompt, dtype)
 
     def write(self, encoding: Encoding, folder: str, name: str, texts: Sequence[str]) -> None:
         self.encoder.write(encoding, folder, name, texts)
@@ -40,8 +40,8 @@ class _Placed:
     def __init__(self, actor: Any):
         self.actor = actor
 
-    def layout(self, prompt: str) -> dict[str, Any]:
-        return _value(self.actor.layout.remote(prompt))
+    def layout(self, prompt: str, dtype: str) -> dict[str, Any]:
+        return _value(self.actor.layout.remote(prompt, dtype))
 
     def write(self, encoding: Encoding, folder: str, name: str, texts: Sequence[str]) -> None:
         _value(self.actor.write.remote(encoding, folder, name, texts))
