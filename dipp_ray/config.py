@@ -150,6 +150,12 @@ class RewardSection(Section):
 
 class CheckpointSection(Section):
     every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    memory_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between states that are kept in the memory of other nodes, so that a lost rank or node "
+        "costs no more of them; 0: never.",
+    )
     keep: int = Field(
         2,
         ge=1,

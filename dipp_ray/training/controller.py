@@ -17,8 +17,9 @@ from dipp_ray.roles.group import Group
 from dipp_ray.training.actor_protocol import TaskResult
 from dipp_ray.training.actors import RayActors
 from dipp_ray.training.executor import Executor, Finished
+from dipp_ray.training.memory import StateMemory
 from dipp_ray.training.roles import Roles
-from dipp_ray.training.tasks import Key, Role, StepShape, Task, reward_tasks, step_tasks, warmup_tasks
+from dipp_ray.training.tasks import GROUPS, Key, Role, StepShape, Task, reward_tasks, step_tasks, warmup_tasks
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,11 @@ class Controller:
         roles: Roles,
         groups: Mapping[Role, Group],
         null: ray.ObjectRef | Rows,
+        memory: StateMemory,
         prompts: Prompts,
         say: Callable[[str], None],
     ):
+        self.memory = memory
         self.config, self.roles, self.null, self.prompts = config, roles, null, prompts
         self.shape = shape_of(config, {role: len(group.ranks) for role, group in groups.items()})
         self.actors = RayActors(
@@ -53,7 +56,7 @@ class Controller:
                 "reward": [roles.reward] if roles.reward else [],
             }
         )
-        self.executor = Executor(self.actors, config.roles.step_timeout_s, say)
+        self.executor = Executor(self.actors, config.roles.step_timeout_s, config.roles.heartbeat_s, say)
         self.reward_deviation = 1.0
         self.texts = lru_cache(8 * config.data.micro_batches)(prompts.of)  # asked for by text and by reward
 
@@ -71,7 +74,7 @@ class Controller:
             if not last:
                 last = ends_after(step + 1)
                 own, ahead = [step] * (step == first), [step + 1] * (not last)
-                tasks = step_tasks(self.shape, step, [*own, *ahead], tasks)
+                tasks = step_tasks(self.shape, step, [*own, *ahead], tasks, self.memory.is_due(step + 1))
                 self.executor.add(tasks, self.send)
                 step += 1
             if last or step - ended > 1:
@@ -86,6 +89,8 @@ class Controller:
         for done in finished.values():
             busy[done.task.role] = busy.get(done.task.role, 0.0) + done.report.seconds
         metrics = mean_of([r.metrics for r in trained]) | mean_of([r.metrics for r in sent_back])
+        if kept := reports_of(finished, "keep"):
+            metrics["keep_seconds"] = max(report.seconds for report in kept)
         return StepResult(step, metrics, busy, last)
 
     # -- how a task is asked of its actor ------------------------------------------------------------------------------
@@ -125,7 +130,21 @@ class Controller:
                 return TaskResult(
                     None, actor.backward.remote(draws, psi, ref, reward, self.reward_deviation, task.updates)
                 )
+            case "keep":
+                return TaskResult(None, self._keep(actor, task.key.step + 1))
         raise ValueError(f"no role knows how to {task.key.action}")
+
+    def _keep(self, actor, done: int):
+        kept = actor.keep.remote(done, self.memory.look())
+        self.memory.sent(done, [actor.kept.remote(done)])
+        return kept
+
+    def keep_now(self, done: int) -> None:
+        """Between two steps: have the state after `done` steps kept, and wait until it is."""
+        for role in GROUPS:
+            self.together(role, "keep", done, self.memory.look())
+        for role in GROUPS:
+            self.together(role, "kept", done)
 
     # -- between steps -------------------------------------------------------------------------------------------------
 

@@ -55,10 +55,11 @@ def evaluate_placed(config: RunConfig, say: Callable[[str], None], run: Run | No
     ended, and room like its generator's is asked for.
     """
     application = None
-    if run is not None and run.session is not None:
+    if run is not None:
+        roles = run.sessions.roles
         run.session.end_ranks()
-        run.roles.end_models()
-        options, application = run.session.placement.options("generator", 0), run.roles.private_application
+        roles.end_models()
+        options, application = run.session.placement.options("generator", 0), roles.private_application
     else:
         options = replica_options(config.roles.generator)
     # Its folder is named whole: the actor's current folder may be another.
