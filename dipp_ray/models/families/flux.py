@@ -3,7 +3,6 @@
 dev is distilled from guidance: it is told a guidance scale, and is trained here as the model that it is at that scale.
 """
 
-import json
 from typing import Any
 
 import torch
@@ -54,9 +53,7 @@ class Flux(Family):
     @property
     def longest(self) -> int:
         """Tokens that every prompt is padded to, unmasked: 512, or 256 for schnell; fewer if its tokenizer says so."""
-        path = self.folder / "tokenizer_2" / "tokenizer_config.json"
-        said = json.loads(path.read_text()).get("model_max_length", 512) if path.exists() else 512
-        return int(min(said, 512 if self.embeds_guidance else 256))
+        return self.tokens_of("tokenizer_2", 512 if self.embeds_guidance else 256)
 
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
         tokens, pooled, _ = pipeline.encode_prompt(prompt, None, device, max_sequence_length=self.longest)
