@@ -53,8 +53,8 @@ def refuse_strangers(network: nn.Module, targets: Sequence[str], setting: str) -
         other = next((module for module in found if not isinstance(module, ADAPTABLE)), None)
         if other is not None:
             raise UserError(
-                f"{setting}: '{target}' names a {type(other).__name__}, which LoRA cannot adapt: name layers within "
-                "that are linear or convolutional"
+                f"{setting}: '{target}' is a {type(other).__name__}, which LoRA cannot adapt: name linear or "
+                "convolutional layers"
             )
         if not found:
             layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]

@@ -12,20 +12,12 @@ from safetensors.torch import load_file, save_file
 from dipp_ray.errors import UserError
 from dipp_ray.models.components import check_components, load_model
 from dipp_ray.models.pipeline import read_frame
-from tiny_families import save_family
-
-
-@pytest.fixture(scope="module")
-def original_of(tmp_path_factory):
-    """The folder of a family, made when it is first asked for."""
-    base = tmp_path_factory.mktemp("refused")
-    return lambda name: base / name if (base / name).exists() else save_family(name, base / name)
 
 
 @pytest.fixture
-def copy_of(original_of, tmp_path):
+def copy_of(folders, tmp_path):
     """A copy of a family's folder, to be harmed."""
-    return lambda name: shutil.copytree(original_of(name), tmp_path / name)
+    return lambda name: shutil.copytree(folders(name), tmp_path / name)
 
 
 @pytest.fixture
