@@ -17,6 +17,7 @@ class PixArtAlpha(Family):
     # VAE refuses it in bf16 and fp16; Heun's first step is Euler's, in the precision of its input.
     scheduler_of_sigma = "HeunDiscreteScheduler"
     last_layer = "proj_out"
+    learned_sigma = True
 
     @property
     def longest(self) -> int:

@@ -28,6 +28,7 @@ class Sana(Family):
     flow = True
     one_step_shift = 2.0**14  # its pipeline leaves the sigmas to the scheduler, which shifts them twice
     multiple = 32
+    learned_sigma = True
     adapter_targets = ("to_q", "to_k", "to_v")
 
     def check(self) -> None:

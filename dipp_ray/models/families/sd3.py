@@ -15,6 +15,7 @@ class StableDiffusion3(Family):
     pipelines = ("StableDiffusion3Pipeline",)
     networks = ("SD3Transformer2DModel",)
     flow = True
+    optional = ("text_encoder_3", "tokenizer_3")  # T5 and its tokenizer, which are larger than all the rest
     one_step_shift = 2.0**14  # its pipeline leaves the sigmas to the scheduler, which shifts them twice
     adapter_targets = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
