@@ -204,6 +204,7 @@ def run_check(given) -> None:
     import rich
 
     from dipp_ray.config import load_config
+    from dipp_ray.models.pipeline import frame_of
     from dipp_ray.training.checks import check, doubt_about_start, embeddings_line, sizes_line, start_line
     from dipp_ray.training.pinning import pinned_run
 
@@ -215,16 +216,19 @@ def run_check(given) -> None:
     in_cluster = "RAY_ADDRESS" in os.environ
     if in_cluster or given.try_rewards:
         connect()
+    from dipp_ray.training.footprint import footprint_lines
     from dipp_ray.training.machine import this_machine
     from dipp_ray.training.placement import cluster_nodes
     from dipp_ray.training.plan import best_plan, requests
-    from dipp_ray.training.sizes import allowed_sizes
+    from dipp_ray.training.sizes import Sizes, allowed_sizes
 
     choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
     planned = best_plan(choices, cluster_nodes() if in_cluster else [this_machine()])
     rich.print(planned.table())
     planned.require()
     print(start_line(config))
+    for line in footprint_lines(config, frame_of(config.model), Sizes.of(planned.requests)):
+        print(line)
     print(embeddings_line(config))
     if given.try_rewards:
         from dipp_ray.training.reward_trial import try_rewards
