@@ -11,6 +11,7 @@ from ray.exceptions import RayTaskError
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
+from dipp_ray.errors import RoleFailure
 from dipp_ray.models.reading import settled
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
@@ -86,7 +87,11 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
             raise KeyboardInterrupt
         if run.gives_up:
             say(f"stopped at step {done}: {run.state.in_words()}")
-        export_run(config, store, store.require(done), prompts, say, run.controller)
+        try:
+            export_run(config, store, store.require(done), prompts, say, run.controller)
+        except RoleFailure as failure:  # the weights are on disk: the comparison is with the checkpoint's then
+            say(f"exporting without the ranks: {failure}")
+            export_run(config, store, store.require(done), prompts, say)
         if evaluates:
             evaluate_placed(config, say, run)
     except BaseException as error:
