@@ -11,16 +11,32 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from dipp_ray import strict_yaml
 from dipp_ray.errors import UserError
+from dipp_ray.hub.ids import hub_id
 
 LONGEST_KEY = 200
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # of a Section, of a dataclass
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def absolute(path: str) -> str:
+    """A path from here made one that means the same in every folder: a cluster may have been started in another. A URL
+    stays as it is."""
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def absolute_unless_of_the_hub(given: str) -> str:
+    """The same of what may be a hub's id too, which it is where nothing of that name lies here."""
+    return given if not Path(given).exists() and hub_id(given, within=True) else absolute(given)
+
+
+LocalPath = Annotated[str, AfterValidator(absolute)]
+ModelPath = Annotated[str, AfterValidator(absolute_unless_of_the_hub)]
 
 
 class Section(BaseModel):

@@ -6,6 +6,7 @@ finished run can be made longer.
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -49,12 +50,27 @@ def trajectory(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def trajectory_hash(config: RunConfig) -> str:
+def trajectory_hash(config: RunConfig, absolute: bool = False) -> str:
     """The hash by which alone checkpoints of format 1 know their run: SHA-256 of the settings that there were then,
-    or, where a younger one has not its default, of all."""
+    or, where a younger one has not its default, of all. Paths below the current folder are as they were written then,
+    from here; absolute: as a run of another folder, or whoever wrote them out, had them."""
     settings = trajectory(config)
     old = _of_format_1(settings)
-    return hash_of_json(old if _completed(old) == settings else settings)
+    hashed = old if _completed(old) == settings else settings
+    return hash_of_json(hashed if absolute else _from_here(hashed))
+
+
+def _from_here(settings: Any) -> Any:
+    """The settings with the paths below the current folder relative to it."""
+    match settings:
+        case dict():
+            return {key: _from_here(value) for key, value in settings.items()}
+        case list():
+            return [_from_here(value) for value in settings]
+        case str():
+            return settings.removeprefix(f"{Path.cwd()}/")
+        case _:
+            return settings
 
 
 def difference(record: Mapping, config: RunConfig) -> str | None:
@@ -65,7 +81,7 @@ def difference(record: Mapping, config: RunConfig) -> str | None:
     """
     before, now = record.get("trajectory"), trajectory(config)
     if before is None:
-        same = record.get("trajectory_hash") == trajectory_hash(config)
+        same = record.get("trajectory_hash") in (trajectory_hash(config), trajectory_hash(config, absolute=True))
         return None if same else "it was written under other settings (an old format, which does not say which)"
     old, new = _flat(_completed(before)), _flat(now)
     for key in {**new, **old}:
@@ -75,7 +91,7 @@ def difference(record: Mapping, config: RunConfig) -> str | None:
 
 
 def _completed(before: Mapping) -> Mapping:
-    """The settings with the defaults of those that are younger than they."""
+    """The settings with the defaults of those that are younger than they, and paths from here made absolute."""
     settings = {key: value for key, value in before.items() if key != "dtype"}
     roles = {name: {"dtype": dtype} for name, dtype in before.get("dtype", {}).items()}
     try:
