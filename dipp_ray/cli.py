@@ -176,12 +176,22 @@ def settings_of(given) -> list[str]:
     return [*given.settings, *(settings_of_run(given.generator) if given.generator else [])]
 
 
-def run_train(given) -> None:
+def looked_at(given):
+    """The configuration of a run, its models at commits of the hub, after a first look: what is wrong in it is said
+    before the libraries of models are loaded, which takes seconds."""
     from dipp_ray.config import load_config
-    from dipp_ray.training.checks import check
+    from dipp_ray.training.first_look import first_look
     from dipp_ray.training.pinning import pinned_run
 
     config = pinned_run(load_config(given.config, settings_of(given)))
+    first_look(config)
+    return config
+
+
+def run_train(given) -> None:
+    config = looked_at(given)
+    from dipp_ray.training.checks import check
+
     check(config)  # before Ray is started: bad input answers at once
     connect()
     from dipp_ray.reporting.report import write_report
@@ -192,13 +202,11 @@ def run_train(given) -> None:
 
 
 def run_check(given) -> None:
+    config = looked_at(given)
     import rich
 
-    from dipp_ray.config import load_config
     from dipp_ray.training.checks import check, doubt_about_start, sizes_line, start_line
-    from dipp_ray.training.pinning import pinned_run
 
-    config = pinned_run(load_config(given.config, settings_of(given)))
     prompts = check(config)
     if doubt := doubt_about_start(config):
         print(doubt)
@@ -222,18 +230,22 @@ def run_check(given) -> None:
 
 
 def run_fit_reward(given) -> None:
+    from dipp_ray.preferences.config import load_fit_config
+
+    config = load_fit_config(given.config, given.settings)  # said before the libraries are loaded
     from dipp_ray.preferences.command import fit_command
 
-    fit_command(given.config, given.settings, connect)
+    fit_command(config, connect)
 
 
 def run_sample(given) -> None:
     from dipp_ray.data.prompts import read_prompts
-    from dipp_ray.evaluation.sample_command import sample
 
     if not given.prompt and not given.prompts:
         raise UserError("there is nothing to sample: give --prompt TEXT, or --prompts FILE")
     read = read_prompts(given.prompts, "prompt").texts if given.prompts else []
+    from dipp_ray.evaluation.sample_command import sample
+
     sample(
         given.pipeline,
         [*given.prompt, *read],
@@ -253,10 +265,10 @@ def run_evaluate(given) -> None:
 
 
 def run_export(given) -> None:
-    from dipp_ray.training.export_command import export_command, push_command
-
     if given.private and not given.push:
         raise UserError("--private is about the repository of --push: give that too, or leave it out")
+    from dipp_ray.training.export_command import export_command, push_command
+
     if given.push:
         push_command(given.checkpoint, given.out, given.push, given.private, print, given.adapter)
     else:

@@ -46,6 +46,25 @@ def test_overrides_are_applied_and_typed(path):
     assert load_config(path).data.batch_size == 24
 
 
+def test_an_entry_of_a_list_is_set_by_its_number(path):
+    terms = "reward.terms=[{name: a, model: clip, folder: x}, {name: b, model: clip, folder: y}]"
+    config = load_config(path, [terms, "reward.terms[1].weight=2"])
+    assert [term.weight for term in config.reward.terms] == [1, 2]
+    assert load_config(path, ["data.prompts=[a, b]", "data.prompts[0]=/c"]).data.prompts[0] == "/c"
+    for setting, words in (
+        ("reward.terms[2].weight=2", "'terms' has 2 entries, counted from 0"),
+        ("reward.terms.weight=2", "'terms' is a list: write terms[0] for its first entry"),
+        ("reward.terms[0].wieght=2", "unknown key 'wieght' in reward.terms[0]: did you mean reward.terms[0].weight?"),
+        ("reward.terms[0].weight.x=2", "'weight' is a value, not a section"),
+        ("ema[0]=2", "'ema' is no list that is there"),
+        ("reward.terms[0.weight=2", "is no setting: write section.key=value"),
+        ("reward..terms=2", "is no setting: write section.key=value"),
+        ("[0]=2", "is no setting: write section.key=value"),
+    ):
+        assert words in sentence(path, terms, "reward.terms[0].weight=1", setting), setting
+    assert "'terms' is no list that is there" in sentence(path, "reward.terms[0].weight=2")
+
+
 def test_a_later_override_wins_and_defaults_live_in_the_model(path):
     assert load_config(path, ["run.seed=1", "run.seed=2"]).run.seed == 2
     assert load_config(path).objective == RunConfig.model_validate(MINIMAL).objective

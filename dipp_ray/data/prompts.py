@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dipp_ray.data.prompt_files import read_texts
-from dipp_ray.diffusion.noise import Draws
+
+if TYPE_CHECKING:  # a prompt file is read without torch
+    from dipp_ray.diffusion.noise import Draws
 
 
 @dataclass(frozen=True)
 class Prompts:
     texts: tuple[str, ...]
 
-    def of(self, draws: Draws) -> list[str]:
+    def of(self, draws: "Draws") -> list[str]:
         """The prompts of one micro-batch: each sample's is a function of its key alone, with replacement."""
         return [self.texts[i] for i in draws.integers("prompt", 0, len(self.texts)).tolist()]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from dipp_ray.alignment.hyperparameters import Objective
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, allowed_group_sizes
-from dipp_ray.data.prompts import Prompts, read_prompts
+from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.one_step import generator_diffusion, same_reading
 from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
 from dipp_ray.diffusion.times import mass
 from dipp_ray.errors import UserError
-from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
+from dipp_ray.evaluation.measure import load_judge
 from dipp_ray.hub.fetch import local
 from dipp_ray.models.adapter_files import is_adapter
 from dipp_ray.models.bare import check_bare, is_bare
@@ -22,6 +22,7 @@ from dipp_ray.models.reading import exported_reading, one_step_of_model, predict
 from dipp_ray.models.schedulers import output_scale
 from dipp_ray.models.start import check_adapters
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
+from dipp_ray.training.first_look import first_look, no_checkpoint
 from dipp_ray.training.folder import check_folder
 
 LEAST_FREE_BYTES = 50_000_000
@@ -30,6 +31,7 @@ LEAST_MASS = 1e-9  # of a distribution of times within its range
 
 def check(config: RunConfig) -> Prompts:
     """The prompts, after everything that needs no cluster has been found in order. Raises UserError otherwise."""
+    prompts = first_look(config)
     frame = frame_of(config.model)
     if one_step_of_folder(config.model.teacher):
         raise UserError(
@@ -60,9 +62,7 @@ def check(config: RunConfig) -> Prompts:
             raise UserError(f"reward '{term.name}': model {term.model} has no gradient: set its held_out=true")
     if config.init.score_checkpoint:
         score_checkpoint(config)
-    prompts = read_prompts(config.data.prompts, config.data.column)
     load_judge(config.evaluation.judge)  # what is read after training is looked at before it
-    evaluation_prompts(config)
     check_folder(config)
     return prompts
 
@@ -144,7 +144,7 @@ def score_checkpoint(config: RunConfig) -> tuple[str, int]:
         if latest is not None:
             check_score_adapter(config, latest.record)
             return url, latest.step
-    raise UserError(f"init.score_checkpoint: {given} holds no committed checkpoint: give the folder of a finished run")
+    raise UserError(no_checkpoint(given))
 
 
 def check_score_adapter(config: RunConfig, record: Mapping) -> None:

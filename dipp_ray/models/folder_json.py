@@ -1,0 +1,35 @@
+"""The JSON files of a pipeline folder, read without torch: what is wrong with them is said before anything is loaded."""
+
+import json
+from pathlib import Path
+
+from dipp_ray.errors import UserError
+
+
+def index_of(folder: Path) -> dict:
+    """model_index.json, whose components must be names within the folder: exports are written under them.
+
+    Raises UserError where `folder` is no pipeline's.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give a diffusers pipeline folder (one with model_index.json)")
+    index = json_of(folder / "model_index.json", f"{folder} is no diffusers pipeline")
+    for name, entry in index.items():
+        if isinstance(entry, list) and not (
+            name.isidentifier() and len(entry) == 2 and all(isinstance(part, str | None) for part in entry)
+        ):
+            raise UserError(f"{folder} is no diffusers pipeline: its model_index.json says {name}: {entry}")
+    return index
+
+
+def json_of(path: Path, otherwise: str) -> dict:
+    """The JSON object in a file. Raises UserError, which begins with `otherwise`, where there is none."""
+    try:
+        said = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{otherwise}: {path.name} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{otherwise}: {path.name} is not JSON ({error})") from None
+    if not isinstance(said, dict):
+        raise UserError(f"{otherwise}: {path.name} holds no JSON object")
+    return said
