@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import socket
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from dipp_ray.connecting import connect, require_sane_ray
 from dipp_ray.errors import (
     CallError,
     NonFiniteError,
@@ -16,12 +16,8 @@ from dipp_ray.errors import (
     RunFolderLost,
     UserError,
 )
-from dipp_ray.import_path import refuse_shadows
 from dipp_ray.reporting.output import lasting_output
 from dipp_ray.reporting.quiet import quiet_libraries
-
-CONNECT_S = 10.0
-AUTH_MODES = ("token", "disabled")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -310,58 +306,6 @@ def run_report(given) -> None:
     if not (given.folder / "metrics.jsonl").is_file():
         raise UserError(f"{given.folder} is no run's folder (no metrics.jsonl): give the folder that `train` wrote")
     print(write_report(given.folder))
-
-
-def connect() -> None:
-    """Join the cluster of RAY_ADDRESS (as a Ray job does), or start one on this machine, by Ray's token alone."""
-    # Ray listens on every interface even for a cluster of one machine. Unless RAY_AUTH_MODE says otherwise it makes a
-    # token for a cluster that it starts (~/.ray/auth_token), without which nobody else can run code here.
-    import ray
-    from ray.exceptions import RayError
-
-    if ray.is_initialized():
-        return
-    require_sane_ray()
-    address = os.environ.get("RAY_ADDRESS", "local")
-    local = address == "local"
-    print("starting Ray on this machine" if local else f"joining the Ray cluster at {address}")
-    if local:  # Serve's controller would look at every replica ten times a second, for 3% of a core
-        os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
-    try:
-        if not local:
-            require_listener(address)
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None)
-    except (RayError, RuntimeError, ValueError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        if "AF_UNIX path" in reason:
-            raise UserError(
-                "the folder of RAY_TMPDIR or TMPDIR is too long for the sockets that Ray puts there: set RAY_TMPDIR to "
-                "a short one, such as /tmp/r"
-            ) from None
-        if local:
-            raise UserError(f"Ray did not start: {reason}; its logs are in /tmp/ray/session_latest/logs") from error
-        raise UserError(f"RAY_ADDRESS={address}: {reason}: correct it, or start that cluster") from error
-
-
-def require_sane_ray() -> None:
-    """Raise UserError for what would make Ray start otherwise than meant: a RAY_AUTH_MODE that it does not know turns
-    authentication off without a word, and files called like modules end its processes."""
-    mode = os.environ.get("RAY_AUTH_MODE", "token")
-    if mode not in AUTH_MODES:
-        raise UserError(f"RAY_AUTH_MODE={mode}: write {' or '.join(AUTH_MODES)}, or unset it for a token of Ray's own")
-    refuse_shadows({os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))})
-
-
-def require_listener(address: str) -> None:
-    """Raise OSError where nothing listens at `host:port`: Ray itself would try for a minute and more."""
-    if not address.strip():
-        raise OSError("it is empty, which Ray takes for any cluster that it finds: unset it, or write host:port")
-    if address.startswith(("http://", "https://")):
-        raise OSError("that is where a dashboard takes jobs: write host:port of the cluster, such as 10.0.0.5:6379")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
-            pass
 
 
 if __name__ == "__main__":
