@@ -139,7 +139,9 @@ class RewardSection(Section):
     terms: list[RewardTerm] = Field(default_factory=list, description="Reward models and their parts in the sum.")
     app: str | None = Field(None, description="Shared service, by its Serve application; null: a private one.")
     urls: list[str] = Field(default_factory=list, description="Shared service, by HTTP; several serve the same.")
-    token: LocalPath | None = Field(None, description="File of this run's bearer token; null: of DIPP_RAY_REWARD_TOKEN.")
+    token: LocalPath | None = Field(
+        None, description="File of this run's bearer token; null: of DIPP_RAY_REWARD_TOKEN."
+    )
     wire_dtype: Literal["fp32", "fp16"] = Field("fp32", description="Of x0 and its gradient by HTTP.")
     standardise: bool = Field(False, description="Divide by the deviation of the starting generator's reward.")
     standardise_samples: int = Field(256, ge=2, description="Samples that measure mean and deviation.")

@@ -118,5 +118,7 @@ def test_logs_are_named_where_they_are(monkeypatch, capsys, variables, folder):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(UserError, match=rf"the raylet did not start; its logs are in {folder}/ray/session_latest/logs$"):
+    with pytest.raises(
+        UserError, match=rf"the raylet did not start; its logs are in {folder}/ray/session_latest/logs$"
+    ):
         connecting.connect()

@@ -82,7 +82,9 @@ class CheckpointSettings(Section):
 
 
 class FitConfig(Section):
-    base: ModelPath = Field(description="Folder or hub id of the CLIPModel to start from, safetensors, with its tokenizer.")
+    base: ModelPath = Field(
+        description="Folder or hub id of the CLIPModel to start from, safetensors, with its tokenizer."
+    )
     pairs: LocalPath = Field(description="Parquet or JSONL file of training pairs; a local path or s3://.")
     held_out: LocalPath | None = Field(None, description="File of pairs to measure on; null: some of `pairs`.")
     held_out_share: float = Field(

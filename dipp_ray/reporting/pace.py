@@ -45,7 +45,9 @@ class Remaining:
 
     def seconds(self, left: int) -> float | None:
         """The time that `left` more will take, or None where nothing is known yet."""
-        paces = sorted(((now - then) / (done - before), done - before) for (then, before), (now, done) in pairwise(self.points))
+        paces = sorted(
+            ((now - then) / (done - before), done - before) for (then, before), (now, done) in pairwise(self.points)
+        )
         kept = paces[:-1] or paces
         if not kept:
             return None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dipp_ray.alignment.hyperparameters import Objective
-from dipp_ray.checkpoints.store import CheckpointStore
+from dipp_ray.checkpoints.store import newest_checkpoint
 from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.one_step import generator_diffusion, same_reading
@@ -138,13 +138,12 @@ def check_generator(config: RunConfig, frame) -> None:
 
 def score_checkpoint(config: RunConfig) -> tuple[str, int]:
     """(URL, step) of the checkpoint whose score model the run starts from: a run's folder or its checkpoints."""
-    given = (config.init.score_checkpoint or "").rstrip("/")
-    for url in (f"{given}/checkpoints", given):
-        latest = CheckpointStore(url, say=lambda _: None).latest()
-        if latest is not None:
-            check_score_adapter(config, latest.record)
-            return url, latest.step
-    raise UserError(no_checkpoint(given))
+    given = config.init.score_checkpoint or ""
+    if (found := newest_checkpoint(given)) is None:
+        raise UserError(no_checkpoint(given))
+    url, latest = found
+    check_score_adapter(config, latest.record)
+    return url, latest.step
 
 
 def check_score_adapter(config: RunConfig, record: Mapping) -> None:

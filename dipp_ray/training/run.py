@@ -25,7 +25,17 @@ Say = Callable[[str], None]
 class Run:
     """A training run in its folder. `train` is the way in."""
 
-    def __init__(self, config: RunConfig, roles: Roles, controller: Controller, store: CheckpointStore, say: Say):
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles,
+        controller: Controller,
+        store: CheckpointStore,
+        say: Say,
+        contents: dict[str, str] | None = None,
+    ):
+        """contents: of what the settings name, as `contents_of` gives them; checkpoints record it."""
+        self.contents = contents or {}
         self.config, self.roles, self.controller, self.store, self.say = config, roles, controller, store, say
         self.watch = Watch(config, controller)
         self.state = RunState(service=roles.service)
@@ -152,6 +162,7 @@ class Run:
         record = {
             "trajectory": trajectory(self.config),
             "trajectory_hash": trajectory_hash(self.config),
+            "contents": self.contents,
             "sizes": {group: self.controller.actors.count(group) for group in GROUPS},
             **self.state.to_record(),
         }

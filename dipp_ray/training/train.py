@@ -17,6 +17,7 @@ from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.storage.aside import whole_file
 from dipp_ray.storage.locks import Held
 from dipp_ray.training.checks import check, doubt_about_start
+from dipp_ray.training.contents import contents_of
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.evaluation import evaluate_placed
 from dipp_ray.training.export import export_run, exported_step
@@ -26,7 +27,7 @@ from dipp_ray.training.pinning import pinned_run
 from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
 from dipp_ray.training.roles import start_roles
 from dipp_ray.training.run import Run, Say
-from dipp_ray.training.trajectory import difference
+from dipp_ray.training.trajectory import difference, trajectory
 
 
 def train(config: RunConfig, say: Say = print, evaluates: bool = False) -> Path:
@@ -58,6 +59,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
         say(doubt)
     planned = plan(requests(config), cluster_nodes())
     print_table(planned.table())
+    contents = contents_of(trajectory(config))  # before anything is reserved, for it may take a while once
     placement = reserve(planned.require(), config.roles.wait_s, say)
     with whole_file(config.path / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -65,7 +67,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
     try:
         roles = start_roles(config, placement, say)
         controller = Controller(config, roles, prompts, say)
-        run = Run(config, roles, controller, store, say)
+        run = Run(config, roles, controller, store, say, contents)
         done = run.start(checkpoint)
         if done:
             say(f"resumed from the checkpoint of step {done}")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from dipp_ray.config import RunConfig
 from dipp_ray.storage.hashing import hash_of_json
+from dipp_ray.training.contents import contents_of, moved
 
 ELSEWHERE: dict[str, Any] = {
     "run": {"name", "folder", "steps"},
@@ -22,6 +23,8 @@ ELSEWHERE: dict[str, Any] = {
     "evaluation": True,
     "reward": {"deadline_s", "replicas", "app", "urls", "token"},
 }
+# Settings that name what can be moved, or hold such names.
+MOVABLE = {"model.teacher", "model.generator", "init.score_checkpoint", "data.prompts", "reward.terms"}
 ROLES_WITH_DTYPE = ("generator", "score", "teacher", "reward", "text")
 
 # The keys of the trajectory when checkpoints held its hash alone.
@@ -77,17 +80,26 @@ def difference(record: Mapping, config: RunConfig) -> str | None:
     """The first setting in which the run that wrote a checkpoint's `record` differs from this one, such as
     'objective.guidance_scale was 1.5 and is 3.0'; None where none does.
 
-    A setting that did not exist when the checkpoint was written had its default.
+    A setting that did not exist when the checkpoint was written had its default. A model, a prompt file or a reward
+    that lies elsewhere now is the same where the same lies there.
     """
     before, now = record.get("trajectory"), trajectory(config)
     if before is None:
         same = record.get("trajectory_hash") in (trajectory_hash(config), trajectory_hash(config, absolute=True))
         return None if same else "it was written under other settings (an old format, which does not say which)"
-    old, new = _flat(_completed(before)), _flat(now)
-    for key in {**new, **old}:
-        if old.get(key) != new.get(key):
-            return f"{key} was {_shown(old.get(key))} and is {_shown(new.get(key))}"
-    return None
+    settings = _completed(before)
+    differing = _differing(settings, now)
+    differing = [one for one in differing if one[0] not in MOVABLE] or differing
+    if differing and settings is not before and differing[0][0] in MOVABLE:
+        contents = contents_of(settings) | record.get("contents", {})
+        differing = _differing(moved(settings, contents, now, contents_of(now)), now)
+    return next((f"{key} was {_shown(was)} and is {_shown(value)}" for key, was, value in differing), None)
+
+
+def _differing(before: Mapping, now: Mapping) -> list[tuple[str, Any, Any]]:
+    """(key, what it was, what it is) of the settings that differ."""
+    old, new = _flat(before), _flat(now)
+    return [(key, old.get(key), new.get(key)) for key in {**new, **old} if old.get(key) != new.get(key)]
 
 
 def _completed(before: Mapping) -> Mapping:
