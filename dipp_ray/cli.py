@@ -1,7 +1,9 @@
 """The `dipp-ray` command: one thin function a verb."""
 
 import argparse
+import atexit
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -57,7 +59,11 @@ def guarded(work: Callable[[], None]) -> int:
     if os.getcwd() not in sys.path:  # rewards and judges may lie here: Ray's workers look here too
         sys.path.append(os.getcwd())
     with lasting_output():
-        return _exit_status(work)
+        status = _exit_status(work)
+    # The work is done, or its end is said: Ctrl-C would stop Ray from ending its processes, which is what is left.
+    # Handlers are called in the reverse order, so before Ray's.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    return status
 
 
 def _exit_status(work: Callable[[], None]) -> int:
@@ -272,6 +278,8 @@ def run_export(given) -> None:
 
 
 def run_serve_rewards(given) -> None:
+    # Too early to read the configuration anew, and by itself it would end the process.
+    signal.signal(signal.SIGUSR1, lambda *_: None)
     from dipp_ray.serving.deploy.config import ServiceConfig
     from dipp_ray.serving.deploy.pinning import pinned_service
     from dipp_ray.settings import load_settings

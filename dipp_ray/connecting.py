@@ -73,9 +73,9 @@ def require_listener(address: str) -> None:
 
 
 def bring_token(address: str) -> None:
-    """Show this user's token to a cluster at `host:port` that asks for one, as plain `ray start --head` does where there
-    is a token. Raises UserError where RAY_AUTH_MODE forbids that, or there is none: Ray itself would try for a while,
-    and say no more than that it failed."""
+    """Show this user's token to a cluster at `host:port` that asks for one, as that of plain `ray start --head` does
+    where there is a token. Raises UserError where RAY_AUTH_MODE forbids that, or there is none: Ray itself would try
+    for a while, and say no more than that it failed."""
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode == "token" or not asks_for_token(address):
         return

@@ -98,10 +98,7 @@ def apply_override(data: dict, override: str) -> None:
     steps = [int(index) if index else name for name, index in STEP.findall(key)]
     inner: Any = data
     for step, after in pairwise(steps):
-        if isinstance(step, str):
-            inner = inner.setdefault(step, {})
-        else:
-            inner = inner[step]
+        inner = inner.setdefault(step, {}) if isinstance(step, str) else inner[step]
         _require_kind(inner, step, after, override)
     try:
         inner[steps[-1]] = strict_yaml.load(value)

@@ -267,7 +267,7 @@ class CheckpointStore:
 
 
 def newest_checkpoint(given: str) -> tuple[str, Checkpoint] | None:
-    """(URL, checkpoint) of the newest whole one in a run's folder, or in a folder of checkpoints; None: there is none."""
+    """(URL, checkpoint) of the newest whole one in a run's folder or a folder of checkpoints; None: there is none."""
     for url in (f"{given.rstrip('/')}/checkpoints", given.rstrip("/")):
         if (latest := CheckpointStore(url, say=lambda _: None).latest()) is not None:
             return url, latest

@@ -1,4 +1,4 @@
-"""The JSON files of a pipeline folder, read without torch: what is wrong with them is said before anything is loaded."""
+"""The JSON files of a pipeline folder, read without torch: what is wrong is said before anything is loaded."""
 
 import json
 from pathlib import Path

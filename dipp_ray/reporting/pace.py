@@ -28,8 +28,8 @@ class Pace:
 
 
 class Remaining:
-    """How long what is left will take, by the pace of late: of the last 50 intervals the slowest is left out, for a stall
-    is no pace. `done` are done already; two points that are kept lie at least `apart_s` seconds apart."""
+    """How long what is left will take, by the pace of late: of the last 50 intervals the slowest is left out, for a
+    stall is no pace. `done` are done already; two points that are kept lie at least `apart_s` seconds apart."""
 
     KEPT = 51
 

@@ -23,8 +23,8 @@ def cache_folder() -> Path:
 
 
 def remembered_hash(path: Path, tell: Callable[[int], None] = lambda read: None) -> str:
-    """The hash of a local file, read only if its path, size or time of change is new. `tell` gets the bytes of each block
-    that is read. Raises OSError where it cannot be read."""
+    """The hash of a local file, read only if its path, size or time of change is new. `tell` gets the bytes of each
+    block that is read. Raises OSError where it cannot be read."""
     path = path.resolve()
     known = _known_by(path)
     if known["size"] < SMALL:

@@ -1,8 +1,8 @@
 """What lies where a run's settings point: by it a model, prompt file or reward that was moved is known again.
 
-A checkpoint's record holds it beside the settings, for after a move nothing is left at the old path to compare with. So
-every file that a loader reads is read once (sizes, headers or samples of bytes would be cheaper, and are no content), and
-remembered in the user's cache. What is of the hub has its commit, and no hash.
+A checkpoint's record holds it beside the settings, for after a move nothing is left at the old path to compare with.
+So every file that a loader reads is read once, and remembered in the user's cache: sizes, headers or samples of bytes
+would be cheaper, and are no content. What is of the hub has its commit, and no hash.
 
 It only excuses a path that differs, and accuses none: a distillation that went on since may have left another generator
 at the path where an alignment began, which only that beginning read.
@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ MODEL_KEYS = (("model", "teacher"), ("model", "generator"))
 
 
 def contents_of(settings: Mapping) -> dict[str, str]:
-    """{setting: hash of what it names} of a trajectory's settings, such as 'model.teacher' and, by the name of the term,
-    'reward.terms.clip'. What is not here is left out. A wait of more than a second is shown."""
+    """{setting: hash of what it names} of a trajectory's settings, such as 'model.teacher' and, by the name of the
+    term, 'reward.terms.clip'. What is not here is left out. A wait of more than a second is shown."""
     found = {}
     with waiting("the models' files to be read, to know them again if they are moved") as detail:
         tell = _counting(detail)
@@ -59,12 +60,11 @@ def moved(before: Mapping, old: Mapping[str, str], now: Mapping, new: Mapping[st
 
 def _digests(settings: Mapping, tell: Callable[[int], None]) -> Iterator[tuple[str, Callable[[], str | None]]]:
     for section, key in MODEL_KEYS:
-        path = settings[section][key]
-        yield f"{section}.{key}", lambda path=path: _digest(path, whole, tell)
+        yield f"{section}.{key}", partial(_digest, settings[section][key], whole, tell)
     yield "init.score_checkpoint", lambda: _score_digest(settings["init"]["score_checkpoint"])
     yield "data.prompts", lambda: hash_of_json(read_texts(settings["data"]["prompts"], settings["data"]["column"], ""))
     for term in settings["reward"]["terms"]:
-        yield f"reward.terms.{term['name']}", lambda term=term: _digest(term["folder"], _choice(term), tell)
+        yield f"reward.terms.{term['name']}", partial(_digest, term["folder"], _choice(term), tell)
 
 
 def _digest(given: str | None, choice: Choice, tell: Callable[[int], None]) -> str | None:

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from ray.exceptions import RayTaskError
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
+from dipp_ray.errors import RoleFailure, RunFolderLost
+from dipp_ray.head import watched_head
 from dipp_ray.models.reading import settled
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
@@ -21,7 +22,7 @@ from dipp_ray.training.contents import contents_of
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.evaluation import evaluate_placed
 from dipp_ray.training.export import export_run, exported_step
-from dipp_ray.training.faults import broke
+from dipp_ray.training.faults import GOES_ON, TOLD, broke, resumable
 from dipp_ray.training.folder import only_trainer, require_folder
 from dipp_ray.training.pinning import pinned_run
 from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
@@ -41,7 +42,7 @@ def train(config: RunConfig, say: Say = print, evaluates: bool = False) -> Path:
     """
     config = settled(pinned_run(config))
     prompts = check(config)
-    with only_trainer(config) as lock:
+    with only_trainer(config) as lock, watched_head(say, GOES_ON):
         return _train(config, prompts, say, lock, evaluates)
 
 
@@ -93,11 +94,20 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
                 roles.stop()
             else:
                 placement.release()
-        if isinstance(error, RayTaskError):
-            raise broke(error, error.cause or error, config.path / "error.txt") from None
+        if isinstance(error, TOLD):
+            raise resumable(error, _saved(store)) from None
+        if isinstance(error, Exception) and not isinstance(error, (RoleFailure, RunFolderLost)):
+            raise broke(error, getattr(error, "cause", None) or error, config.path / "error.txt") from None
         raise
     roles.stop()
     return config.path
+
+
+def _saved(store: CheckpointStore) -> int | None:
+    """The newest committed step, if it can be told."""
+    with suppress(Exception):
+        return max(store.steps(), default=None)
+    return None
 
 
 @contextmanager
