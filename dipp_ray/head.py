@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import rich
 
-PROBE_S = 1.0
+PROBE_S, ANSWER_S = 1.0, 2.0
 SAY_AFTER_S, SAY_EVERY_S = 5.0, 10.0
 # Seconds, after which its library ends the process with a line of its own.
 RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
@@ -85,7 +85,7 @@ def _answers(address: str) -> bool:
     """Whether something listens at `host:port`."""
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S):
             return True
     except (OSError, ValueError):
         return False

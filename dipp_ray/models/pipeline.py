@@ -15,7 +15,7 @@ from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import configurations, weights_of
 from dipp_ray.models.denoiser import DTYPES, Denoiser
 from dipp_ray.models.families import Family, family_of
-from dipp_ray.models.folder_json import index_of, json_of
+from dipp_ray.models.json_files import index_of, read_object
 from dipp_ray.models.vae_folder import find_vae
 
 # Read beside the weights by whoever samples or trains on from an exported folder.
@@ -43,7 +43,7 @@ def read_frame(
     kind = family_of(str(index.get("_class_name")), folder, family)
     if kind.network_part not in index:
         raise UserError(f"{folder}: its model_index.json names no {kind.network_part} to train")
-    network = json_of(folder / kind.network_part / "config.json", f"{folder}/{kind.network_part} is incomplete")
+    network = read_object(folder / kind.network_part / "config.json", f"{folder}/{kind.network_part} is incomplete")
     network_class = kind.present_name(index[kind.network_part][1], network)
     if network_class not in kind.networks:
         raise UserError(f"{folder}: {network_class} is not supported; known are {', '.join(kind.networks)}")
@@ -53,7 +53,7 @@ def read_frame(
         folder,
         index | {kind.network_part: ["diffusers", network_class]},
         _completed(network, network_class),
-        json_of(folder / "scheduler" / "scheduler_config.json", f"{folder}/scheduler is incomplete"),
+        read_object(folder / "scheduler" / "scheduler_config.json", f"{folder}/scheduler is incomplete"),
         find_vae(folder),
         tuple(given) if given else None,
         trained.get("embedded_guidance") if embedded_guidance is None else embedded_guidance,
@@ -86,8 +86,10 @@ def one_step_of_folder(folder: str | Path) -> dict | None:
     """
     held = local(folder, configurations)
     path, scheduler = held / ONE_STEP_FILE, held / "scheduler" / "scheduler_config.json"
-    beside = json_of(path, f"{folder} is no export") if path.exists() else None
-    within = json_of(scheduler, f"{folder}/scheduler is incomplete").get(ONE_STEP_KEY) if scheduler.exists() else None
+    beside = read_object(path, f"{folder} is no export") if path.exists() else None
+    within = (
+        read_object(scheduler, f"{folder}/scheduler is incomplete").get(ONE_STEP_KEY) if scheduler.exists() else None
+    )
     if beside and within and beside != within:
         raise UserError(
             f"{folder}: {ONE_STEP_FILE} says {beside}, but its scheduler was made for {within}: export it anew"
@@ -95,12 +97,16 @@ def one_step_of_folder(folder: str | Path) -> dict | None:
     return beside or within
 
 
-def export_record(path: str | Path, part: str) -> dict | None:
-    """The one_step.json of the exported folder at `path`, or of the one of which it is the network's folder or a file
-    there, `part` being the name of that folder."""
+def export_at(path: str | Path, part: str) -> tuple[Path, dict] | None:
+    """The exported folder at `path`, or the one of which it is the network's folder or a file there, `part` being the
+    name of that folder, with its one_step.json; None where it is neither."""
     path = Path(path)
     above = {part: path.parent}.get(path.name) or {part: path.parent.parent}.get(path.parent.name)
-    return one_step_of_folder(path) or (one_step_of_folder(above) if above else None)
+    for folder in (path, above):
+        record = one_step_of_folder(folder) if folder else None
+        if folder and record:
+            return folder, record
+    return None
 
 
 def one_step_of(
@@ -127,7 +133,8 @@ def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame
         network = load_bare(folder, frame, DTYPES[weights])
     else:
         network = load_model(folder / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
-    scale_output(network, frame, 1 / (export_record(folder, frame.network_part) or {}).get(OUTPUT_SCALE, 1.0))
+    _, record = export_at(folder, frame.network_part) or (None, {})
+    scale_output(network, frame, 1 / record.get(OUTPUT_SCALE, 1.0))
     return Denoiser(network, frame, DTYPES[compute])
 
 

@@ -9,15 +9,18 @@ at the path where an alignment began, which only that beginning read.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from dipp_ray.checkpoints.store import group_of, newest_checkpoint
-from dipp_ray.data.prompt_files import read_texts
+from dipp_ray.data.files import files_of
+from dipp_ray.data.prompt_files import READERS
 from dipp_ray.errors import UserError
 from dipp_ray.hub.selection import INDEX, Choice, of_reward, whole
 from dipp_ray.reporting.waiting import waiting
@@ -62,7 +65,7 @@ def _digests(settings: Mapping, tell: Callable[[int], None]) -> Iterator[tuple[s
     for section, key in MODEL_KEYS:
         yield f"{section}.{key}", partial(_digest, settings[section][key], whole, tell)
     yield "init.score_checkpoint", lambda: _score_digest(settings["init"]["score_checkpoint"])
-    yield "data.prompts", lambda: hash_of_json(read_texts(settings["data"]["prompts"], settings["data"]["column"], ""))
+    yield "data.prompts", partial(_prompts_digest, settings["data"]["prompts"], tell)
     for term in settings["reward"]["terms"]:
         yield f"reward.terms.{term['name']}", partial(_digest, term["folder"], _choice(term), tell)
 
@@ -77,6 +80,15 @@ def _digest(given: str | None, choice: Choice, tell: Callable[[int], None]) -> s
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     index = json.loads((path / INDEX).read_text()) if INDEX in names else None
     return hash_of_json({name: remembered_hash(path / name, tell) for name in choice(names, index) or names})
+
+
+def _prompts_digest(given: str | Sequence[str], tell: Callable[[int], None]) -> str | None:
+    """Of the files' bytes in order, whatever they are called; None where one is not on a disk of this machine."""
+    paths = [given] if isinstance(given, str) else given
+    found = [file for path in paths for file in files_of(path, "data.prompts", READERS)]
+    if not all(isinstance(fs, LocalFileSystem) for fs, _, _ in found):
+        return None
+    return hash_of_json([remembered_hash(Path(file), tell) for _, file, _ in found])
 
 
 def _choice(term: Mapping) -> Choice:

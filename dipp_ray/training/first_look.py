@@ -6,16 +6,16 @@ Neither torch nor the libraries of models are loaded for it; `checks.check` begi
 from pathlib import Path
 
 from dipp_ray.config import RunConfig
-from dipp_ray.data.prompts import Prompts, read_prompts
+from dipp_ray.data.prompt_files import open_texts
 from dipp_ray.errors import UserError
 from dipp_ray.hub.revisions import named_here
-from dipp_ray.models.folder_json import index_of
+from dipp_ray.models.json_files import index_of
 from dipp_ray.rewards.loading import require_named
 
 
-def first_look(config: RunConfig) -> Prompts:
-    """The prompts, after what is named was found to be there. Raises UserError otherwise."""
-    model, start = config.model, config.init.score_checkpoint
+def first_look(config: RunConfig) -> None:
+    """Raise UserError where something that is named is not there, or is plainly something else."""
+    model, data, start = config.model, config.data, config.init.score_checkpoint
     if named_here(model.teacher) is None:
         index_of(Path(model.teacher))
     if model.generator and named_here(model.generator, within=True) is None and not Path(model.generator).exists():
@@ -25,8 +25,9 @@ def first_look(config: RunConfig) -> Prompts:
     if start and "://" not in start and not Path(start).is_dir():
         raise UserError(no_checkpoint(start))
     if config.evaluation.prompts is not None:  # what is read after training is looked at before it
-        read_prompts(config.evaluation.prompts, config.data.column, "evaluation.prompts")
-    return read_prompts(config.data.prompts, config.data.column)
+        open_texts(config.evaluation.prompts, data.column, "evaluation.prompts")
+    if data.embeddings is None:  # or they say themselves what they are of
+        open_texts(data.prompts, data.column, "data.prompts")
 
 
 def no_checkpoint(given: str) -> str:
