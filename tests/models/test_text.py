@@ -131,5 +131,5 @@ def test_encoders_that_the_network_was_not_trained_with_are_refused(name, key, t
     path = next(path for part in ("unet", "transformer") if (path := folder / part / "config.json").exists())
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {key: settings[key] + 16}))
-    with pytest.raises(UserError, match=rf"reads text of \d+ numbers .*{key}.*text_encoder.* give \d+: take the enc"):
+    with pytest.raises(UserError, match=rf"reads text of \d+ numbers .*{key}.*text_encoder.* gives? \d+: take the enc"):
         read_frame(folder, resolution=(32, 32))
