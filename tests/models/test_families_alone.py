@@ -7,8 +7,8 @@ import pytest
 
 import dipp_ray
 from dipp_ray.errors import UserError
-from dipp_ray.models.families import FAMILIES
 from dipp_ray.models.export import write_one_step
+from dipp_ray.models.families import FAMILIES
 from dipp_ray.models.pipeline import one_step_of, read_frame
 from tiny_families import save_family
 
