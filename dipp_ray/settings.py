@@ -112,7 +112,7 @@ def fault(error: ValidationError, model: type[BaseModel]) -> str:
     first = _first(error)
     if first["type"] in UNKNOWN_KEY:
         return unknown_key(first["loc"], model)
-    where = ".".join(map(str, first["loc"]))
+    where = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 
@@ -120,7 +120,15 @@ def fault(error: ValidationError, model: type[BaseModel]) -> str:
 def _first(error: ValidationError) -> ErrorDetails:
     """The fault to tell: an unknown key before others, for a misspelt one is missing under its right name too."""
     faults = error.errors(include_url=False)
+    # A value that may be a number or a section was tried as both: who wrote a section meant that.
+    meant = [fault for fault in faults if any(map(_is_branch, fault["loc"])) and "constrained-int" not in fault["loc"]]
+    faults = meant if meant and isinstance(faults[0]["input"], dict) else faults
     return next((fault for fault in faults if fault["type"] in UNKNOWN_KEY), faults[0])
+
+
+def _is_branch(part: str | int) -> bool:
+    """Whether it is no key, but pydantic's name of one of several kinds that a value may be."""
+    return part in ("constrained-int", "Between") or str(part).startswith("function-after")
 
 
 def unknown_key(loc: tuple[str | int, ...], model: type[BaseModel]) -> str:

@@ -12,9 +12,10 @@ def as_page(table: list[dict]) -> str:
     lines = [
         "# Faults, and what became of the runs",
         "",
-        "Made by `python jobs/chaos.py --seed N`: one row a fault, each on a cluster of four nodes on one machine, two",
-        "generator and two score model ranks, memory_every 2, a checkpoint every 6 of 12 steps. *difference* is that",
-        "of the final weights from the undisturbed run's, 0 meaning equal to the bit; where a node went, sizes changed.",
+        "Made by `python jobs/chaos.py --seed N`: one row a fault, each on a cluster of four nodes on one machine,",
+        "two generator and two score model ranks, memory_every 2, a checkpoint every 6 of 12 steps. *difference* is",
+        "that of the final weights from the undisturbed run's, 0 meaning equal to the bit; where a node went, sizes",
+        "changed.",
         "",
         "| cell | seed | difference | recoveries | steps lost | s to the next finished step |",
         "|---|---|---|---|---|---|",

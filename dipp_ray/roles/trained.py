@@ -7,11 +7,11 @@ from torch import Tensor
 from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, TrainedRoleSection
-from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.reading import one_step_of_model
 from dipp_ray.models.start import GroupName, starting_network
 from dipp_ray.reporting.quiet import quiet_libraries
+from dipp_ray.roles.embeds import EmbedsReader
 from dipp_ray.roles.engine import Engine
 from dipp_ray.roles.keeper import Sender, ShareKey
 from dipp_ray.roles.process import free_port, join, prepare
@@ -36,6 +36,7 @@ class TrainedRank:
         self.one_step = one_step_of_model(self.frame, config.model)
         self.diffusion = self.frame.diffusion  # the teacher's and the score model's; the generator's is in one_step
         self.latent_shape = self.frame.latent_shape
+        self.embeds = EmbedsReader(config, self.device)
         self.sender = Sender()
 
     @ray.method(concurrency_group="health")
@@ -56,9 +57,6 @@ class TrainedRank:
 
     def tensor(self, array) -> Tensor:
         return torch.tensor(array, device=self.device)
-
-    def embeds(self, arrays) -> PromptEmbeds:
-        return PromptEmbeds.from_arrays(arrays, self.device)
 
     def write_share(self, url: str, step: int) -> list[FileRecord]:
         """Write this rank's share of the group's state; all ranks of the group are called together."""

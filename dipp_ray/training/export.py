@@ -24,7 +24,7 @@ from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import frame_of, load_denoiser
 from dipp_ray.models.reading import one_step_of_model
 from dipp_ray.models.start import base_network, starting_network
-from dipp_ray.models.text import TextEncoder
+from dipp_ray.models.text import text_encoder
 from dipp_ray.storage.aside import whole_file
 from dipp_ray.training.controller import Controller
 
@@ -51,8 +51,12 @@ def export_run(
     draws = Draws(config.run.seed, EVALUATION, 0, range(len(texts)))
     z, weights = draws.normal("z", frame.latent_shape), average_of(store, checkpoint)
     if controller is not None:
-        batches = [(draws, embeds) for embeds in controller.encoded([texts])]
-        (x0,) = controller.together("generator", "sample_average", batches)[0]
+        # The exported folder's own encoders are what people have: stored embeddings may be rounded ones of theirs.
+        if config.data.embeddings is not None:
+            embeds = text_encoder(config, torch.device("cpu"))(texts).arrays()
+        else:
+            (embeds,) = controller.encoded([prompts.spread(COMPARED)])
+        (x0,) = controller.together("generator", "sample_average", [(draws, embeds)])[0]
     else:
         x0 = generated(config, weights, texts, z)
     out = export_checkpoint(config, store, checkpoint, config.path / "pipeline")
@@ -78,7 +82,7 @@ def compare(config: RunConfig, out: Path, error: float, say: Callable[[str], Non
 def generated(config: RunConfig, weights: dict[str, Tensor], texts: list[str], z: Tensor) -> np.ndarray:
     """x0 [B, C, h, w] of the generator with these weights, by the functions that the roles call, on the CPU."""
     frame = frame_of(config.model)
-    text = TextEncoder(config.model.teacher, torch.device("cpu"), config.roles.text.dtype, frame=frame)
+    text = text_encoder(config, torch.device("cpu"))
     one_step = one_step_of_model(frame, config.model)
     return generate(generator_of(config, frame, weights), one_step, z, text(texts)).numpy()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dipp_ray.config import RunConfig
+from dipp_ray.data.embeddings import NULL
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.roles.generator import GeneratorRank
 from dipp_ray.roles.group import Group
@@ -82,8 +83,10 @@ class Session:
             for group in groups.values():
                 group.meet()
             roles.await_ready(config, say)
-            null, encoded = roles.text.encode.remote([""])
-            wait_all([encoded], "the null prompt's embeddings", config.roles.wait_s, say)
+            null: Any = NULL
+            if config.data.embeddings is None:
+                null, encoded = roles.text.encode.remote([""])
+                wait_all([encoded], "the null prompt's embeddings", config.roles.wait_s, say)
             controller = Controller(config, roles, groups, null, memory, prompts, say)
             session = Session(groups, placement, controller)
             memory.attach(controller.actors, say)

@@ -9,6 +9,7 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import RoleFailure, UserError
 from dipp_ray.reporting.events import record_event
+from dipp_ray.reporting.telemetry import Telemetry
 from dipp_ray.training.attempts import Attempts
 from dipp_ray.training.faults import GOES_ON
 from dipp_ray.training.growth import Surroundings
@@ -39,6 +40,7 @@ class Sessions:
         self.surroundings: Surroundings | None = None
         self.attempts = Attempts(config.roles.failures)
         self.memory, self.spares = StateMemory(config), Spares(config)
+        self.telemetry = Telemetry(config.run.name)
         self.broke: tuple[float, int] | None = None  # when a fault was seen, and the steps that were finished then
 
     def say_by(self, say: Callable[[str], None]) -> None:
@@ -114,6 +116,9 @@ class Sessions:
             told = f"{lost} steps lost, {seconds:.1f} s from the fault to the next finished step"
             record_event(self.config.path, "recovered", done, told, steps_lost=lost, seconds=round(seconds, 3))
             self.say(f"recovered: {told}")
+            self.telemetry.add("dipp_ray_recoveries")
+            self.telemetry.add("dipp_ray_steps_lost", lost)
+            self.telemetry.set("dipp_ray_recovery_seconds", seconds)
 
     def close(self) -> None:
         """End the session, if one is open, and give all room back."""

@@ -22,7 +22,7 @@ from dipp_ray.training.export import export_run, exported_step
 from dipp_ray.training.faults import broke
 from dipp_ray.training.folder import only_trainer, require_folder
 from dipp_ray.training.pinning import pinned_run
-from dipp_ray.training.placement import cluster_nodes, reserve
+from dipp_ray.training.placement import can_grow, cluster_nodes, reserve
 from dipp_ray.training.plan import GROUPS, best_plan, requests
 from dipp_ray.training.roles import start_roles
 from dipp_ray.training.run import Run, Say
@@ -61,7 +61,8 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
     choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
     planned = best_plan(choices, cluster_nodes())
     print_table(planned.table())
-    planned.require()
+    if not can_grow():
+        planned.require()
     room, rest = reserve(choices, config.roles.wait_s, say).split(GROUPS)
     with whole_file(config.path / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

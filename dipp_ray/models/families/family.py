@@ -170,6 +170,18 @@ class Family:
         """Whether the network is told a guidance scale."""
         return False
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a prompt takes at most, or that every prompt takes where there is no mask; None: not known."""
+        return None
+
+    def tokens_of(self, name: str, otherwise: int) -> int:
+        """The longest text of the tokenizer in the folder `name`, by its own settings."""
+        path = self.folder / name / "tokenizer_config.json"
+        settings = read_object(path, f"{self.folder}/{name} is incomplete") if path.is_file() else {}
+        said = settings.get("model_max_length")
+        return otherwise if said is None else int(min(said, otherwise))
+
     # -- text ----------------------------------------------------------------------------------------------------
 
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:

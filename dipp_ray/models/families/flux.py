@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.models.families.packing import Packed, pack, unpack
-from dipp_ray.models.json_files import read_object
 
 
 class Flux(Packed):
@@ -46,9 +45,7 @@ class Flux(Packed):
     @property
     def longest(self) -> int:
         """Tokens that every prompt is padded to, unmasked: 512, or 256 for schnell; fewer if its tokenizer says so."""
-        path = self.folder / "tokenizer_2" / "tokenizer_config.json"
-        said = read_object(path, f"{self.folder}/tokenizer_2 is incomplete") if path.exists() else {}
-        return int(min(said.get("model_max_length", 512), 512 if self.embeds_guidance else 256))
+        return self.tokens_of("tokenizer_2", 512 if self.embeds_guidance else 256)
 
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
         tokens, pooled, _ = pipeline.encode_prompt(prompt, None, device, max_sequence_length=self.longest)

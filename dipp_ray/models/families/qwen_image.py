@@ -27,6 +27,10 @@ class QwenImage(Packed):
         if self.network.get("guidance_embeds"):
             raise UserError(f"{self.folder}: its transformer has guidance_embeds, which Qwen-Image has not: take that")
 
+    @property
+    def longest(self) -> int:
+        return LONGEST
+
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"joint_attention_dim": [("text_encoder", "hidden_size")]}
 

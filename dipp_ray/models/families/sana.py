@@ -41,6 +41,10 @@ class Sana(Family):
                 "whose parts belong together"
             )
 
+    @property
+    def longest(self) -> int:
+        return 300
+
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"caption_channels": [("text_encoder", "hidden_size")]}
 

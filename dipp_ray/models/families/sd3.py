@@ -32,6 +32,10 @@ class StableDiffusion3(Family):
                 f"{largest * self.factor} pixels a side: choose a smaller one"
             )
 
+    @property
+    def longest(self) -> int:
+        return self.tokens_of("tokenizer", 77) + 256  # of CLIP, and of T5
+
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {
             "joint_attention_dim": [("text_encoder_3", "d_model")],
