@@ -317,10 +317,7 @@ def run_serve_rewards(given) -> None:
     from dipp_ray.serving.deploy.pinning import pinned_service
     from dipp_ray.settings import load_settings
 
-    def read() -> ServiceConfig:
-        return pinned_service(load_settings(given.config, given.settings, ServiceConfig))
-
-    config = read()
+    config = pinned_service(load_settings(given.config, given.settings, ServiceConfig))
     from dipp_ray.serving.deploy.check import check_service
 
     check_service(config)  # before Ray is started: bad input answers at once
@@ -332,6 +329,15 @@ def run_serve_rewards(given) -> None:
     if "RAY_ADDRESS" not in os.environ:  # in a running cluster Serve may listen there already
         require_port(config.http)
     connect()
+    from dipp_ray.training.service_room import require_room
+
+    def read() -> ServiceConfig:
+        """The configuration anew: what the cluster cannot hold is refused, at the start as at each reading."""
+        new = pinned_service(load_settings(given.config, given.settings, ServiceConfig))
+        require_room(new)
+        return new
+
+    require_room(config)
     serve_rewards(config, read, given.detach, print)
 
 
