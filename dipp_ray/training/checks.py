@@ -21,6 +21,7 @@ from dipp_ray.models.pipeline import frame_of, one_step_of_folder
 from dipp_ray.models.reading import exported_reading, one_step_of_model, prediction_of, settle
 from dipp_ray.models.schedulers import output_scale
 from dipp_ray.models.start import check_adapters
+from dipp_ray.reporting.trackers import require_trackers
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 from dipp_ray.training.folder import check_folder
 
@@ -30,6 +31,7 @@ LEAST_MASS = 1e-9  # of a distribution of times within its range
 
 def check(config: RunConfig) -> Prompts:
     """The prompts, after everything that needs no cluster has been found in order. Raises UserError otherwise."""
+    require_trackers(config.log.trackers)
     frame = frame_of(config.model)
     if one_step_of_folder(config.model.teacher):
         raise UserError(
