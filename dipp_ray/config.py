@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dipp_ray.alignment.hyperparameters import Decay, Objective, Optimiser
+from dipp_ray.evaluation.settings import EvaluationSection
 from dipp_ray.reporting.trackers import Name as TrackerName
 from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.role_settings import Between, RoleSection, RolesSection, TrainedRoleSection
@@ -208,16 +209,6 @@ class LogSection(Section):
         if len(set(trackers)) < len(trackers):
             raise ValueError(f"log.trackers={trackers} names one twice: keep it once")
         return trackers
-
-
-class EvaluationSection(Section):
-    prompts: str | list[str] | None = Field(None, description="As data.prompts; null: those of training.")
-    samples: int = Field(500, ge=2, description="Images of each model.")
-    judge: str | None = Field(None, description="`package.module:function` (images, prompts) -> {metric: value}.")
-    teacher_steps: int = Field(25, ge=1, description="Steps of the teacher that is shown beside.")
-    teacher_guidance: float | None = Field(
-        None, ge=0, description="Guidance scale of that teacher; null: objective.guidance_scale."
-    )
 
 
 class RunConfig(Section):

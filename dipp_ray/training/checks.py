@@ -12,6 +12,7 @@ from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
 from dipp_ray.diffusion.times import mass
 from dipp_ray.errors import UserError
+from dipp_ray.evaluation.evaluator import check_networks
 from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
 from dipp_ray.hub.fetch import local
 from dipp_ray.models.adapter_files import is_adapter
@@ -65,6 +66,7 @@ def check(config: RunConfig) -> Prompts:
     prompts = read_prompts(config.data.prompts, config.data.column)
     load_judge(config.evaluation.judge)  # what is read after training is looked at before it
     evaluation_prompts(config)
+    check_networks(config.evaluation)
     check_folder(config)
     return prompts
 
