@@ -149,12 +149,12 @@ def compared_with(config: RunConfig, evaluator: Evaluates, say: Say) -> Gaussian
 
 def measured(kept: Kept, evaluator: Evaluates, name: str, reference: Gaussian | None, say: Say) -> Units:
     """Have all shards of the model sampled and measured that are not yet, and say how far it is."""
-    found = {shard: kept.measured(shard) for shard in range(len(kept.shards))}
-    files = {shard: kept.has_images(shard) for shard in found}
-    left = [shard for shard, one in found.items() if one is None or not files[shard]]
+    files = {shard: kept.has_images(shard) for shard in range(len(kept.shards))}
+    found = {shard: one for shard in files if files[shard] and (one := kept.measured(shard)) is not None}
+    left = [shard for shard in files if shard not in found]
     todo = [(shard, kept.shards[shard]) for shard in left]
     total = sum(len(numbers) for _, numbers in todo)
-    if there := sum(len(kept.shards[shard]) for shard in found if files[shard]):
+    if there := sum(len(kept.shards[shard]) for shard in files if files[shard]):
         say(f"{there:,} images of {name} are there already, in {kept.folder}")
     ticker, done = Ticker(say, f"samples of {name}", total), 0
     calls = ((numbers, kept.images(numbers) if files[shard] else None) for shard, numbers in todo)

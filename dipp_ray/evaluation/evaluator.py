@@ -69,8 +69,8 @@ class Evaluator:
         """Load judge, networks and rewards; returns the rewards' terms. Raises UserError where one is not there."""
         settings = self.config.evaluation
         self.judge = load_judge(settings.judge)
-        self.clip = settings.clip and FeatureNetwork.load(clip_settings(settings.clip), self.device)
-        self.network = settings.features and FeatureNetwork.load(settings.features, self.device)
+        self.clip = FeatureNetwork.load(clip_settings(settings.clip), self.device) if settings.clip else None
+        self.network = FeatureNetwork.load(settings.features, self.device) if settings.features else None
         self.scorer = scorer_of(self.config, batch_of(self.config), self.device, self.said.append, self.application)
         return self.scorer.terms if self.scorer else []
 
@@ -92,7 +92,7 @@ class Evaluator:
                 self.pipeline, texts, self.config.run.seed, *self.how, batch_of(self.config), numbers
             )
             seconds, pngs = time.perf_counter() - clock, to_pngs(images)
-        measured = measure(from_pngs(pngs), texts, self.scorer, self.clip or None, self.network)
+        measured = measure(from_pngs(pngs), texts, self.scorer, self.clip, self.network)
         said, self.said[:] = list(self.said), []
         return Shard(pngs, seconds, measured, said)
 

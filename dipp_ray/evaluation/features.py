@@ -39,8 +39,8 @@ def is_clip(settings: FeatureSettings) -> bool:
 def identity_of(settings: FeatureSettings) -> dict[str, Any]:
     """What its features depend on: the files' hash, and the preprocessing. Raises UserError as `is_clip`."""
     if not is_clip(settings):
-        digest = hash_of_file(settings.network)
-        return {"sha256": digest, "size": settings.size, "mean": list(settings.mean), "std": list(settings.std)}
+        own = {"sha256": hash_of_file(settings.network), "size": settings.size}
+        return own | {"mean": list(settings.mean or ()), "std": list(settings.std or ())}
     folder = clip_files(settings.network)
     files = sorted(path for path in folder.glob("*") if path.name == "config.json" or path.suffix == ".safetensors")
     mean, std = _statistics(settings, folder)

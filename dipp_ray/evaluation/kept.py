@@ -102,7 +102,7 @@ class Kept:
             return None
 
     def keep_measures(self, shard: int, measured: Measured) -> None:
-        named = {f"units/{name}": values for name, values in measured.units.items()}
+        named: dict[str, Any] = {f"units/{name}": values for name, values in measured.units.items()}
         named |= {f"pairs/{name}": values for name, values in measured.pairs.items()}
         with whole_file(self._measures(shard)) as aside, aside.open("wb") as file:
             np.savez(file, by=np.array(self._measures_key), features=measured.features, **named)
