@@ -115,6 +115,15 @@ def parser() -> argparse.ArgumentParser:
             )  # fmt: skip
         if function is not run_fit_reward:
             sub.add_argument("--generator", metavar="RUN", help="begin where this finished run's folder ended")
+    encode = verb(run_encode, "The prompts' embeddings, once and for all: parquet that training reads by row.")
+    encode.add_argument("config", type=Path, help="YAML configuration of a run: its teacher, prompts and roles.text")
+    encode.add_argument("out", help="folder of the embeddings, local or s3://; goes on with what is missing there")
+    encode.add_argument(
+        "settings", nargs="*", metavar="section.key=value", help="settings that override it, or YAML files of such"
+    )
+    encode.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="as stored (%(default)s)")
+    encode.add_argument("--actors", type=positive, default=1, help="encoders side by side (%(default)s)")
+    encode.add_argument("--rows", type=positive, default=512, help="prompts of a shard (%(default)s)")
     sample = verb(run_sample, "One step an image, of an exported generator.")
     sample.add_argument("pipeline", help="pipeline folder, a run's folder, or a hub's id")
     sample.add_argument("--prompt", action="append", default=[], help="several times for several prompts")
@@ -196,7 +205,7 @@ def run_check(given) -> None:
     import rich
 
     from dipp_ray.config import load_config
-    from dipp_ray.training.checks import check, doubt_about_start, sizes_line, start_line
+    from dipp_ray.training.checks import check, doubt_about_start, embeddings_line, sizes_line, start_line
     from dipp_ray.training.pinning import pinned_run
 
     config = pinned_run(load_config(given.config, settings_of(given)))
@@ -217,12 +226,13 @@ def run_check(given) -> None:
     rich.print(planned.table())
     planned.require()
     print(start_line(config))
+    print(embeddings_line(config))
     if given.try_rewards:
         from dipp_ray.training.reward_trial import try_rewards
 
         try_rewards(config, prompts.first(2), print)
     where = "" if in_cluster else "; planned for this machine: RAY_ADDRESS names a cluster"
-    print(f"{given.config}: ready. {len(prompts.texts)} prompts; {sizes_line(config)}{where}")
+    print(f"{given.config}: ready. {len(prompts):,} prompts; {sizes_line(config)}{where}")
 
 
 def run_fit_reward(given) -> None:
@@ -231,13 +241,28 @@ def run_fit_reward(given) -> None:
     fit_command(given.config, given.settings, connect)
 
 
+def run_encode(given) -> None:
+    from dipp_ray.config import load_config
+    from dipp_ray.encoding.command import encode
+    from dipp_ray.training.pinning import pinned_run
+
+    def encoders(config):
+        connect()  # once all has been looked at
+        from dipp_ray.encoding.placed import placed_encoders
+
+        return placed_encoders(config, given.actors, print)
+
+    config = pinned_run(load_config(given.config, given.settings))
+    encode(config, given.out, encoders, print, given.dtype, given.rows)
+
+
 def run_sample(given) -> None:
     from dipp_ray.data.prompts import read_prompts
     from dipp_ray.evaluation.sample_command import sample
 
     if not given.prompt and not given.prompts:
         raise UserError("there is nothing to sample: give --prompt TEXT, or --prompts FILE")
-    read = read_prompts(given.prompts, "prompt").texts if given.prompts else []
+    read = list(read_prompts(given.prompts, "prompt")) if given.prompts else []
     sample(
         given.pipeline,
         [*given.prompt, *read],

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dipp_ray.alignment.hyperparameters import Decay, Objective, Optimiser
+from dipp_ray.data_settings import DataSection
 from dipp_ray.evaluation.settings import EvaluationSection
 from dipp_ray.reporting.trackers import Name as TrackerName
 from dipp_ray.rewards.terms import RewardTerm, unique_names
@@ -93,25 +94,6 @@ class InitSection(Section):
         return self
 
 
-class DataSection(Section):
-    prompts: str | list[str] = Field(
-        description="A file of prompts (.parquet, .csv, .tsv, .jsonl, .json, .txt), a folder of such, a pattern, or a "
-        "list; local or s3://."
-    )
-    column: str = Field("prompt", description="Their text column, where they have columns.")
-    batch_size: int = Field(64, ge=1, description="Samples of one generator update, over all ranks.")
-    micro_batches: int = Field(2, ge=1, description="M: the step's fixed list; group sizes must divide it.")
-
-    @model_validator(mode="after")
-    def _divides(self):
-        if self.batch_size % self.micro_batches:
-            raise ValueError(
-                f"data.batch_size={self.batch_size} does not split into data.micro_batches={self.micro_batches} "
-                "equal parts: choose a divisor"
-            )
-        return self
-
-
 class AdapterSection(Section):
     rank: int = Field(ge=1, description="Rank of the two matrices.")
     alpha: Positive | None = Field(None, description="The product is scaled by alpha / rank; null: the rank.")
@@ -170,6 +152,12 @@ class RewardSection(Section):
 
 class CheckpointSection(Section):
     every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    memory_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between states that are kept in the memory of other nodes, so that a lost rank or node "
+        "costs no more of them; 0: never.",
+    )
     keep: int = Field(
         2,
         ge=1,
@@ -252,10 +240,13 @@ class RunConfig(Section):
             role = getattr(self.roles, name)
             if not any(role.fewest <= size <= role.most for size in allowed_group_sizes(micro_batches)):
                 sizes = ", ".join(map(str, allowed_group_sizes(micro_batches)))
-                given = role.workers if role.fewest == role.most else f"{role.fewest} to {role.most}"
+                fault = (
+                    f"={role.workers} does not divide"
+                    if isinstance(role.workers, int)
+                    else f" from {role.fewest} to {role.most} holds no divisor of"
+                )
                 raise ValueError(
-                    f"roles.{name}.workers={given} does not divide data.micro_batches={micro_batches}: "
-                    f"allowed sizes are {sizes}"
+                    f"roles.{name}.workers{fault} data.micro_batches={micro_batches}: allowed sizes are {sizes}"
                 )
         if self.objective.reward_scale > 0 and not self.trained_terms and not self.reward.shared:
             raise ValueError(

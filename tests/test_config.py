@@ -239,6 +239,8 @@ def test_a_held_out_term_alone_is_no_reward_to_train_on(path):
         "data.batch_size=48",
         "data.micro_batches=6",
         "data.prompts=other.parquet",
+        "data.embeddings=embeddings",
+        "data.order=epoch",
         "objective.guidance_scale=2",
         "objective.weight=unit",
         "objective.order=overlapped",

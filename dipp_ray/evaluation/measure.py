@@ -74,8 +74,12 @@ def spread(prompts: Prompts, samples: int) -> list[str]:
 
     A file with too many different prompts for that is thinned to evenly spread rows.
     """
-    if len(set(prompts.texts)) * IMAGES_A_PROMPT > samples:
-        prompts = Prompts(tuple(prompts.first(max(1, samples // IMAGES_A_PROMPT))))
+    different: set[str] = set()
+    for prompt in prompts:
+        different.add(prompt)
+        if len(different) * IMAGES_A_PROMPT > samples:
+            prompts = Prompts.listed(prompts.first(max(1, samples // IMAGES_A_PROMPT)))
+            break
     return prompts.first(samples)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from dipp_ray.alignment.hyperparameters import Objective
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, allowed_group_sizes
-from dipp_ray.data.prompts import Prompts, read_prompts
+from dipp_ray.data.prompts import Prompts, prompts_of
 from dipp_ray.diffusion.one_step import generator_diffusion, same_reading
 from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
@@ -25,6 +25,7 @@ from dipp_ray.models.start import check_adapters
 from dipp_ray.reporting.trackers import require_trackers
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 from dipp_ray.training.folder import check_folder
+from dipp_ray.training.text_checks import check_embeddings, text_line
 
 LEAST_FREE_BYTES = 50_000_000
 LEAST_MASS = 1e-9  # of a distribution of times within its range
@@ -63,7 +64,9 @@ def check(config: RunConfig) -> Prompts:
             raise UserError(f"reward '{term.name}': model {term.model} has no gradient: set its held_out=true")
     if config.init.score_checkpoint:
         score_checkpoint(config)
-    prompts = read_prompts(config.data.prompts, config.data.column)
+    if config.data.embeddings is not None:
+        check_embeddings(config, frame)
+    prompts = prompts_of(config)
     load_judge(config.evaluation.judge)  # what is read after training is looked at before it
     evaluation_prompts(config)
     check_networks(config.evaluation)
@@ -184,6 +187,11 @@ def start_line(config: RunConfig) -> str:
         f"generator: {config.model.generator or 'starts as the teacher'}, read at t*={one_step.t_star}, input "
         f"{one_step.convention}, output {one_step.diffusion.kind}"
     )
+
+
+def embeddings_line(config: RunConfig) -> str:
+    """Where the embeddings come from, and what they weigh."""
+    return text_line(config, frame_of(config.model))
 
 
 def sizes_line(config: RunConfig) -> str:

@@ -94,15 +94,16 @@ def evaluate_placed(config: RunConfig, say: Callable[[str], None], run: Run | No
     evaluation's. None: the run has ended, and room like its generator's is asked for.
     """
     config = whole(config)
-    if run is None or run.session is None:
+    if run is None:
         with evaluators(config, say) as placed:
             return evaluate_run(config, say, placed)
+    roles = run.sessions.roles
     run.session.end_ranks()
-    run.roles.end_models()
+    roles.end_models()
     placement = run.session.placement
     ranks = sum(request.role == "generator" for request in placement.plan.requests)
     options = [placement.options("generator", index) for index in range(min(ranks, config.evaluation.workers))]
-    with evaluators(config, say, options, run.roles.private_application) as placed:
+    with evaluators(config, say, options, roles.private_application) as placed:
         return evaluate_run(config, say, placed)
 
 

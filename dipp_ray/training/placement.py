@@ -90,6 +90,10 @@ class Placement:
         theirs = [entry for entry in self.held if entry[1][0].role in roles]
         return Placement(self.plan, theirs), Placement(self.plan, [entry for entry in self.held if entry not in theirs])
 
+    def only(self, entry: tuple[PlacementGroup, list[Request]]) -> "Placement":
+        """One of the placement groups held, by itself."""
+        return Placement(self.plan, [entry])
+
     def node_ids(self, workers: Collection[Worker] | None = None) -> set[str]:
         """The nodes on which these workers are now, as far as Ray says; None: all of them."""
         return {

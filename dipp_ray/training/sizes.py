@@ -35,5 +35,15 @@ def allowed_sizes(config: RunConfig) -> list[Sizes]:
     return sorted(found, key=lambda sizes: (-sizes.ranks, -sizes.generator, -sizes.teacher))
 
 
+def next_larger(config: RunConfig, sizes: Sizes) -> Sizes | None:
+    """The smallest that has more ranks, and no group with fewer; None where there is none."""
+    larger = [
+        other
+        for other in allowed_sizes(config)
+        if other.ranks > sizes.ranks and other.generator >= sizes.generator and other.score >= sizes.score
+    ]
+    return min(larger, key=lambda other: other.ranks, default=None)
+
+
 def _group_sizes(config: RunConfig, role: RoleSection) -> list[int]:
     return [size for size in allowed_group_sizes(config.data.micro_batches) if role.fewest <= size <= role.most]

@@ -26,6 +26,7 @@ from dipp_ray.training.placement import cluster_nodes, reserve
 from dipp_ray.training.plan import GROUPS, best_plan, requests
 from dipp_ray.training.roles import start_roles
 from dipp_ray.training.run import Run, Say
+from dipp_ray.training.sessions import Sessions
 from dipp_ray.training.sizes import allowed_sizes
 from dipp_ray.training.trajectory import difference
 
@@ -67,7 +68,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
     roles = run = None
     try:
         roles = start_roles(config, rest, say)
-        run = Run(config, roles, room, prompts, store, say)
+        run = Run(config, Sessions(config, roles, room, prompts, store, say), store, say)
         done = run.start(checkpoint)
         if done:
             say(f"resumed from the checkpoint of step {done}")

@@ -57,7 +57,7 @@ def test_a_run_is_measured_against_its_base_and_teacher(run_config, tiny_world, 
     assert result["metrics"]["digit_accuracy"]["better"] == "higher"
     assert result["models"]["base"]["broken"] is None
     # The rewards are those of the images that the exported folders give.
-    prompts = spread(Prompts(tuple(PROMPTS)), 20)
+    prompts = spread(Prompts.listed(PROMPTS), 20)
     scores = {}
     for name, folder in (("base", "base"), ("aligned", "aligned")):
         images = in_8_bits(sample_images(load_pipeline(tiny_world / folder), prompts, 7, 1, 0.0, 64))
@@ -157,11 +157,11 @@ def test_a_wrong_judge_ends_before_anything_is_sampled(run_config):
 
 
 def test_each_prompt_comes_several_times():
-    few = spread(Prompts(("a", "b", "b")), 12)
+    few = spread(Prompts.listed(["a", "b", "b"]), 12)
     assert few == ["a"] * 4 + ["b"] * 8  # as often as they stand in the file
-    many = spread(Prompts(tuple(map(str, range(100)))), 12)
+    many = spread(Prompts.listed(list(map(str, range(100)))), 12)
     assert many == ["0"] * 4 + ["33"] * 4 + ["66"] * 4
-    assert spread(Prompts(("a", "b")), 2) == ["a", "a"]
+    assert spread(Prompts.listed(["a", "b"]), 2) == ["a", "a"]
 
 
 def test_diversity_is_the_mean_distance_within_a_prompt():

@@ -25,6 +25,7 @@ RANKS = [
     "objective.reward_scale=0",
     "reward.terms=[]",
     "run.steps=2000",
+    "roles.failures=0",
 ]
 
 
