@@ -83,7 +83,10 @@ class CheckpointSettings(Section):
 
 class FitConfig(Section):
     base: str = Field(description="Folder or hub id of the CLIPModel to start from, safetensors, with its tokenizer.")
-    pairs: str = Field(description="Parquet or JSONL file of training pairs; a local path or s3://.")
+    pairs: str = Field(
+        description="File of training pairs, local or s3://: parquet, JSONL or a list in JSON, with the columns below; "
+        "or Pick-a-Pic v2, HPDv2, HPDv3 or ImageRewardDB as they are published."
+    )
     held_out: str | None = Field(None, description="File of pairs to measure on; null: some of `pairs`.")
     held_out_share: float = Field(
         0.1,
