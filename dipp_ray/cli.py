@@ -45,7 +45,7 @@ def as_setting(verb: str, unknown: list[str]) -> str:
 
     name, _, value = unknown[0].lstrip("-").partition("=")
     value = value or next((word for word in unknown[1:2] if not word.startswith("-")), "VALUE")
-    near = nearest_keys(name.replace("-", "_"), RunConfig) if verb in ("train", "check") else []
+    near = nearest_keys(name.replace("-", "_"), RunConfig) if verb in ("train", "check", "evaluate") else []
     if not near:
         return f"{verb} does not know {unknown[0]}: see dipp-ray {verb} --help"
     return f"{verb} does not know {unknown[0]}: settings are written without dashes: {near[0]}={value}"
@@ -138,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--family", help="package.module:Class, where it was trained as a family of your own")
     evaluate = verb(run_evaluate, "Rewards, judge and diversity of a pipeline: a table, JSON and a side-by-side grid.")
     evaluate.add_argument("pipeline", help="pipeline folder, a run's folder, or a hub's id")
+    evaluate.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override the run's")
     evaluate.add_argument("--against", help="pipeline to compare with: a folder, or a hub's id")
     evaluate.add_argument("--config", type=Path, help="whose rewards and prompts (default: the run's config.yaml)")
     evaluate.add_argument("--out", type=Path, help="folder of evaluation.json and the grid (default: the run's)")
@@ -296,7 +297,12 @@ def run_sample(given) -> None:
 def run_evaluate(given) -> None:
     from dipp_ray.evaluation.evaluate import evaluate_command
 
-    evaluate_command(given.pipeline, given.against, given.config, given.out, print, connect)
+    def placed(config, say):
+        from dipp_ray.training.evaluation import evaluators
+
+        return evaluators(config, say)
+
+    evaluate_command(given.pipeline, given.against, given.config, given.out, given.settings, print, connect, placed)
 
 
 def run_export(given) -> None:
