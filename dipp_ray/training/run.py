@@ -29,7 +29,16 @@ GENERATIONS = 4  # of what the run remembers beside states in memory: two, and t
 class Run:
     """A training run in its folder, over one session or several. `train` is the way in."""
 
-    def __init__(self, config: RunConfig, sessions: Sessions, store: CheckpointStore, say: Say):
+    def __init__(
+        self,
+        config: RunConfig,
+        sessions: Sessions,
+        store: CheckpointStore,
+        say: Say,
+        contents: dict[str, str] | None = None,
+    ):
+        """contents: of what the settings name, as `contents_of` gives them; checkpoints record it."""
+        self.contents = contents or {}
         self.config, self.sessions, self.store, self.say = config, sessions, store, say
         self.states: dict[int, RunState] = {}  # after each step whose groups' state is kept in memory
         self.state = RunState()
@@ -138,7 +147,7 @@ class Run:
                 self.session.end_ranks()
             except RoleFailure as fault:
                 self.sessions.survive(fault, done)
-            checkpoint = self.store.latest(thorough=True)
+            checkpoint = self.store.latest()  # who reads it compares checksums
             done = self.start(checkpoint)
             metrics.resume(done or -1)
             self.say(f"goes on from step {done} with {self.session.sizes}")
@@ -236,6 +245,7 @@ class Run:
         record = {
             "trajectory": trajectory(self.config),
             "trajectory_hash": trajectory_hash(self.config),
+            "contents": self.contents,
             "sizes": {group: self.controller.actors.count(group) for group in GROUPS},
             **self.state.to_record(),
         }
