@@ -72,6 +72,11 @@ class RolesSection(Section):
     heartbeat_s: Positive = Field(
         30.0, description="A process that gives no sign of life for so long, whatever it is busy with, hangs; seconds."
     )
+    spares: bool = Field(
+        False,
+        description="Keep a process ready beside each rank, its libraries loaded, to take the place of a lost one "
+        "within seconds; of groups without GPUs alone.",
+    )
     failures: int = Field(
         3,
         ge=0,

@@ -54,7 +54,7 @@ def refused(error: UserError) -> int:
 
 def lost_with_the_job(name: str, folder: str | Path) -> str | None:
     """Ray runs a job in a copy of the working directory, and deletes it afterwards."""
-    inside = not Path(folder).is_absolute() and "://" not in str(folder)
+    inside = "://" not in str(folder) and Path(folder).resolve().is_relative_to(Path.cwd())
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and inside:
         return (
             f"{name}={folder} lies in the job's copy of the working directory, which is deleted with "

@@ -62,6 +62,7 @@ class StateMemory:
             actors.of(role, rank).keep_with.remote([self.keepers[node] for node in nodes])
             for (role, rank), nodes in places.items()
         ]
+        asked += [keeper.have.remote() for keeper in self.keepers.values()]
         wait_all(asked, "the keepers of the state", self.wait_s, say)
 
     def newest(self, steps: list[int] | None = None) -> InMemory | None:
