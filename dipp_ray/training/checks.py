@@ -34,8 +34,8 @@ LEAST_MASS = 1e-9  # of a distribution of times within its range
 
 def check(config: RunConfig) -> Prompts:
     """The prompts, after everything that needs no cluster has been found in order. Raises UserError otherwise."""
-    first_look(config)
     require_trackers(config.log.trackers)
+    first_look(config)
     frame = frame_of(config.model)
     if one_step_of_folder(config.model.teacher):
         raise UserError(
