@@ -58,6 +58,6 @@ def lost_with_the_job(name: str, folder: str | Path) -> str | None:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and inside:
         return (
             f"{name}={folder} lies in the job's copy of the working directory, which is deleted with "
-            "it: give an absolute path, on storage that every node sees"
+            "it: give an absolute path elsewhere, on storage that every node sees"
         )
     return None

@@ -27,12 +27,14 @@ def cluster_process(nodes: list[str]) -> Iterator[ClusterProcess]:
         port = probe.getsockname()[1]
     command = [sys.executable, ROOT / "cluster" / "local.py", "--dashboard", "--dashboard-port", str(port)]
     command += [part for node in nodes for part in ("--node", node)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    patient = os.environ | {"RAY_raylet_start_wait_time_s": "180"}  # on a machine where others compute too
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=patient)
     try:
         for line in process.stdout:
             if line.startswith("Ctrl-C"):
                 break
-        assert process.poll() is None, "the cluster ended before it was up"
+        else:
+            raise AssertionError("the cluster ended before it was up")
         yield ClusterProcess(f"http://127.0.0.1:{port}", process.pid)
     finally:
         process.send_signal(signal.SIGTERM)

@@ -77,9 +77,8 @@ class Jobs:
         try:
             self._ask(job, lambda: self._client.submit_job(entrypoint=command, submission_id=job, **options))
         except UserError as error:
-            if f"submission_id {job} already exists" not in str(
-                error
-            ):  # else what was sent had arrived, and the answer had not
+            arrived = f"submission_id {job} already exists" in str(error)  # and the answer was lost on its way
+            if not arrived:
                 raise
 
     def details(self, job: str) -> Any:

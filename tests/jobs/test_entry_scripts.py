@@ -87,6 +87,7 @@ def run_verb(script, monkeypatch):
     [
         ("evaluate", ["/data/run/pipeline", "--out", "here"], ["/data/run/pipeline", "--out", "/data/out"]),
         ("evaluate", ["runs/a/pipeline"], ["/data/run/pipeline", "--against", "org/name"]),
+        ("encode", ["{fit}", "here"], ["{fit}", "s3://bucket/embeddings", "--rows", "64", "run.seed=1"]),
         ("fit_reward", ["{fit}", "out=here"], ["{fit}", "out=/data/reward"]),
     ],
 )

@@ -27,6 +27,7 @@ class FakeClient:
         self.asked: list[dict] = []
         self.faults: list[Exception] = []  # raised by the next calls, the answer lost where `arrived` says so
         self.stopped: list[str] = []
+        self.dying: dict[str, int] = {}  # looks until a stopped job has ended
         self.told: dict[str, int] = {}  # pieces that a log was read up to
 
     def submit_job(self, **given):
@@ -50,6 +51,9 @@ class FakeClient:
         if story.vanishes and self.told.get(job):
             del self.jobs[job]
             self._story(job)
+        if self.dying.get(job):
+            self.dying[job] -= 1
+            return details(job, "RUNNING", None, "running")
         ended = job in self.stopped or self.told.get(job, 0) >= len(story.log)
         status = "STOPPED" if job in self.stopped else story.status
         return details(job, *((status, story.code, story.message) if ended else ("RUNNING", None, "running")))

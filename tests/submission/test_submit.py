@@ -204,7 +204,7 @@ def test_jobs_are_listed_described_and_stopped():
     assert said[-1] == "mine  FAILED  exit status 7  python work.py"
     command.stop_command(jobs, "mine", said.append)
     assert said[-1] == "job mine had ended: FAILED"
-    client.told["mine"] = 0
+    client.told["mine"], client.dying["mine"] = 0, 2
     command.stop_command(jobs, "mine", said.append)
     assert said[-1] == "job mine is stopped" and client.stopped == ["mine"]
     for verb in (command.status_command, command.stop_command, command.follow_command):

@@ -16,12 +16,12 @@ from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
 
 COMMAND = [sys.executable, "-c", "import sys; from dipp_ray.cli import main; sys.exit(main())", "submit"]
-STEPS, EVERY = 40, 4
+STEPS, EVERY = 20, 4
 
 
 def config_file(folder):
     pipeline, prompts = pixart_pipeline(folder / "pipeline"), prompt_file(folder / "prompts.parquet")
-    settings = [f"run.steps={STEPS}", f"checkpoint.every={EVERY}", "log.samples_every=20", "log.samples=4"]
+    settings = [f"run.steps={STEPS}", f"checkpoint.every={EVERY}", "log.samples_every=10", "log.samples=4"]
     settings += ["evaluation.samples=10", "evaluation.teacher_steps=2", "log.held_out_samples=4"]
     path = folder / "align.yaml"
     path.write_text(yaml.safe_dump(tiny_config(folder / "runs", pipeline, prompts, *settings).model_dump(mode="json")))
@@ -69,10 +69,11 @@ def test_training_whose_driver_is_killed_is_submitted_again_and_ends(tmp_path, m
         steps = [json.loads(line).get("step") for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert {*range(1, STEPS + 1)} <= {*steps}
         assert (run / "checkpoints" / f"step_{STEPS:06}" / "COMMITTED.json").is_file()
-        assert out.count(f"tiny 0/{STEPS}") == 1, "the second driver began anew"
+        assert out.count(f"tiny 0/{STEPS}") == 1, "no driver began anew"
 
         code, out, error = submit("--on", "role=worker", *train[2:], "run.steps=none")
-        assert code == 2 and "exit status 2" in error and "submitted again" not in out
+        # On a busy machine Ray may lose sight of a job that ends at once: then it is submitted again, and refused.
+        assert code == 2 and "was refused by its own command (exit status 2)" in error, out + error
 
         assert submit("--detach", "--", "sleep", "600")[0] == 0
         jobs = [line.split()[:2] for line in submit("--list")[1].splitlines()]
@@ -82,4 +83,4 @@ def test_training_whose_driver_is_killed_is_submitted_again_and_ends(tmp_path, m
 
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", cluster.jobs_address)
         placed = [JobSubmissionClient().get_job_info(job).driver_node_id for job, _ in jobs]
-        assert placed[0] == placed[1] != placed[2], "two on the head, one on the worker"
+        assert placed[0] == placed[1] != placed[-2], "two on the head, one on the worker"
