@@ -42,14 +42,14 @@ def main() -> None:
 
     from dipp_ray.data.prompts import read_prompts
     from dipp_ray.miniature.build import build_miniature
-    from dipp_ray.miniature.demo import cache_folder, fitted_reward, preset
+    from dipp_ray.miniature.runs import align_preset, cache_folder, distil_preset, fitted_reward
 
     miniature = build_miniature(cache_folder() / "miniature", print)
-    reward = fitted_reward(miniature, print)
+    fitted_reward(miniature, print)
     with tempfile.TemporaryDirectory() as out:
         # Speed does not depend on how good the generator is: the teacher's weights serve as well as distilled ones.
         untrained = ["model.generator=null", "init.score=teacher", "init.score_checkpoint=null"]
-        config = preset("align", miniature, reward, Path(out), untrained)
+        config = align_preset(miniature, Path(out), distil_preset(miniature, Path(out)), untrained)
         prompts = read_prompts(config.data.prompts, config.data.column)
         ways = {
             "plain loop, 2 threads": Plain(config, prompts, threads=2),
