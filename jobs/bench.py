@@ -24,8 +24,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dipp_ray.cli import connect, guarded
+from dipp_ray.cli import guarded
 from dipp_ray.config import RunConfig
+from dipp_ray.connecting import connect
 from dipp_ray.reporting.quiet import quiet_libraries
 
 CORES = 2
@@ -42,7 +43,8 @@ def main() -> None:
 
     from dipp_ray.data.prompts import read_prompts
     from dipp_ray.miniature.build import build_miniature
-    from dipp_ray.miniature.runs import align_preset, cache_folder, distil_preset, fitted_reward
+    from dipp_ray.miniature.runs import align_preset, distil_preset, fitted_reward
+    from dipp_ray.storage.remembered import cache_folder
 
     miniature = build_miniature(cache_folder() / "miniature", print)
     fitted_reward(miniature, print)

@@ -35,9 +35,9 @@ def main(text: str, refuse: Callable[[RunConfig], str | None], arguments: list[s
 
 def lost_with_the_job(config: RunConfig) -> str | None:
     """Ray runs a job in a copy of the working directory, and deletes it afterwards."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.run.folder).is_absolute():
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and Path(config.run.folder).is_relative_to(Path.cwd()):
         return (
             f"run.folder={config.run.folder} lies in the job's copy of the working directory, which is deleted with "
-            "it: give an absolute path, on storage that every node sees"
+            "it: give an absolute path elsewhere, on storage that every node sees"
         )
     return None

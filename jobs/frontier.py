@@ -13,7 +13,8 @@ from pathlib import Path
 import rich
 from rich.table import Table
 
-from dipp_ray.cli import connect, guarded
+from dipp_ray.cli import guarded
+from dipp_ray.connecting import connect
 from dipp_ray.reporting.quiet import quiet_libraries
 
 
@@ -28,7 +29,8 @@ def main() -> None:
     make(("teacher", "gold", "reward", "distil"), given.out, print, connect)
 
     from dipp_ray.miniature.build import Miniature
-    from dipp_ray.miniature.runs import align_preset, cache_folder, distil_preset, finish
+    from dipp_ray.miniature.runs import align_preset, distil_preset, finish
+    from dipp_ray.storage.remembered import cache_folder
 
     miniature = Miniature.at(cache_folder() / "miniature")
     distil = distil_preset(miniature, given.out)

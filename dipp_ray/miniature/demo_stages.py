@@ -3,14 +3,16 @@
 import sys
 from pathlib import Path
 
-from dipp_ray.cli import connect, guarded
+from dipp_ray.cli import guarded
+from dipp_ray.connecting import connect
 from dipp_ray.reporting.quiet import quiet_libraries
 
 
 def main(name: str, out: Path) -> None:
     quiet_libraries()  # before what follows loads torch
     from dipp_ray.miniature.build import Miniature, build_miniature
-    from dipp_ray.miniature.runs import align_preset, cache_folder, distil_preset, finish, fitted_reward
+    from dipp_ray.miniature.runs import align_preset, distil_preset, finish, fitted_reward
+    from dipp_ray.storage.remembered import cache_folder
 
     miniature = Miniature.at(cache_folder() / "miniature")
     match name:

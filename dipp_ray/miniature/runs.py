@@ -1,7 +1,6 @@
 """What is run on the miniature: the fit of its reward, distillation and alignment, with their paths filled in."""
 
 import json
-import os
 from pathlib import Path
 
 from dipp_ray.config import RunConfig, load_config
@@ -17,12 +16,6 @@ PRESETS = Path(__file__).parent
 FIT = FitSettings(steps=1500)
 FIT_WORKERS = WorkerSettings(cpus=0.25)  # the roles of the distillation run beside it
 GOLD = "dipp_ray.miniature.gold:GoldReward"
-
-
-def cache_folder() -> Path:
-    """$DIPP_RAY_CACHE, or dipp-ray in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DIPP_RAY_CACHE") or f"{base}/dipp-ray").expanduser()
 
 
 def fitted_reward(miniature: Miniature, say: Progress) -> None:
