@@ -24,8 +24,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dipp_ray.cli import connect, guarded
+from dipp_ray.cli import guarded
 from dipp_ray.config import RunConfig
+from dipp_ray.connecting import connect
 from dipp_ray.reporting.quiet import quiet_libraries
 
 CORES = 2
@@ -42,14 +43,15 @@ def main() -> None:
 
     from dipp_ray.data.prompts import read_prompts
     from dipp_ray.miniature.build import build_miniature
-    from dipp_ray.miniature.demo import cache_folder, fitted_reward, preset
+    from dipp_ray.miniature.runs import align_preset, distil_preset, fitted_reward
+    from dipp_ray.storage.remembered import cache_folder
 
     miniature = build_miniature(cache_folder() / "miniature", print)
-    reward = fitted_reward(miniature, print)
+    fitted_reward(miniature, print)
     with tempfile.TemporaryDirectory() as out:
         # Speed does not depend on how good the generator is: the teacher's weights serve as well as distilled ones.
         untrained = ["model.generator=null", "init.score=teacher", "init.score_checkpoint=null"]
-        config = preset("align", miniature, reward, Path(out), untrained)
+        config = align_preset(miniature, Path(out), distil_preset(miniature, Path(out)), untrained)
         prompts = read_prompts(config.data.prompts, config.data.column)
         ways = {
             "plain loop, 2 threads": Plain(config, prompts, threads=2),
@@ -137,28 +139,21 @@ class Pipeline:
         self.wall = 0.0
 
     def per_step(self, steps: int) -> Cost:
-        from dipp_ray.training.controller import Controller
-        from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
-        from dipp_ray.training.roles import start_roles
+        from dipp_ray.training.session import only_session
 
-        placement = reserve(plan(requests(self.config), cluster_nodes()).require(), self.config.roles.wait_s)
-        roles = start_roles(self.config, placement, lambda line: None)
-        try:
-            controller = Controller(self.config, roles, self.prompts, print)
-            controller.together("generator", "start")
-            self.run(controller, 0, 5)
+        with only_session(self.config, self.prompts, lambda line: None) as session:
+            session.controller.together("generator", "start")
+            self.run(session, 0, 5)
             start, before = time.perf_counter(), cpu_of_processes()
-            self.run(controller, 5, steps, measured=True)
+            self.run(session, 5, steps, measured=True)
             wall, after = time.perf_counter() - start, cpu_of_processes()
             self.wall += wall
             spent = {name: (seconds - before.get(name, 0.0)) / steps for name, seconds in after.items()}
             return Cost(wall / steps, {name: seconds for name, seconds in spent.items() if seconds > 0})
-        finally:
-            roles.stop()
 
-    def run(self, controller, first: int, steps: int, measured: bool = False) -> None:
+    def run(self, session, first: int, steps: int, measured: bool = False) -> None:
         """One stretch of steps, as training runs them between two barriers."""
-        for step in controller.steps(first, lambda done: done == first + steps):
+        for step in session.run_until(first, lambda done: done == first + steps):
             for role, seconds in step.busy.items() if measured else ():
                 self.busy[role] = self.busy.get(role, 0.0) + seconds
 

@@ -1,18 +1,21 @@
-"""The run's loop between its first and its last step: train, look, save."""
+"""The run's loop between its first and its last step: train, look, save, and go on after a lost rank."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ray.exceptions import RayError
 
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import CallError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.reporting.events import record_event
 from dipp_ray.reporting.metrics import MetricsLog, grid_of
 from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.training.checks import score_checkpoint
-from dipp_ray.training.controller import Controller
-from dipp_ray.training.roles import Roles
+from dipp_ray.training.controller import Controller, StepResult
+from dipp_ray.training.memory import InMemory
+from dipp_ray.training.session import Session
+from dipp_ray.training.sessions import Sessions
 from dipp_ray.training.shared_service import changes, judge_of
 from dipp_ray.training.state import RunState
 from dipp_ray.training.tasks import GROUPS
@@ -20,46 +23,88 @@ from dipp_ray.training.trajectory import trajectory, trajectory_hash
 from dipp_ray.training.watch import Watch
 
 Say = Callable[[str], None]
+GENERATIONS = 4  # of what the run remembers beside states in memory: two, and those on their way
 
 
 class Run:
-    """A training run in its folder. `train` is the way in."""
+    """A training run in its folder, over one session or several. `train` is the way in."""
 
-    def __init__(self, config: RunConfig, roles: Roles, controller: Controller, store: CheckpointStore, say: Say):
-        self.config, self.roles, self.controller, self.store, self.say = config, roles, controller, store, say
-        self.watch = Watch(config, controller)
-        self.state = RunState(service=roles.service)
+    def __init__(
+        self,
+        config: RunConfig,
+        sessions: Sessions,
+        store: CheckpointStore,
+        say: Say,
+        contents: dict[str, str] | None = None,
+    ):
+        """contents: of what the settings name, as `contents_of` gives them; checkpoints record it."""
+        self.contents = contents or {}
+        self.config, self.sessions, self.store, self.say = config, sessions, store, say
+        self.states: dict[int, RunState] = {}  # after each step whose groups' state is kept in memory
+        self.state = RunState()
         self.interrupted = False
+        self.saved = 0  # finished steps of the last checkpoint
         self.stopping = False  # an interrupt that was seen when the step in hand was listed
+        self.moving: str | None = None  # why the session in hand gives way to another after the step that was listed
+
+    @property
+    def session(self) -> Session:
+        assert self.sessions.current is not None, "a session is open"
+        return self.sessions.current
+
+    @property
+    def controller(self) -> Controller:
+        return self.session.controller
 
     def say_by(self, say: Say) -> None:
         """Tell a person by `say` from now on."""
         self.say = say
-        self.controller.say_by(say)
+        self.sessions.say_by(say)
 
     def start(self, checkpoint: Checkpoint | None) -> int:
-        """Bring both groups to their first step, fresh or from a checkpoint; returns the number of finished steps."""
-        if checkpoint is not None:
-            self._restore(checkpoint)
+        """Open a session and bring it to its first step: from the newest state that there is in memory or, in
+        `checkpoint`, committed, or fresh. Returns the number of finished steps. Where a rank is lost meanwhile, another
+        session is opened."""
+        while True:
+            try:
+                return self._start(checkpoint)
+            except RoleFailure as fault:
+                self.sessions.survive(fault, self.state.next_step)
+
+    def _start(self, checkpoint: Checkpoint | None) -> int:
+        state = self.sessions.open(checkpoint, list(self.states))
+        self.watch = Watch(self.config, self.controller)
+        if isinstance(state, InMemory):
+            self.state = self.states[state.step]
+        elif state is not None and checkpoint is not None:
+            self._take_up(checkpoint)
         else:
-            self.controller.together("generator", "start")
-            if self.config.init.score_checkpoint:
-                self.controller.together("score", "take_weights", *score_checkpoint(self.config))
-            self.controller.warm_score_up()
-            if self.config.reward.standardise and self.controller.shape.rewarded:
-                self.state = self.state.but(**self.controller.standardise())
+            self._begin()
+        done = self.state.next_step
+        self.states = {step: kept for step, kept in self.states.items() if step <= done}
         if self.state.reward_deviation is not None:
             self.controller.reward_deviation = self.state.reward_deviation
-        return self.state.next_step
+        return done
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        for group in GROUPS:
-            self.controller.together(group, "restore", self.store.url, checkpoint.step)
+    def _begin(self) -> None:
+        self.state = RunState(service=self.sessions.roles.service)
+        self.controller.together("generator", "start")
+        if self.config.init.score_checkpoint:
+            self.controller.together("score", "take_weights", *score_checkpoint(self.config))
+        self.controller.warm_score_up()
+        if self.config.reward.standardise and self.controller.shape.rewarded:
+            self.state = self.state.but(**self.controller.standardise())
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
         self.state = RunState.from_record(checkpoint.record).but(next_step=checkpoint.step)
-        self.compare_service(self.roles.service)
+        self.saved = checkpoint.step
+        self.compare_service(self.sessions.roles.service)
         best = self.state.best
         if best and best.step == checkpoint.step:
             self.store.mark_best(best.step, best.mean)  # in case the run was killed between commit and mark
+
+    def close(self) -> None:
+        self.sessions.close()
 
     def compare_service(self, now: dict | None) -> None:
         """A shared service may have another sum than it had: then the run goes on, but not as the same one."""
@@ -90,28 +135,73 @@ class Run:
 
         require_folder: raises at a barrier where the run's folder is no longer there.
         """
+        while done < self.config.run.steps and not (self.stopping or self.gives_up):
+            try:
+                for step in self.stretch(done, metrics, progress, require_folder):
+                    done = step
+                    self.sessions.finished(done)
+                if self.moving is None or done >= self.config.run.steps or self.stopping:
+                    continue
+                self.say(f"another session from step {done} on: {self.moving}")
+                record_event(self.config.path, "moved", done, self.moving)
+                self.session.end_ranks()
+            except RoleFailure as fault:
+                self.sessions.survive(fault, done)
+            checkpoint = self.store.latest()  # who reads it compares checksums
+            done = self.start(checkpoint)
+            metrics.resume(done or -1)
+            self.say(f"goes on from step {done} with {self.session.sizes}")
+        return done
+
+    def stretch(
+        self, done: int, metrics: MetricsLog, progress: ProgressLine, require_folder: Callable[[int], None]
+    ) -> Iterator[int]:
+        """Train from step `done` to the next barrier; yields the number of finished steps after each."""
         if done == 0:
             first = self.look(0)
             metrics.write(0, first, grid_of(self.config.path, 0))
             progress.update(0, first)
-        while done < self.config.run.steps and not (self.stopping or self.gives_up):
-            began, clock = done, time.perf_counter()
-            for step in self.controller.steps(done, self.ends_after):
-                done = step.step + 1
-                if step.last:
-                    require_folder(done)
-                # Over the stretch so far: two steps are under way at a time, and what is between them is no one's.
-                speed = self.config.data.batch_size * (done - began) / (time.perf_counter() - clock)
-                values = step.metrics | (self.at_barrier(done) if step.last else {}) | {"images_per_second": speed}
-                looked = step.last and self.is_due(done)
-                metrics.write(done, values, grid_of(self.config.path, done) if looked else None)
-                progress.update(done, values)
-        return done
+        began, clock = done, time.perf_counter()
+        for step in self.session.run_until(done, self.ends_after):
+            done = step.step + 1
+            if step.last:
+                require_folder(done)
+            # Over the stretch so far: two steps are under way at a time, and what is between them is no one's.
+            speed = self.config.data.batch_size * (done - began) / (time.perf_counter() - clock)
+            values = step.metrics | (self.at_barrier(done) if step.last else {}) | {"images_per_second": speed}
+            looked = step.last and self.is_due(done)
+            metrics.write(done, values, grid_of(self.config.path, done) if looked else None)
+            progress.update(done, values)
+            self.tell(step, speed)
+            if self.sessions.memory.is_due(done):
+                self.remember(done)
+            if step.last and self.moving and self.sessions.memory.every:
+                self.controller.keep_now(done)
+                self.remember(done)
+            if step.last and self.sessions.memory.lost:
+                self.sessions.memory.attach(self.controller.actors, self.say)
+            yield done
+
+    def tell(self, step: StepResult, speed: float) -> None:
+        """The step in numbers, for who watches the cluster."""
+        telemetry, sizes = self.sessions.telemetry, self.session.sizes
+        telemetry.add("dipp_ray_steps")
+        telemetry.set("dipp_ray_step", step.step + 1)
+        telemetry.set("dipp_ray_images_per_second", speed)
+        actors = {"generator": sizes.generator, "score": sizes.score, "teacher": sizes.teacher, "text": 1, "reward": 1}
+        telemetry.busy(step.busy, actors, self.config.data.batch_size / speed)
+        telemetry.set("dipp_ray_state_age_steps", step.step + 1 - max([self.saved, *self.states]))
+        if "keep_seconds" in step.metrics:
+            telemetry.set("dipp_ray_keep_seconds", step.metrics["keep_seconds"])
+
+    def remember(self, done: int) -> None:
+        """What belongs to the groups' state that is kept in memory after `done` steps."""
+        self.states = dict([*self.states.items(), (done, self.state.but(next_step=done))][-GENERATIONS:])
 
     def ends_after(self, done: int) -> bool:
         """Whether there is a barrier after `done` steps. An interrupt that comes later ends the run one step later."""
-        self.stopping = self.interrupted
-        return self.stopping or self.is_due(done)
+        self.stopping, self.moving = self.interrupted, self.sessions.reason_to_move()
+        return self.stopping or self.moving is not None or self.sessions.memory.lost or self.is_due(done)
 
     def is_due(self, done: int) -> bool:
         config = self.config
@@ -127,8 +217,11 @@ class Run:
         seen = self.look(done) if self.is_due(done) else {}
         best = "best_step" in seen
         last = self.stopping or done >= self.config.run.steps or self.gives_up
+        last = last or (self.moving is not None and not self.sessions.memory.every)
         if last or best or done % self.config.checkpoint.every == 0:
+            began = time.perf_counter()
             self.save(done)
+            self.sessions.telemetry.set("dipp_ray_checkpoint_seconds", time.perf_counter() - began)
             if best and self.state.best:
                 self.store.mark_best(self.state.best.step, self.state.best.mean)
             self.store.prune(self.config.checkpoint.keep)
@@ -152,7 +245,9 @@ class Run:
         record = {
             "trajectory": trajectory(self.config),
             "trajectory_hash": trajectory_hash(self.config),
+            "contents": self.contents,
             "sizes": {group: self.controller.actors.count(group) for group in GROUPS},
             **self.state.to_record(),
         }
         self.store.commit(done, record, [file for share in shares for file in share])
+        self.saved = done

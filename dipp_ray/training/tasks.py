@@ -1,9 +1,11 @@
 """A training step as data: the list of its tasks, who does each, and what each waits for. No Ray here.
 
-    encode, sample       prompts -> embeddings -> x0                 generator, every repeat k of K_TA
+    encode, sample       prompts -> embeddings -> x0                 generator, every repeat k of K_TA; no encode where
+                                                                     each role reads embeddings from a file
     guide, reward        x0 -> x0_ref; x0 -> r, dr/dx0               beside everything else, as soon as x0 is there
     train, predict       strict: psi learns, then x0_psi is asked    overlapped: x0_psi is asked, then psi learns
     backward             x0_psi, x0_ref, r -> g, backward, update    generator
+    keep                 each rank's share of the state after the step goes to its keepers, where that is due
 
 A task needs the results of others (`needs`) and follows the one before it on its own rank (`after`): accumulation
 order decides bits, and ranks of a group must meet in the same collectives, so every rank is given its tasks in the
@@ -15,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 Role = Literal["text", "generator", "score", "teacher", "reward"]
-Action = Literal["encode", "sample", "guide", "reward", "train", "predict", "backward"]
+Action = Literal["encode", "sample", "guide", "reward", "train", "predict", "backward", "keep"]
 Order = Literal["strict", "overlapped"]
 # Ranks of one torch.distributed world each; any actor of the other roles may take any of its tasks.
 GROUPS: tuple[Role, ...] = ("generator", "score")
@@ -55,6 +57,12 @@ class StepShape:
     score_ranks: int
     teacher: Literal["pool", "score"] = "pool"  # who answers the teacher's question: a pool of any size, or the ranks
     # of the score model, whose network is the teacher's when its adapter is off
+    encodes: bool = True  # whether prompts are encoded in the step; otherwise each role reads embeddings from a file
+
+    @property
+    def about_x0(self) -> "tuple[Action, ...]":
+        """What is needed to ask about x0 under its prompt: predictions of both models, and score matching."""
+        return ("sample", "encode") if self.encodes else ("sample",)
 
     def rank_of(self, role: Role, micro_batch: int) -> int | None:
         """The rank that holds a micro-batch in every step; neighbours lie on different ranks."""
@@ -66,25 +74,28 @@ class StepShape:
         return micro_batch >= self.micro_batches - size
 
 
-def step_tasks(shape: StepShape, step: int, samples: Sequence[int], previous: Sequence[Task] = ()) -> list[Task]:
+def step_tasks(
+    shape: StepShape, step: int, samples: Sequence[int], previous: Sequence[Task] = (), keeps: bool = False
+) -> list[Task]:
     """The list of one step, each task after all that it waits for.
 
     `samples` are the steps whose sampling this list holds: its own unless that was sampled ahead, and the next one
     where it is to be sampled ahead, behind this step's backward. `previous` is the list before, whose last tasks on
-    each rank this one's first follow.
+    each rank this one's first follow. `keeps`: the state after the step is kept in memory.
     """
     last = shape.score_updates - 1
     train = [task for k in range(last + 1) for task in _train(shape, step, k)]
-    predict = _each(shape, "predict", "score", step, last, _EMBEDDED_X0)
+    predict = _each(shape, "predict", "score", step, last, shape.about_x0)
     found = _sampling(shape, step) if step in samples else []
-    found += _each(shape, "guide", "teacher" if shape.teacher == "pool" else "score", step, last, _EMBEDDED_X0)
+    found += _each(shape, "guide", "teacher" if shape.teacher == "pool" else "score", step, last, shape.about_x0)
     if shape.rewarded:
         found += [replace(task, gradient=True) for task in _each(shape, "reward", "reward", step, last, ("sample",))]
     found += train + predict if shape.order == "strict" else predict + train
     found += _backward(shape, step, last)
     for ahead in samples:
         found += _sampling(shape, ahead) if ahead != step else []
-    return _chained(found, previous)
+    # Behind what was sampled ahead, which others wait for; it changes no state.
+    return _chained(found + (_keep(shape, step) if keeps else []), previous)
 
 
 def warmup_tasks(shape: StepShape, step: int, update: int) -> list[Task]:
@@ -97,10 +108,6 @@ def reward_tasks(shape: StepShape, step: int, repeat: int) -> list[Task]:
     """The rewards, without gradient, of one batch of the generator's samples."""
     sampled = [task for m in range(shape.micro_batches) for task in _sample(shape, step, repeat, m, kept=False)]
     return _chained(sampled + _each(shape, "reward", "reward", step, repeat, ("sample",)), ())
-
-
-# What is asked about x0 under its prompt: predictions of the score model and the teacher, and score matching.
-_EMBEDDED_X0: tuple[Action, ...] = ("sample", "encode")
 
 
 def _sampling(shape: StepShape, step: int) -> list[Task]:
@@ -116,11 +123,13 @@ def _sampling(shape: StepShape, step: int) -> list[Task]:
 def _sample(shape: StepShape, step: int, repeat: int, m: int, kept: bool) -> list[Task]:
     encode, sample = Key("encode", step, repeat, m), Key("sample", step, repeat, m)
     rank = shape.rank_of("generator", m)
+    if not shape.encodes:
+        return [Task(sample, "generator", rank, kept=kept)]
     return [Task(encode, "text"), Task(sample, "generator", rank, (encode,), kept=kept)]
 
 
 def _train(shape: StepShape, step: int, repeat: int) -> list[Task]:
-    tasks = _each(shape, "train", "score", step, repeat, _EMBEDDED_X0)
+    tasks = _each(shape, "train", "score", step, repeat, shape.about_x0)
     return [replace(task, updates=shape.is_last_of_rank("score", task.key.micro_batch)) for task in tasks]
 
 
@@ -129,6 +138,15 @@ def _backward(shape: StepShape, step: int, repeat: int) -> list[Task]:
     return [
         replace(task, gated=True, updates=shape.is_last_of_rank("generator", task.key.micro_batch))
         for task in _each(shape, "backward", "generator", step, repeat, needs)
+    ]
+
+
+def _keep(shape: StepShape, step: int) -> list[Task]:
+    sizes: dict[Role, int] = {"generator": shape.generator_ranks, "score": shape.score_ranks}
+    return [
+        Task(Key("keep", step, index, rank), role, rank)
+        for index, role in enumerate(GROUPS)
+        for rank in range(sizes[role])
     ]
 
 

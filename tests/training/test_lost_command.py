@@ -25,6 +25,7 @@ RANKS = [
     "objective.reward_scale=0",
     "reward.terms=[]",
     "run.steps=2000",
+    "roles.failures=0",
 ]
 
 
@@ -68,6 +69,32 @@ def test_a_killed_rank_ends_the_command_with_one_sentence(config, kind, name):
     assert not [process for process in mine if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
+def test_a_killed_head_ends_the_command_with_one_sentence(config):
+    folder = tempfile.mkdtemp(prefix="drh-", dir="/tmp")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder, "RAY_gcs_rpc_server_reconnect_timeout_s": "12"}
+    command = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "train", str(written(config))],
+        cwd=config.path.parent, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = config.path / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.05)
+    mine = psutil.Process(command.pid).children(recursive=True)
+    next(process for process in mine if "gcs_server" in process.name()).send_signal(signal.SIGKILL)
+    out, error = command.communicate(timeout=120)
+    assert command.returncode == 1
+    said = error.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("dipp-ray: the head of the Ray cluster ("), error
+    assert said[0].endswith("the same command goes on from the last checkpoint")
+    assert "waiting for the head of the Ray cluster" in out and "Traceback" not in out
+    _, left = psutil.wait_procs(mine, timeout=30)
+    # Ray's own agents look for their raylet once a while.
+    assert not [process for process in left if process.is_running() and "Agent" not in process.name()]
+
+
 LOST_NODE = """
 import sys, threading, time
 sys.path[:0] = sys.argv[1:3]
@@ -84,16 +111,14 @@ with local_cluster([parse_node(text) for text in nodes], system_config=quick) as
     from dipp_ray.config import load_config
     from dipp_ray.data.prompts import read_prompts
     from dipp_ray.errors import RoleFailure
-    from dipp_ray.training.controller import Controller
-    from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
-    from dipp_ray.training.roles import start_roles
+    from dipp_ray.training.session import only_session
 
     config = load_config(sys.argv[3])
     prompts = read_prompts(config.data.prompts, config.data.column)
-    roles = start_roles(config, reserve(plan(requests(config), cluster_nodes()).require(), 60), print)
-    controller = Controller(config, roles, prompts, print)
-    controller.together("generator", "start")
-    where = roles.placement.plan.where
+    opened = only_session(config, prompts, print)
+    session = opened.__enter__()
+    session.controller.together("generator", "start")
+    where = session.placement.plan.where
     print("ON TWO", *(f"{role}:{index}" for (role, index), node in where.items() if node.name == "two"))
     seen = {}
 
@@ -103,7 +128,7 @@ with local_cluster([parse_node(text) for text in nodes], system_config=quick) as
         seen["by Ray"] = time.monotonic()
 
     try:
-        for step in controller.steps(0, lambda done: False):
+        for step in session.run_until(0, lambda done: False):
             if step.step == 3:
                 threading.Thread(target=watch, daemon=True).start()
                 threading.Thread(target=cluster.kill, args=("two",), daemon=True).start()
@@ -113,7 +138,7 @@ with local_cluster([parse_node(text) for text in nodes], system_config=quick) as
         while "by Ray" not in seen:
             time.sleep(0.05)
         print("SECONDS", max(0.0, now - seen["by Ray"]))
-    roles.stop()
+    opened.__exit__(None, None, None)
     ray.shutdown()
 """
 
