@@ -280,7 +280,7 @@ def test_terms_of_other_models_are_refused_and_the_old_ones_stay(caplog):
     made = service([BRIGHT])
     for term, message in (
         ({"name": "watch"}, r"terms are of \['watch'\], but the deployed models are \['bright'\]"),
-        ({"name": "bright", "wieght": 2}, "unknown key 'wieght' in terms\\[0\\]: did you mean terms.weight"),
+        ({"name": "bright", "wieght": 2}, "unknown key 'wieght' in terms\\[0\\]: did you mean terms\\[0\\].weight"),
         ({"name": "bright", "model": "clip"}, "unknown key 'model'"),  # that takes another deployment
     ):
         made.reconfigure({"terms": [term], "tokens": {}})  # Serve would end a replica that raises

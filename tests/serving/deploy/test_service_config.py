@@ -38,7 +38,7 @@ def config(*models, **settings):
         ([BRIGHT | {"role": {"workers": 2}}], {}, "set its replicas"),
         ([BRIGHT | {"deviation": 0}], {}, "deviation"),
         ([BRIGHT | {"hinge": 1, "cap": 1}], {}, "both hinge and cap"),
-        ([BRIGHT | {"wieght": 1}], {}, "did you mean models.weight"),
+        ([BRIGHT | {"wieght": 1}], {}, "did you mean models\\[0\\].weight"),
         ([], {"queue": {"rows": 8}}, "could never be accepted"),
         ([], {"http": {"prot": 1}}, "did you mean http.port"),
     ],

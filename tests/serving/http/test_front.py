@@ -315,7 +315,7 @@ def test_a_chunked_body_passes_piece_by_piece():
 
 
 def test_a_large_body_and_its_answer_pass_whole():
-    data = np.random.default_rng(0).bytes(24 * 2**20)
+    data = np.random.default_rng(0).bytes(8 * 2**20)
 
     async def scenario(port):
         caller = await Caller.to(port)
