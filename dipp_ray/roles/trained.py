@@ -12,8 +12,9 @@ from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.reading import one_step_of_model
 from dipp_ray.models.start import GroupName, starting_network
 from dipp_ray.reporting.quiet import quiet_libraries
-from dipp_ray.roles.engine import Engine
+from dipp_ray.roles.engine import Engine, is_weight
 from dipp_ray.roles.process import free_port, join, prepare
+from dipp_ray.roles.restore import spread
 from dipp_ray.storage.files import FileRecord
 
 # Threads of a rank's process: `alive` has one of its own, so that it returns whatever the rank is busy with.
@@ -63,9 +64,12 @@ class TrainedRank:
     def restore(self, url: str, step: int) -> None:
         """Load the group's state from a committed checkpoint, whatever sizes it was written at."""
         store = CheckpointStore(url)
-        self.engine.load(*store.read_group(store.require(step), self.group))
+        checkpoint = store.require(step)
+        counters = store.counters(checkpoint, self.group)
+        self.engine.load(spread(store, checkpoint, self.group, self.device), counters)
 
     def take_weights(self, url: str, step: int) -> None:
         """Start from the weights of another run's checkpoint, with fresh moments."""
         store = CheckpointStore(url)
-        self.engine.load_weights(store.read_group(store.require(step), self.group)[0])
+        weights = spread(store, store.require(step), self.group, self.device, is_weight)
+        self.engine.load_weights(weights)

@@ -24,6 +24,13 @@ class FileRecord:
     sha256: str
 
 
+class Damaged(UserError):
+    """A file whose bytes are not those that were committed."""
+
+    def __init__(self, path: str):
+        super().__init__(f"{path} is damaged: its bytes are not those that were committed; resume from an earlier step")
+
+
 def write_file(fs, path: str, chunks: Iterable[bytes | memoryview], remedy: str) -> tuple[int, str]:
     """Write `chunks` as the file `path`; returns (size in bytes, SHA-256). The name appears when all of it is there.
 
@@ -48,13 +55,22 @@ def write_file(fs, path: str, chunks: Iterable[bytes | memoryview], remedy: str)
     return written
 
 
+def is_there(fs, path: str) -> bool:
+    """Whether there is a file or folder `path`. What cannot be asked is raised: fsspec's `exists` calls it absent."""
+    try:
+        fs.info(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def remove_file(fs, path: str) -> None:
     """Remove `path` if it is there; on a local disk its name is gone from the disk when this returns.
 
     Several processes may do it at once.
     """
     try:
-        if fs.exists(path):
+        if is_there(fs, path):
             fs.rm_file(path)
     except FileNotFoundError:
         pass
@@ -70,7 +86,7 @@ def read_blocks(fs, path: str) -> Iterator[bytes]:
 
 
 def read_verified(fs, path: str, record: FileRecord) -> bytes:
-    """The bytes of `path`. Raises UserError when size or checksum is not that of `record`."""
+    """The bytes of `path`. Raises Damaged when size or checksum is not that of `record`."""
     content, digest = bytearray(), hashlib.sha256()
     for block in read_blocks(fs, path):
         digest.update(block)
@@ -78,7 +94,7 @@ def read_verified(fs, path: str, record: FileRecord) -> bytes:
         if len(content) > record.size:
             break
     if len(content) != record.size or digest.hexdigest() != record.sha256:
-        raise UserError(f"{path} is damaged: its bytes are not those that were committed; resume from an earlier step")
+        raise Damaged(path)
     return bytes(content)
 
 

@@ -115,7 +115,7 @@ def test_whenever_the_power_fails(tmp_path, attempt: Callable, eager: bool):
 class RefusingMemory:
     """fsspec's memory, of which the n-th call fails: an object store that is away for a moment."""
 
-    CALLS = ("open", "makedirs", "exists", "find", "size", "rm_file", "rm", "ls", "cat_file")
+    CALLS = ("open", "makedirs", "info", "find", "rm_file", "rm", "ls", "cat_file")
 
     def __init__(self, fails: int):
         self.fails, self.count = fails, 0
