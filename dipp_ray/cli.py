@@ -14,6 +14,7 @@ from dipp_ray.errors import (
     RewardUnavailableError,
     RoleFailure,
     RunFolderLost,
+    StorageUnavailable,
     UserError,
 )
 from dipp_ray.import_path import refuse_shadows
@@ -70,7 +71,7 @@ def _exit_status(work: Callable[[], None]) -> int:
     except (UserError, CallError) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteError, RewardUnavailableError, RoleFailure, RunFolderLost) as error:
+    except (NonFiniteError, RewardUnavailableError, RoleFailure, RunFolderLost, StorageUnavailable) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:

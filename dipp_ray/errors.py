@@ -26,3 +26,7 @@ class RoleFailure(RuntimeError):
 
 class RunFolderLost(RuntimeError):
     """The folder of a run was removed while it trained. The message says what is left."""
+
+
+class StorageUnavailable(RuntimeError):
+    """A disk or a store that failed at last. The message says how, and what is left."""

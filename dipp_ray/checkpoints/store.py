@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from fsspec.core import url_to_fs
 
 from dipp_ray.checkpoints.record import SHARE, Checkpoint, as_json, check_shares, parsed, read, written
 from dipp_ray.checkpoints.tensors import TensorFile, safetensors_chunks
 from dipp_ray.errors import UserError
 from dipp_ray.storage.files import FileRecord, checksum, is_there, read_verified, remove_file, write_file
+from dipp_ray.storage.remote import abort_uploads, asked, asks, file_system
 
 COMMITTED = "COMMITTED.json"
 BEST = "best.json"
@@ -41,9 +41,8 @@ class CheckpointStore:
     def __init__(self, url: str, say: Callable[[str], None] = print, **options):
         self.url = str(url)
         self.say = say
-        # No listings from memory: other processes write here too.
-        self.fs, root = url_to_fs(self.url, use_listings_cache=False, **options)
-        self.root = root.rstrip("/")
+        with asked(self.url):
+            self.fs, self.root = file_system(self.url, **options)
 
     def folder(self, step: int) -> str:
         """The path of one step's folder on the file system."""
@@ -51,6 +50,7 @@ class CheckpointStore:
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
+    @asks
     def write_share(
         self, step: int, group: str, share: int, shares: int, tensors: dict[str, torch.Tensor], counters: dict
     ) -> list[FileRecord]:
@@ -70,6 +70,7 @@ class CheckpointStore:
             self._write(step, f"{name}.json", [as_json(counters)]),
         ]
 
+    @asks
     def commit(self, step: int, record: dict, files: list[FileRecord]) -> Checkpoint:
         """Make the checkpoint exist: all `files` of all ranks are there, and COMMITTED.json names them.
 
@@ -91,12 +92,14 @@ class CheckpointStore:
         write_file(self.fs, f"{self.folder(step)}/{COMMITTED}", [written(checkpoint)], FULL)
         return checkpoint
 
+    @asks
     def mark_best(self, step: int, value: float) -> None:
         """Remember `step` as the best so far; `value` is its held-out reward. Pruning spares it."""
         if self.at(step) is None:
             raise ValueError(f"step {step} has no committed checkpoint in {self.url}")
         write_file(self.fs, f"{self.root}/{BEST}", [as_json({"step": step, "value": value})], FULL)
 
+    @asks
     def prune(self, keep: int) -> list[int]:
         """Delete all but the newest `keep` whole checkpoints and the best; returns the steps that went.
 
@@ -114,14 +117,19 @@ class CheckpointStore:
             # First it stops being a checkpoint, then its files go: half deleted, it is never read.
             remove_file(self.fs, f"{self.folder(step)}/{COMMITTED}")
             self.fs.rm(self.folder(step), recursive=True)
+        abort_uploads(
+            self.fs, self.root, lambda path: _step_of(path.partition("/")[0]) <= whole[-1]
+        )  # of killed writers
         return gone
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
+    @asks
     def steps(self) -> list[int]:
         """The committed steps, ascending; whether their files are whole is for `latest` to see."""
         return [step for step in self._folders() if is_there(self.fs, f"{self.folder(step)}/{COMMITTED}")]
 
+    @asks
     def at(self, step: int) -> Checkpoint | None:
         """The committed checkpoint of `step`, or None. Raises UserError when its COMMITTED.json cannot be read."""
         path = f"{self.folder(step)}/{COMMITTED}"
@@ -140,6 +148,7 @@ class CheckpointStore:
             raise UserError(f"{self.url} has no committed checkpoint of step {step}; committed steps: {have}")
         return checkpoint
 
+    @asks
     def latest(
         self, difference: Callable[[dict], str | None] = lambda record: None, thorough: bool = False
     ) -> Checkpoint | None:
@@ -200,6 +209,7 @@ class CheckpointStore:
                     tensors[kept.name] = tensor
         return tensors, self.counters(checkpoint, group)
 
+    @asks
     def counters(self, checkpoint: Checkpoint, group: str) -> dict:
         """The counters of one group. Raises UserError where its shares are damaged, or disagree."""
         counters: dict = {}
@@ -214,13 +224,15 @@ class CheckpointStore:
     def open_share(self, checkpoint: Checkpoint, file: FileRecord) -> Iterator[TensorFile]:
         """One share's tensors, to be read once from the first to the last, which verifies them."""
         path = f"{self.folder(checkpoint.step)}/{file.path}"
-        try:
-            opened = self.fs.open(path, "rb")
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing: resume from an earlier step") from None
-        with opened:
-            yield TensorFile(opened, path, file)
+        with asked(self.url):
+            try:
+                opened = self.fs.open(path, "rb")
+            except FileNotFoundError:
+                raise UserError(f"{path} is missing: resume from an earlier step") from None
+            with opened:
+                yield TensorFile(opened, path, file)
 
+    @asks
     def best(self) -> Best | None:
         """The step marked best and its value, or None."""
         path = f"{self.root}/{BEST}"
@@ -242,7 +254,7 @@ class CheckpointStore:
         except FileNotFoundError:
             return []
         names = (path.rstrip("/").rsplit("/", 1)[-1] for path in found)
-        return sorted(int(match[1]) for match in map(STEP.match, names) if match)
+        return sorted(step for step in map(_step_of, names) if step >= 0)
 
     def _fault(self, checkpoint: Checkpoint, thorough: bool = False) -> str | None:
         """What is wrong with the files of `checkpoint`, or None."""
@@ -277,6 +289,12 @@ class CheckpointStore:
 
     def _write(self, step: int, name: str, chunks) -> FileRecord:
         return FileRecord(name, *write_file(self.fs, f"{self.folder(step)}/{name}", chunks, FULL))
+
+
+def _step_of(name: str) -> int:
+    """The step whose folder is called so; -1 of another file."""
+    match = STEP.match(name)
+    return int(match[1]) if match else -1
 
 
 def twice(checkpoint: Checkpoint, group: str, name: str) -> UserError:

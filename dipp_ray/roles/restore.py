@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dipp_ray.checkpoints.record import Checkpoint
 from dipp_ray.checkpoints.store import CheckpointStore, twice
-from dipp_ray.errors import UserError
+from dipp_ray.errors import StorageUnavailable, UserError
 from dipp_ray.storage.files import FileRecord
 
 
@@ -52,7 +52,7 @@ def _share(
             try:
                 share = stack.enter_context(store.open_share(checkpoint, file))
                 kept, tensors = [one for one in share.kept if wanted(one.name)], share.tensors(wanted)
-            except (UserError, OSError) as error:
+            except (UserError, StorageUnavailable) as error:
                 fault = str(error)
         kept, fault = _told([kept, fault], reader, device)
         if fault is not None:
@@ -62,7 +62,7 @@ def _share(
             if reads and fault is None:
                 try:
                     _, tensor = next(tensors)
-                except (UserError, OSError) as error:
+                except (UserError, StorageUnavailable) as error:
                     fault = str(error)  # the others wait for the rest of the tensors: said behind them
             tensor = (one.empty() if tensor is None else tensor).to(device)
             torch.distributed.broadcast(_bytes(tensor), src=reader)
@@ -72,7 +72,7 @@ def _share(
             try:
                 for _ in tensors:
                     pass
-            except (UserError, OSError) as error:
+            except (UserError, StorageUnavailable) as error:
                 fault = str(error)
         (fault,) = _told([fault], reader, device)
         if fault is not None:

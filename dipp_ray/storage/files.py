@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,17 +40,17 @@ def write_file(fs, path: str, chunks: Iterable[bytes | memoryview], remedy: str)
     if isinstance(fs, LocalFileSystem):
         with whole_file(Path(path), remedy) as aside, closing(fs.open(str(aside), "wb")) as file:
             return _copy(chunks, file)
-    # An object store shows an object once its upload is complete.
-    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    # An object store shows an object once its upload is complete, and has no folders to make: s3fs would make a bucket.
     file = fs.open(path, "wb")
     try:
         written = _copy(chunks, file)
         file.close()
     except BaseException:
         # Closing a half-written upload would complete it under its final name.
-        file.discard()
         if isinstance(file, AbstractBufferedFile):
             file.closed = True  # or it finishes the upload when it is collected
+        with suppress(Exception):  # the error that matters is on its way up
+            file.discard()
         raise
     return written
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dipp_ray.checkpoints import CheckpointStore
-from dipp_ray.errors import UserError
+from dipp_ray.errors import StorageUnavailable, UserError
 from dipp_ray.storage.hashing import hash_of_json
 
 
@@ -173,5 +173,5 @@ def test_what_cannot_be_asked_is_not_taken_for_absent(store, monkeypatch):
     for name in ("info", "ls"):
         with monkeypatch.context() as patch:
             patch.setattr(type(store.fs), name, lambda *_, **__: (_ for _ in ()).throw(OSError("the disk is away")))
-            with pytest.raises(OSError, match="the disk is away"):
+            with pytest.raises(StorageUnavailable, match="the disk is away"):
                 store.latest()
