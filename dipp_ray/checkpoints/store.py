@@ -35,7 +35,8 @@ class Best:
 class CheckpointStore:
     """The checkpoints under `url` (a folder, or any fsspec URL such as s3://bucket/run/checkpoints).
 
-    `say` is told why a checkpoint was passed over. `options` go to fsspec (an endpoint, for one).
+    `say` is told why a checkpoint was passed over. `options` go to fsspec. Raises StorageUnavailable where a disk or
+    store fails at last.
     """
 
     def __init__(self, url: str, say: Callable[[str], None] = print, **options):
