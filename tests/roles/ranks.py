@@ -62,16 +62,17 @@ class CountedFile:
 
 
 class Held:
-    """The bytes of tensors that a reader has alive at a time."""
+    """The bytes of tensors that a reader has alive at a time, without those that it is to keep as they are."""
 
     def __init__(self):
         self.now = self.most = 0
 
     def seen(self, pairs):
         for name, tensor in pairs:
-            self.now += tensor.nbytes
-            self.most = max(self.most, self.now)
-            weakref.finalize(tensor, self._gone, tensor.nbytes)
+            if not name.startswith("ema/"):
+                self.now += tensor.nbytes
+                self.most = max(self.most, self.now)
+                weakref.finalize(tensor, self._gone, tensor.nbytes)
             yield name, tensor
             del tensor
 
