@@ -208,9 +208,12 @@ def run_check(given) -> None:
     if in_cluster or given.try_rewards:
         connect()
     from dipp_ray.training.machine import this_machine
-    from dipp_ray.training.placement import cluster_nodes, plan, requests
+    from dipp_ray.training.placement import cluster_nodes
+    from dipp_ray.training.plan import best_plan, requests
+    from dipp_ray.training.sizes import allowed_sizes
 
-    planned = plan(requests(config), cluster_nodes() if in_cluster else [this_machine()])
+    choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
+    planned = best_plan(choices, cluster_nodes() if in_cluster else [this_machine()])
     rich.print(planned.table())
     planned.require()
     print(start_line(config))

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dipp_ray.alignment.hyperparameters import Decay, Objective, Optimiser
 from dipp_ray.rewards.terms import RewardTerm, unique_names
-from dipp_ray.role_settings import RoleSection, RolesSection, TrainedRoleSection
+from dipp_ray.role_settings import Between, RoleSection, RolesSection, TrainedRoleSection
 from dipp_ray.settings import Count, Positive, Section, load_settings
 
 __all__ = ["RoleSection", "RolesSection", "RunConfig", "TrainedRoleSection", "allowed_group_sizes", "load_config"]
@@ -145,7 +145,9 @@ class RewardSection(Section):
     standardise_samples: int = Field(256, ge=2, description="Samples that measure mean and deviation.")
     on_nonfinite: Literal["raise", "drop"] = Field("raise", description="drop: keep the divergence, count it.")
     deadline_s: Positive = Field(120.0, description="Longest wait for one answer, seconds, retries included.")
-    replicas: int = Field(1, ge=1, description="Replicas of a private application.")
+    replicas: Count | Between = Field(
+        1, description="Replicas of a private application's models; {min: 1, max: 4}: scaled with the load."
+    )
 
     @model_validator(mode="after")
     def _unique(self):
@@ -166,6 +168,12 @@ class RewardSection(Section):
 
 class CheckpointSection(Section):
     every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    memory_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between states that are kept in the memory of other nodes, so that a lost rank or node "
+        "costs no more of them; 0: never.",
+    )
     keep: int = Field(
         2,
         ge=1,
@@ -235,11 +243,12 @@ class RunConfig(Section):
     def _consistent(self):
         micro_batches = self.data.micro_batches
         for name in ("generator", "score"):
-            workers = getattr(self.roles, name).workers
-            if micro_batches % workers:
+            role = getattr(self.roles, name)
+            if not any(role.fewest <= size <= role.most for size in allowed_group_sizes(micro_batches)):
                 sizes = ", ".join(map(str, allowed_group_sizes(micro_batches)))
+                given = role.workers if role.fewest == role.most else f"{role.fewest} to {role.most}"
                 raise ValueError(
-                    f"roles.{name}.workers={workers} does not divide data.micro_batches={micro_batches}: "
+                    f"roles.{name}.workers={given} does not divide data.micro_batches={micro_batches}: "
                     f"allowed sizes are {sizes}"
                 )
         if self.objective.reward_scale > 0 and not self.trained_terms and not self.reward.shared:

@@ -4,11 +4,28 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dipp_ray.settings import Positive, Section
+from dipp_ray.settings import Count, Positive, Section
+
+
+class Between(Section):
+    """As many as the cluster can give, from min to max."""
+
+    min: Count
+    max: Count
+
+    @model_validator(mode="after")
+    def _in_order(self):
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is above max={self.max}")
+        return self
 
 
 class RoleSection(Section):
-    workers: int = Field(1, ge=1, description="Ranks of a group, or actors of a pool.")
+    workers: Count | Between = Field(
+        1,
+        description="Ranks of a group, or actors of a pool; {min: 1, max: 4}: as many as there is room for, which may "
+        "change while the run goes on.",
+    )
     cpus: float = Field(0.25, ge=0, description="Ray CPUs of one worker.")
     gpus: float = Field(0.0, ge=0, description="GPUs of one worker; a fraction shares a GPU with another role.")
     accelerator: str | None = Field(None, description="GPU kind as Ray names it, such as H100.")
@@ -22,6 +39,14 @@ class RoleSection(Section):
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(f"gpus={self.gpus}: more than one GPU must be a whole number")
         return self
+
+    @property
+    def fewest(self) -> int:
+        return self.workers.min if isinstance(self.workers, Between) else self.workers
+
+    @property
+    def most(self) -> int:
+        return self.workers.max if isinstance(self.workers, Between) else self.workers
 
 
 class TrainedRoleSection(RoleSection):
@@ -44,6 +69,15 @@ class RolesSection(Section):
     ports: tuple[int, int] = Field((20000, 30000), description="Range of rendezvous ports, below the ephemeral one.")
     wait_s: Positive = Field(600.0, description="Longest wait for the cluster to give what the roles ask, seconds.")
     step_timeout_s: Positive = Field(1800.0, description="Longest wait for one result inside a step, seconds.")
+    heartbeat_s: Positive = Field(
+        30.0, description="A process that gives no sign of life for so long, whatever it is busy with, hangs; seconds."
+    )
+    failures: int = Field(
+        3,
+        ge=0,
+        description="Faults in a row, with no step finished between them, that a run recovers from; lost nodes are not "
+        "counted.",
+    )
 
     @model_validator(mode="after")
     def _ports_in_order(self):
@@ -66,9 +100,9 @@ class RolesSection(Section):
     def _one_rank_a_gpu(self):
         for name in ("generator", "score"):
             role = getattr(self, name)
-            if role.workers > 1 and 0 < role.gpus < 1:
+            if role.most > 1 and 0 < role.gpus < 1:
                 raise ValueError(
-                    f"roles.{name}: {role.workers} ranks at {role.gpus} GPU each could share one GPU, which NCCL "
+                    f"roles.{name}: {role.most} ranks at {role.gpus} GPU each could share one GPU, which NCCL "
                     f"refuses: give roles.{name}.gpus=1, or workers=1 (fractions are for different roles)"
                 )
         return self

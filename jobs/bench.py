@@ -137,28 +137,21 @@ class Pipeline:
         self.wall = 0.0
 
     def per_step(self, steps: int) -> Cost:
-        from dipp_ray.training.controller import Controller
-        from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
-        from dipp_ray.training.roles import start_roles
+        from dipp_ray.training.session import only_session
 
-        placement = reserve(plan(requests(self.config), cluster_nodes()).require(), self.config.roles.wait_s)
-        roles = start_roles(self.config, placement, lambda line: None)
-        try:
-            controller = Controller(self.config, roles, self.prompts, print)
-            controller.together("generator", "start")
-            self.run(controller, 0, 5)
+        with only_session(self.config, self.prompts, lambda line: None) as session:
+            session.controller.together("generator", "start")
+            self.run(session, 0, 5)
             start, before = time.perf_counter(), cpu_of_processes()
-            self.run(controller, 5, steps, measured=True)
+            self.run(session, 5, steps, measured=True)
             wall, after = time.perf_counter() - start, cpu_of_processes()
             self.wall += wall
             spent = {name: (seconds - before.get(name, 0.0)) / steps for name, seconds in after.items()}
             return Cost(wall / steps, {name: seconds for name, seconds in spent.items() if seconds > 0})
-        finally:
-            roles.stop()
 
-    def run(self, controller, first: int, steps: int, measured: bool = False) -> None:
+    def run(self, session, first: int, steps: int, measured: bool = False) -> None:
         """One stretch of steps, as training runs them between two barriers."""
-        for step in controller.steps(first, lambda done: done == first + steps):
+        for step in session.run_until(first, lambda done: done == first + steps):
             for role, seconds in step.busy.items() if measured else ():
                 self.busy[role] = self.busy.get(role, 0.0) + seconds
 

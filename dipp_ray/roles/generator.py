@@ -28,8 +28,8 @@ class _Sampled:
 class GeneratorRank(TrainedRank):
     group = "generator"
 
-    def __init__(self, config: RunConfig, rank: int):
-        super().__init__(config, config.roles.generator, config.generator_optim, rank)
+    def __init__(self, config: RunConfig, rank: int, world: int):
+        super().__init__(config, config.roles.generator, config.generator_optim, rank, world)
         # Several live graphs give wrong gradients at ZeRO 3, so there the forward runs again at the backward.
         self.keeps_graphs = self.role.zero_stage < 3 and not self.role.recompute
         self.sampled: dict[Draws, _Sampled] = {}

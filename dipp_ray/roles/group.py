@@ -1,4 +1,4 @@
-"""A group of ranks: Ray actors that share one torch.distributed world and live and die together."""
+"""A group of ranks: Ray actors that share one torch.distributed world, and live and die together."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ class Group:
 
     def _create(self) -> None:
         created = [self.actor.options(**given) for given in self.options]
-        self.ranks = [handle.remote(self.config, rank) for rank, handle in enumerate(created)]
+        self.ranks = [handle.remote(self.config, rank, len(created)) for rank, handle in enumerate(created)]
 
     def meet(self) -> "Group":
         """Join the ranks to one world; each loads its network."""

@@ -19,7 +19,8 @@ from dipp_ray.serving.direct import DirectTransport
 DESCRIBE_S = 10.0  # a checkpoint waits for it
 
 
-@ray.remote(num_cpus=0)
+# Stateless: what a lost one owes is asked again of its successor.
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class RewardClientActor:
     """application: the run's own Serve application; None for the shared service of the settings. run: its name, by
     which the service's queue tells trainers apart."""
@@ -31,6 +32,9 @@ class RewardClientActor:
         self.client = RewardClient(
             transport, settings.deadline_s, on_nonfinite=settings.on_nonfinite, space="latents", trainer=run[:64]
         )
+
+    async def alive(self) -> None:
+        """Returns as long as its event loop runs."""
 
     async def check(self, rows: int, gradient: bool) -> dict:
         """What the service is, after `reward.terms` and calls of `rows` rows have been found there."""

@@ -18,7 +18,7 @@ from dipp_ray.roles.report import Report, Stopwatch
 
 
 # Stateless: what a lost one owes is asked again of its successor, with the same keyed noise.
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote(max_restarts=-1, max_task_retries=-1, concurrency_groups={"health": 1})
 class Teacher:
     def __init__(self, config: RunConfig):
         quiet_libraries()
@@ -30,6 +30,10 @@ class Teacher:
         # Frozen: its weights may lie in the precision of its arithmetic.
         network = load_denoiser(config.model.teacher, role.dtype, weights=role.dtype, frame=frame)
         self.network = network.to(self.device).eval()
+
+    @ray.method(concurrency_group="health")
+    def alive(self) -> None:
+        """Returns as long as the process runs, whatever it is busy with."""
 
     @ray.method(num_returns=2)
     def guide(self, draws: Draws, x0, embeds, null) -> tuple[np.ndarray, Report]:

@@ -13,7 +13,8 @@ from dipp_ray.roles.process import prepare
 from dipp_ray.roles.report import Report, Stopwatch
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)  # stateless but for what it remembers
+# Stateless but for what it remembers.
+@ray.remote(max_restarts=-1, max_task_retries=-1, concurrency_groups={"health": 1})
 class Text:
     def __init__(self, config: RunConfig):
         quiet_libraries()
@@ -22,6 +23,10 @@ class Text:
         self.chunk = config.micro_batch_size
         self.encoder = TextEncoder(self.folder, self.device, config.roles.text.dtype, frame=frame_of(config.model))
         self.decoder: LatentDecoder | None = None  # loaded when the first image is asked for
+
+    @ray.method(concurrency_group="health")
+    def alive(self) -> None:
+        """Returns as long as the process runs, whatever it is busy with."""
 
     @ray.method(num_returns=2)
     def encode(self, prompts: list[str]) -> tuple[tuple, Report]:

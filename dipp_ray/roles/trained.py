@@ -13,12 +13,15 @@ from dipp_ray.models.reading import one_step_of_model
 from dipp_ray.models.start import GroupName, starting_network
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.engine import Engine, is_weight
+from dipp_ray.roles.keeper import Sender, ShareKey
 from dipp_ray.roles.process import free_port, join, prepare
+from dipp_ray.roles.report import Report, Stopwatch
 from dipp_ray.roles.restore import spread
 from dipp_ray.storage.files import FileRecord
 
-# Threads of a rank's process: `alive` has one of its own, so that it returns whatever the rank is busy with.
-HEALTH = {"health": 1}
+# Threads of a rank's process: `alive` has one of its own, so that it returns whatever the rank is busy with, and so has
+# `kept`, which waits.
+HEALTH = {"health": 1, "state": 1}
 
 
 class TrainedRank:
@@ -26,14 +29,16 @@ class TrainedRank:
 
     group: GroupName
 
-    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: Optimiser, rank: int):
+    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: Optimiser, rank: int, world: int):
         quiet_libraries()
-        self.config, self.objective, self.role, self.optim, self.rank = config, config.objective, role, optim, rank
+        self.config, self.objective, self.role, self.optim = config, config.objective, role, optim
+        self.rank, self.world = rank, world
         self.device = prepare(role, config.run.deterministic)
         self.frame = frame_of(config.model)
         self.one_step = one_step_of_model(self.frame, config.model)
         self.diffusion = self.frame.diffusion  # the teacher's and the score model's; the generator's is in one_step
         self.latent_shape = self.frame.latent_shape
+        self.sender = Sender()
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:
@@ -45,9 +50,9 @@ class TrainedRank:
 
     def meet(self, host: str, port: int) -> int:
         """Join the group's world and load its network; returns the number of its trained parameters."""
-        join(self.rank, self.role.workers, host, port, self.device, self.config.roles.step_timeout_s)
+        join(self.rank, self.world, host, port, self.device, self.config.roles.step_timeout_s)
         network = starting_network(self.config, self.group, self.frame).to(self.device)
-        self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.role.workers)
+        self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.world)
         return sum(getattr(p, "ds_numel", p.numel()) for _, p in self.engine.named)
 
     def tensor(self, array) -> Tensor:
@@ -59,7 +64,7 @@ class TrainedRank:
     def write_share(self, url: str, step: int) -> list[FileRecord]:
         """Write this rank's share of the group's state; all ranks of the group are called together."""
         tensors, counters = self.engine.state()
-        return CheckpointStore(url).write_share(step, self.group, self.rank, self.role.workers, tensors, counters)
+        return CheckpointStore(url).write_share(step, self.group, self.rank, self.world, tensors, counters)
 
     def restore(self, url: str, step: int) -> None:
         """Load the group's state from a committed checkpoint, whatever sizes it was written at."""
@@ -67,6 +72,33 @@ class TrainedRank:
         checkpoint = store.require(step)
         counters = store.counters(checkpoint, self.group)
         self.engine.load(spread(store, checkpoint, self.group, self.device), counters)
+
+    # -- state in memory -----------------------------------------------------------------------------------------------
+
+    def node_id(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    def keep_with(self, keepers: list) -> None:
+        """From now on these keep this rank's share."""
+        self.sender.keepers = keepers
+
+    def keep(self, step: int, complete: int) -> Report:
+        """Have this rank's share after `step` steps kept, beside what comes next; all ranks of the group are called
+        together. complete: the last step of which everything is known to be kept."""
+        watch = Stopwatch()
+        self.sender.send(ShareKey(step, self.group, self.rank, self.world), *self.engine.state(), complete)
+        return watch.report()
+
+    @ray.method(concurrency_group="state")
+    def kept(self, step: int) -> None:
+        """Returns when what `keep` was called for has arrived. Raises where it was lost."""
+        self.sender.arrived(step)
+
+    def take_up(self, *shares: tuple) -> None:
+        """Load the group's state from (share's key, its keeper), whatever size it was kept at."""
+        found = ray.get([keeper.share.remote(key) for key, keeper in shares])
+        tensors = ((name, torch.tensor(value)) for share, _ in found for name, value in share.items())
+        self.engine.load(tensors, found[0][1])
 
     def take_weights(self, url: str, step: int) -> None:
         """Start from the weights of another run's checkpoint, with fresh moments."""

@@ -28,13 +28,13 @@ class Actors(Protocol):
         """What an ended report holds. Raises ActorLost, or what the task raised."""
         ...
 
-    def probe(self, role: Role, index: int):
-        """A report that ends when the actor has come to it: it says that its process is there."""
-        ...
-
     def heartbeat(self, role: Role, index: int):
         """A report that ends at once while the actor's process runs, whatever it is busy with, unless a call before it
         still waits for its arguments."""
+        ...
+
+    def restart(self, role: Role, index: int) -> bool:
+        """End the process of a stateless actor, so that another takes its place; False where that is under way."""
         ...
 
     def is_consequence(self, error: Exception) -> bool:

@@ -42,11 +42,15 @@ class RayActors:
             role, index = self.names.get(actor_id, (None, 0))
             raise ActorLost(role, index, reason) from None
 
-    def probe(self, role: Role, index: int):
-        return self.of(role, index).__ray_ready__.remote()
-
     def heartbeat(self, role: Role, index: int):
         return self.of(role, index).alive.remote()
+
+    def restart(self, role: Role, index: int) -> bool:
+        actor = self.of(role, index)
+        if ray._private.state.actors(actor._actor_id.hex())["State"] != "ALIVE":  # Ray has no public way to ask
+            return False
+        ray.kill(actor, no_restart=False)
+        return True
 
     def is_consequence(self, error: Exception) -> bool:
         return is_consequence(error)

@@ -1,6 +1,6 @@
 """The controller: lists the tasks of each step and has them run. It passes references on and holds no tensor."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,11 +12,13 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import BARRIER, SCORE_WARMUP, STANDARDISATION, Draws
 from dipp_ray.errors import RewardUnavailableError, UserError
+from dipp_ray.roles.group import Group
 from dipp_ray.training.actor_protocol import TaskResult
 from dipp_ray.training.actors import RayActors
 from dipp_ray.training.executor import Executor, Finished
+from dipp_ray.training.memory import StateMemory
 from dipp_ray.training.roles import Roles
-from dipp_ray.training.tasks import Key, Role, StepShape, Task, reward_tasks, step_tasks, warmup_tasks
+from dipp_ray.training.tasks import GROUPS, Key, Role, StepShape, Task, reward_tasks, step_tasks, warmup_tasks
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,30 @@ class StepResult:
 
 
 class Controller:
-    def __init__(self, config: RunConfig, roles: Roles, prompts: Prompts, say: Callable[[str], None]):
-        self.config, self.roles, self.prompts = config, roles, prompts
-        self.shape = shape_of(config)
+    """groups: the ranks of generator and score model. null: embeddings of the null prompt."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles,
+        groups: Mapping[Role, Group],
+        null: ray.ObjectRef,
+        memory: StateMemory,
+        prompts: Prompts,
+        say: Callable[[str], None],
+    ):
+        self.memory = memory
+        self.config, self.roles, self.null, self.prompts = config, roles, null, prompts
+        self.shape = shape_of(config, {role: len(group.ranks) for role, group in groups.items()})
         self.actors = RayActors(
             {
-                "generator": roles.generator.ranks,
-                "score": roles.score.ranks,
+                **{role: group.ranks for role, group in groups.items()},
                 "teacher": roles.teachers,
                 "text": [roles.text],
                 "reward": [roles.reward] if roles.reward else [],
             }
         )
-        self.executor = Executor(self.actors, config.roles.step_timeout_s, say)
+        self.executor = Executor(self.actors, config.roles.step_timeout_s, config.roles.heartbeat_s, say)
         self.reward_deviation = 1.0
         self.texts = lru_cache(8 * config.data.micro_batches)(prompts.of)  # asked for by text and by reward
 
@@ -60,7 +73,7 @@ class Controller:
             if not last:
                 last = ends_after(step + 1)
                 own, ahead = [step] * (step == first), [step + 1] * (not last)
-                tasks = step_tasks(self.shape, step, [*own, *ahead], tasks)
+                tasks = step_tasks(self.shape, step, [*own, *ahead], tasks, self.memory.is_due(step + 1))
                 self.executor.add(tasks, self.send)
                 step += 1
             if last or step - ended > 1:
@@ -75,6 +88,8 @@ class Controller:
         for done in finished.values():
             busy[done.task.role] = busy.get(done.task.role, 0.0) + done.report.seconds
         metrics = mean_of([r.metrics for r in trained]) | mean_of([r.metrics for r in sent_back])
+        if kept := reports_of(finished, "keep"):
+            metrics["keep_seconds"] = max(report.seconds for report in kept)
         return StepResult(step, metrics, busy, last)
 
     # -- how a task is asked of its actor ------------------------------------------------------------------------------
@@ -95,7 +110,7 @@ class Controller:
             case "sample":
                 return TaskResult(*actor.sample.remote(draws, given["encode"], task.kept))
             case "guide":
-                return TaskResult(*actor.guide.remote(draws, given["sample"], given["encode"], self.roles.null))
+                return TaskResult(*actor.guide.remote(draws, given["sample"], given["encode"], self.null))
             case "reward":
                 return TaskResult(
                     *actor.score.remote(given["sample"], self.texts(draws), task.gradient, held_out=False)
@@ -109,7 +124,21 @@ class Controller:
                 return TaskResult(
                     None, actor.backward.remote(draws, psi, ref, reward, self.reward_deviation, task.updates)
                 )
+            case "keep":
+                return TaskResult(None, self._keep(actor, task.key.step + 1))
         raise ValueError(f"no role knows how to {task.key.action}")
+
+    def _keep(self, actor, done: int):
+        kept = actor.keep.remote(done, self.memory.look())
+        self.memory.sent(done, [actor.kept.remote(done)])
+        return kept
+
+    def keep_now(self, done: int) -> None:
+        """Between two steps: have the state after `done` steps kept, and wait until it is."""
+        for role in GROUPS:
+            self.together(role, "keep", done, self.memory.look())
+        for role in GROUPS:
+            self.together(role, "kept", done)
 
     # -- between steps -------------------------------------------------------------------------------------------------
 
@@ -172,14 +201,15 @@ class Controller:
         return {"reward_mean": mean, "reward_deviation": deviation}
 
 
-def shape_of(config: RunConfig) -> StepShape:
+def shape_of(config: RunConfig, ranks: Mapping[Role, int]) -> StepShape:
+    """ranks: of each group."""
     return StepShape(
         score_updates=config.objective.score_updates,
         micro_batches=config.data.micro_batches,
         order=config.objective.order,
         rewarded=config.objective.reward_scale > 0,
-        generator_ranks=config.roles.generator.workers,
-        score_ranks=config.roles.score.workers,
+        generator_ranks=ranks["generator"],
+        score_ranks=ranks["score"],
         teacher="score" if config.teacher_in_score else "pool",
     )
 

@@ -13,7 +13,8 @@ from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.serving.deploy.application import replica_options
-from dipp_ray.training.roles import Roles, start_actor
+from dipp_ray.training.roles import start_actor
+from dipp_ray.training.run import Run
 
 CALL_S = 3600.0  # the longest wait for one batch, or for one model's measures
 
@@ -47,16 +48,17 @@ class _Placed:
         return call
 
 
-def evaluate_placed(config: RunConfig, say: Callable[[str], None], roles: Roles | None = None) -> dict:
+def evaluate_placed(config: RunConfig, say: Callable[[str], None], run: Run | None = None) -> dict:
     """Evaluate the finished run as `evaluate_run`, in an actor. Needs a connected Ray.
 
-    roles: those that the run still holds; their trainers are ended first, and their room is the evaluation's. None:
-    the run has ended, and room like its generator's is asked for.
+    run: that still holds its roles; its trainers are ended first, and their room is the evaluation's. None: the run has
+    ended, and room like its generator's is asked for.
     """
     application = None
-    if roles is not None:
-        roles.end_trainers()
-        options, application = roles.placement.options("generator", 0), roles.private_application
+    if run is not None and run.session is not None:
+        run.session.end_ranks()
+        run.roles.end_models()
+        options, application = run.session.placement.options("generator", 0), run.roles.private_application
     else:
         options = replica_options(config.roles.generator)
     # Its folder is named whole: the actor's current folder may be another.

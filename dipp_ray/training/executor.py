@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 from dipp_ray.errors import RoleFailure
 from dipp_ray.training.actor_protocol import Actors, Send, TaskResult
 from dipp_ray.training.faults import TOLD, ActorLost, died, named, overdue, silent, stranger_died, work_of
+from dipp_ray.training.pulse import EVERY_S, Pulse
 from dipp_ray.training.tasks import GROUPS, Key, Role, Task
 
-PROBE_S = 1.0  # a rank that has nothing to do is asked so often whether it is there
 SILENT_S = 3.0  # a process that runs gives a sign of life within so long
 LOST_NODE_S = 60.0  # until then Ray has noticed that a node is gone, by its default settings too
 SAY_AFTER_S, SAY_EVERY_S = 2.0, 10.0
@@ -52,12 +52,14 @@ class _Listed:
 
 
 class Executor:
-    """timeout_s: the longest that one task may take from when it could have begun. say: told what is waited for."""
+    """timeout_s: the longest that one task may take from when it could have begun. heartbeat_s: the longest that an
+    actor may be silent. say: told what is waited for."""
 
     def __init__(
         self,
         actors: Actors,
         timeout_s: float,
+        heartbeat_s: float,
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -67,9 +69,9 @@ class Executor:
         self.out: dict[Any, Key] = {}  # report -> task, in the order in which they were sent
         self.busy: Counter = Counter()  # (role, index) -> tasks that are out
         self.idle_since: dict[tuple[Role, int], float] = {}  # when its last task ended
-        self.probes: dict[Any, tuple[Role, int]] = {}
+        self.pulse = Pulse(actors, heartbeat_s, clock)
         self.longest: dict[tuple[Role, str], float] = {}  # (role, action) -> seconds that one took
-        self.moved = self.said = self.probed = clock()
+        self.moved = self.said = clock()
 
     def add(self, tasks: Iterable[Task], send: Send) -> None:
         """List tasks, each after all that it waits for, and send what can go. `send` makes the call of each."""
@@ -141,18 +143,18 @@ class Executor:
 
     def _collect(self) -> None:
         """Take what has ended, at least one task's or after a while none, and send what that frees."""
-        ended = self.actors.wait([*self.out, *self.probes], PROBE_S)
+        ended = self.actors.wait([*self.out, *self.pulse.beats], EVERY_S)
         now = self.clock()
         moved = False
         for report in ended:
-            if report in self.probes:
-                self._take_probe(report)
+            if report in self.pulse.beats:
+                self._take_beat(report)
             else:
                 self._take(report, now)
                 moved = True
-        if now - self.probed >= PROBE_S:
-            self.probed = now
-            self._probe_the_idle()
+        self.pulse.ask(self._can_beat)
+        for who in self.pulse.silent():
+            self._hangs(*who)
         if moved:
             self.moved = self.said = now
         else:
@@ -182,20 +184,20 @@ class Executor:
                 other.could_begin = now
         self._send(deque(self._unblocked(("good", key))))
 
-    def _take_probe(self, report) -> None:
-        who = self.probes.pop(report)
+    def _take_beat(self, report) -> None:
+        """An actor that dies while it has nothing to do is seen so, and not when it is next needed."""
+        who = self.pulse.answered(report)
         try:
             self.actors.result(report)
         except ActorLost as lost:
             raise self._failure(lost, *who) from None
 
-    def _probe_the_idle(self) -> None:
-        """A rank that dies while it has nothing to do is seen now, and not when it is next needed."""
-        asked = set(self.probes.values())
-        for role in GROUPS:
-            for index in range(self.actors.count(role)):
-                if not self.busy[role, index] and (role, index) not in asked:
-                    self.probes[self.actors.probe(role, index)] = (role, index)
+    def _hangs(self, role: Role, index: int) -> None:
+        """A rank that hangs is lost. A stateless actor is ended, and another takes its place and its tasks."""
+        if role in GROUPS:
+            raise silent(role, index, self._running(role, index))
+        if self.actors.restart(role, index):
+            self.say(f"{named(role, index)} does not respond: its process is ended, and another takes its place")
 
     def _look_at_the_late(self, now: float) -> None:
         running = [entry for entry in self.listed.values() if entry.answer and entry.could_begin is not None]

@@ -1,13 +1,16 @@
 """Which worker of which role runs on which node: a pure function of what is asked for and what the nodes have."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.table import Table
 
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import UserError
+from dipp_ray.role_settings import Between
 from dipp_ray.training.placement_table import as_text, plan_table
+from dipp_ray.training.sizes import Sizes
 
 GROUPS = ("generator", "score")  # ranks of one torch.distributed world: never two on one GPU
 SERVED = ("reward",)  # placed by Ray Serve
@@ -78,22 +81,40 @@ class Plan:
         return self
 
 
-def requests(config: RunConfig) -> list[Request]:
+def requests(config: RunConfig, sizes: Sizes) -> list[Request]:
     """One request for each worker of each role, in a fixed order.
 
-    The reward has `reward.replicas` workers a term, and none where it has no terms or a shared service is used. The
-    teacher has none where the score model's ranks answer for it.
+    The reward has `reward.replicas` workers a term, the fewest that it may have, and none where it has no terms or a
+    shared service is used.
     """
-    private_reward = len(config.reward.terms) * (not config.reward.shared)
+    replicas = config.reward.replicas
+    served = len(config.reward.terms) * (replicas.min if isinstance(replicas, Between) else replicas)
+    workers = {
+        "generator": sizes.generator,
+        "score": sizes.score,
+        "teacher": sizes.teacher,
+        "reward": 0 if config.reward.shared else served,
+        "text": 1,
+    }
     found = []
-    for role in ("generator", "score", "teacher", "reward", "text"):
+    for role, count in workers.items():
         asked = getattr(config.roles, role)
-        workers = asked.workers if role not in SERVED else config.reward.replicas * private_reward
-        if role == "teacher" and config.teacher_in_score:
-            workers = 0
         one = (asked.cpus, asked.gpus, asked.accelerator, asked.labels, asked.resources)
-        found += [Request(role, index, *one) for index in range(workers)]
+        found += [Request(role, index, *one) for index in range(count)]
     return found
+
+
+def group_requests(config: RunConfig, sizes: Sizes) -> list[Request]:
+    """Those of the ranks alone."""
+    return [request for request in requests(config, sizes) if request.role in GROUPS]
+
+
+def best_plan(choices: Sequence[list[Request]], nodes: list[Node]) -> Plan:
+    """The plan of the first choice that fits into what is free now; where none does, of the first that the cluster can
+    hold at all, and where there is none either, of the last."""
+    plans = [plan(choice, nodes) for choice in choices]
+    now = [found for found in plans if found.possible and not found.waits]
+    return next(iter([*now, *(found for found in plans if found.possible), plans[-1]]))
 
 
 def plan(requests: list[Request], nodes: list[Node]) -> Plan:

@@ -1,4 +1,7 @@
-"""The roles of a run, started where the placement says, and ended together."""
+"""The stateless roles of a run, which outlive its sessions: text, teachers, rewards. Started side by side, ended once.
+
+Ray starts a lost one anew, elsewhere where its node is gone, and asks it again what the lost one owes.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,40 +11,41 @@ from typing import Any
 import ray
 
 from dipp_ray.config import RunConfig
-from dipp_ray.roles.generator import GeneratorRank
-from dipp_ray.roles.group import Group
 from dipp_ray.roles.reward_client import RewardClientActor
-from dipp_ray.roles.score import ScoreRank
 from dipp_ray.roles.teacher import Teacher
 from dipp_ray.roles.text import Text
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.serving.deploy.private import private_config, private_name
 from dipp_ray.training.placement import Placement
+from dipp_ray.training.plan import Plan
 
 
 @dataclass
 class Roles:
-    generator: Group
-    score: Group
     teachers: list
     text: ray.actor.ActorHandle
-    null: ray.ObjectRef  # embeddings of the null prompt
     reward: ray.actor.ActorHandle | None
     service: dict | None  # what the reward service said it is: see `ServiceRecord`
     private_application: str | None
     placement: Placement
 
-    def end_trainers(self) -> None:
-        """End all roles but the rewards'; the room that was reserved for them stays this run's."""
-        self.generator.kill()
-        self.score.kill()
+    def await_ready(self, config: RunConfig, say: Callable[[str], None]) -> None:
+        """Wait until they answer, the private reward service among them. Once or often."""
+        if self.private_application and self.reward is None:
+            await_rewards(self.private_application, config.roles.wait_s, say)
+            self.reward, self.service = call_rewards(self.private_application, config, say)
+        asked = [actor.__ray_ready__.remote() for actor in [*self.teachers, self.text]]
+        wait_all(asked, "teacher and text", config.roles.wait_s, say)
+
+    def end_models(self) -> None:
+        """End all of them but the rewards."""
         for actor in [*self.teachers, self.text]:
             ray.kill(actor)
 
     def stop(self) -> None:
-        """End what this run started, and nothing else. Actors first: they go even where Serve no longer answers."""
-        self.end_trainers()
+        """End them. Actors first: they go even where Serve no longer answers."""
+        self.end_models()
         if self.reward:
             ray.kill(self.reward)
         self.placement.release()
@@ -50,7 +54,7 @@ class Roles:
 
 
 def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], None]) -> Roles:
-    """Start every role of the run, all side by side. What was started is ended again if one of them fails."""
+    """Start them without waiting for them. What was started is ended again if one of them fails."""
     private, reward, service = None, None, None
     try:
         if not config.reward.shared and config.reward.terms:
@@ -71,29 +75,19 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
         elif config.reward.shared:
             reward, service = call_rewards(None, config, say)
         text = start_actor(Text, placement.options("text", 0), config)
-        null, encoded = text.encode.remote([""])
-        pool = 0 if config.teacher_in_score else config.roles.teacher.workers
+        pool = teachers_of(placement.plan)
         teachers = [start_actor(Teacher, placement.options("teacher", i), config) for i in range(pool)]
-        say("starting generator and score model")
-
-        def options(role: str) -> list[dict]:
-            return [placement.options(role, i) for i in range(getattr(config.roles, role).workers)]
-
-        generator = Group(GeneratorRank, config, options("generator"), say)
-        score = Group(ScoreRank, config, options("score"), say)
-        generator.meet()
-        score.meet()
-        if private:
-            await_rewards(private, config.roles.wait_s, say)
-            reward, service = call_rewards(private, config, say)
-        wait_all([encoded, *[t.__ray_ready__.remote() for t in teachers]], "teacher and text", config.roles.wait_s, say)
     except BaseException:
         placement.release()  # Ray ends the actors in it
         if private:
             with suppress(Exception):  # what failed first is what a person must read
                 stop_rewards(private)
         raise
-    return Roles(generator, score, teachers, text, null, reward, service, private, placement)
+    return Roles(teachers, text, reward, service, private, placement)
+
+
+def teachers_of(plan: Plan) -> int:
+    return len([request for request in plan.requests if request.role == "teacher"])
 
 
 def start_actor(actor: Any, options: dict, *arguments):

@@ -1,36 +1,60 @@
-"""The run's loop between its first and its last step: train, look, save."""
+"""The run's loop between its first and its last step: train, look, save, and go on after a lost rank."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from ray.exceptions import RayError
 
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import RunConfig
+from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import CallError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.reporting.metrics import MetricsLog, grid_of
 from dipp_ray.reporting.progress import ProgressLine
+from dipp_ray.training.attempts import Attempts
 from dipp_ray.training.checks import score_checkpoint
 from dipp_ray.training.controller import Controller
+from dipp_ray.training.faults import GOES_ON
+from dipp_ray.training.memory import InMemory, StateMemory
+from dipp_ray.training.placement import Placement, living_nodes, reserve
+from dipp_ray.training.plan import group_requests
 from dipp_ray.training.roles import Roles
+from dipp_ray.training.session import Committed, HeldState, Session
 from dipp_ray.training.shared_service import changes, judge_of
+from dipp_ray.training.sizes import allowed_sizes
 from dipp_ray.training.state import RunState
 from dipp_ray.training.tasks import GROUPS
 from dipp_ray.training.trajectory import trajectory, trajectory_hash
 from dipp_ray.training.watch import Watch
 
 Say = Callable[[str], None]
+GENERATIONS = 4  # of what the run remembers beside states in memory: two, and those on their way
 
 
 class Run:
-    """A training run in its folder. `train` is the way in."""
+    """A training run in its folder, over one session or several. `train` is the way in.
 
-    def __init__(self, config: RunConfig, roles: Roles, controller: Controller, store: CheckpointStore, say: Say):
-        self.config, self.roles, self.controller, self.store, self.say = config, roles, controller, store, say
-        self.watch = Watch(config, controller)
-        self.state = RunState(service=roles.service)
+    room: held for the first session's ranks.
+    """
+
+    def __init__(
+        self, config: RunConfig, roles: Roles, room: Placement, prompts: Prompts, store: CheckpointStore, say: Say
+    ):
+        self.config, self.roles, self.prompts, self.store, self.say = config, roles, prompts, store, say
+        self.room: Placement | None = room
+        self.session: Session | None = None
+        self.attempts = Attempts(config.roles.failures)
+        self.memory = StateMemory(config)
+        self.states: dict[int, RunState] = {}  # after each step whose groups' state is kept in memory
+        self.state = RunState()
         self.interrupted = False
         self.stopping = False  # an interrupt that was seen when the step in hand was listed
+
+    @property
+    def controller(self) -> Controller:
+        assert self.session is not None, "a session is open"
+        return self.session.controller
 
     def say_by(self, say: Say) -> None:
         """Tell a person by `say` from now on."""
@@ -38,28 +62,80 @@ class Run:
         self.controller.say_by(say)
 
     def start(self, checkpoint: Checkpoint | None) -> int:
-        """Bring both groups to their first step, fresh or from a checkpoint; returns the number of finished steps."""
-        if checkpoint is not None:
-            self._restore(checkpoint)
-        else:
-            self.controller.together("generator", "start")
-            if self.config.init.score_checkpoint:
-                self.controller.together("score", "take_weights", *score_checkpoint(self.config))
-            self.controller.warm_score_up()
-            if self.config.reward.standardise and self.controller.shape.rewarded:
-                self.state = self.state.but(**self.controller.standardise())
+        """Open a session and bring it to its first step: from the newest state that there is in memory or, in
+        `checkpoint`, committed, or fresh. Returns the number of finished steps. Where a rank is lost meanwhile, another
+        one is opened."""
+        while True:
+            try:
+                return self._start(checkpoint)
+            except RoleFailure as fault:
+                self.survive(fault, "at the start")
+
+    def _start(self, checkpoint: Checkpoint | None) -> int:
+        room = self.room or self._room_for_another()
+        self.room = None
+        state = self._newest(checkpoint)
+        self.session = Session.open(self.config, self.roles, room, state, self.memory, self.prompts, self.say)
+        self.watch = Watch(self.config, self.controller)
+        if state is None:
+            self._begin()
+        elif isinstance(state, InMemory):
+            self.state = self.states[state.step]
+        elif checkpoint is not None:
+            self._take_up(checkpoint)
+        done = self.state.next_step
+        self.memory.go_back(done)
+        self.states = {step: kept for step, kept in self.states.items() if step <= done}
         if self.state.reward_deviation is not None:
             self.controller.reward_deviation = self.state.reward_deviation
         return self.state.next_step
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        for group in GROUPS:
-            self.controller.together(group, "restore", self.store.url, checkpoint.step)
+    def _newest(self, checkpoint: Checkpoint | None) -> HeldState | None:
+        kept = self.memory.newest(list(self.states))
+        if kept is not None and (checkpoint is None or kept.step >= checkpoint.step):
+            return kept
+        return Committed(checkpoint.step, self.store.url) if checkpoint else None
+
+    def _room_for_another(self) -> Placement:
+        """Room for the largest groups that the cluster can give now, that of the lost session included."""
+        given_up = self.session.placement if self.session else None
+        teachers = len(self.roles.teachers)
+        sizes = dict.fromkeys(replace(sizes, teacher=teachers) for sizes in allowed_sizes(self.config))
+        choices = [group_requests(self.config, size) for size in sizes]
+        return reserve(choices, self.config.roles.wait_s, self.say, instead_of=given_up)
+
+    def _begin(self) -> None:
+        self.state = RunState(service=self.roles.service)
+        self.controller.together("generator", "start")
+        if self.config.init.score_checkpoint:
+            self.controller.together("score", "take_weights", *score_checkpoint(self.config))
+        self.controller.warm_score_up()
+        if self.config.reward.standardise and self.controller.shape.rewarded:
+            self.state = self.state.but(**self.controller.standardise())
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
         self.state = RunState.from_record(checkpoint.record).but(next_step=checkpoint.step)
         self.compare_service(self.roles.service)
         best = self.state.best
         if best and best.step == checkpoint.step:
             self.store.mark_best(best.step, best.mean)  # in case the run was killed between commit and mark
+
+    def close(self) -> None:
+        """End the session, if one is open, and give its room back."""
+        if self.session:
+            self.session.close()
+            self.session = None
+        self.memory.close()
+
+    def survive(self, fault: RoleFailure, when: str) -> None:
+        """End what is left of the session that broke. Raises `fault` where too many came in a row."""
+        lost_node = self.session is not None and bool(self.session.placement.node_ids() - living_nodes())
+        if self.session:
+            self.session.end_ranks()
+        if not self.attempts.again(lost_node):
+            raise fault
+        reason = str(fault).removesuffix(f"; {GOES_ON}")
+        self.say(f"recovering from a fault {when}: {reason} ({self.attempts})")
 
     def compare_service(self, now: dict | None) -> None:
         """A shared service may have another sum than it had: then the run goes on, but not as the same one."""
@@ -90,23 +166,43 @@ class Run:
 
         require_folder: raises at a barrier where the run's folder is no longer there.
         """
+        while done < self.config.run.steps and not (self.stopping or self.gives_up):
+            try:
+                for step in self.stretch(done, metrics, progress, require_folder):
+                    done = step
+                    self.attempts.finished(done)
+            except RoleFailure as fault:
+                self.survive(fault, f"after step {done}")
+                checkpoint = self.store.latest(thorough=True)
+                done = self.start(checkpoint)
+                assert self.session is not None
+                metrics.resume(done or -1)
+                self.say(f"goes on from step {done} with {self.session.sizes}")
+        return done
+
+    def stretch(
+        self, done: int, metrics: MetricsLog, progress: ProgressLine, require_folder: Callable[[int], None]
+    ) -> Iterator[int]:
+        """Train from step `done` to the next barrier; yields the number of finished steps after each."""
+        assert self.session is not None
         if done == 0:
             first = self.look(0)
             metrics.write(0, first, grid_of(self.config.path, 0))
             progress.update(0, first)
-        while done < self.config.run.steps and not (self.stopping or self.gives_up):
-            began, clock = done, time.perf_counter()
-            for step in self.controller.steps(done, self.ends_after):
-                done = step.step + 1
-                if step.last:
-                    require_folder(done)
-                # Over the stretch so far: two steps are under way at a time, and what is between them is no one's.
-                speed = self.config.data.batch_size * (done - began) / (time.perf_counter() - clock)
-                values = step.metrics | (self.at_barrier(done) if step.last else {}) | {"images_per_second": speed}
-                looked = step.last and self.is_due(done)
-                metrics.write(done, values, grid_of(self.config.path, done) if looked else None)
-                progress.update(done, values)
-        return done
+        began, clock = done, time.perf_counter()
+        for step in self.session.run_until(done, self.ends_after):
+            done = step.step + 1
+            if step.last:
+                require_folder(done)
+            # Over the stretch so far: two steps are under way at a time, and what is between them is no one's.
+            speed = self.config.data.batch_size * (done - began) / (time.perf_counter() - clock)
+            values = step.metrics | (self.at_barrier(done) if step.last else {}) | {"images_per_second": speed}
+            looked = step.last and self.is_due(done)
+            metrics.write(done, values, grid_of(self.config.path, done) if looked else None)
+            progress.update(done, values)
+            if self.memory.is_due(done):
+                self.states = dict([*self.states.items(), (done, self.state.but(next_step=done))][-GENERATIONS:])
+            yield done
 
     def ends_after(self, done: int) -> bool:
         """Whether there is a barrier after `done` steps. An interrupt that comes later ends the run one step later."""

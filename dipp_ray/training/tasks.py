@@ -4,6 +4,7 @@
     guide, reward        x0 -> x0_ref; x0 -> r, dr/dx0               beside everything else, as soon as x0 is there
     train, predict       strict: psi learns, then x0_psi is asked    overlapped: x0_psi is asked, then psi learns
     backward             x0_psi, x0_ref, r -> g, backward, update    generator
+    keep                 each rank's share of the state after the step goes to its keepers, where that is due
 
 A task needs the results of others (`needs`) and follows the one before it on its own rank (`after`): accumulation
 order decides bits, and ranks of a group must meet in the same collectives, so every rank is given its tasks in the
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 Role = Literal["text", "generator", "score", "teacher", "reward"]
-Action = Literal["encode", "sample", "guide", "reward", "train", "predict", "backward"]
+Action = Literal["encode", "sample", "guide", "reward", "train", "predict", "backward", "keep"]
 Order = Literal["strict", "overlapped"]
 # Ranks of one torch.distributed world each; any actor of the other roles may take any of its tasks.
 GROUPS: tuple[Role, ...] = ("generator", "score")
@@ -66,12 +67,14 @@ class StepShape:
         return micro_batch >= self.micro_batches - size
 
 
-def step_tasks(shape: StepShape, step: int, samples: Sequence[int], previous: Sequence[Task] = ()) -> list[Task]:
+def step_tasks(
+    shape: StepShape, step: int, samples: Sequence[int], previous: Sequence[Task] = (), keeps: bool = False
+) -> list[Task]:
     """The list of one step, each task after all that it waits for.
 
     `samples` are the steps whose sampling this list holds: its own unless that was sampled ahead, and the next one
     where it is to be sampled ahead, behind this step's backward. `previous` is the list before, whose last tasks on
-    each rank this one's first follow.
+    each rank this one's first follow. `keeps`: the state after the step is kept in memory.
     """
     last = shape.score_updates - 1
     train = [task for k in range(last + 1) for task in _train(shape, step, k)]
@@ -84,7 +87,8 @@ def step_tasks(shape: StepShape, step: int, samples: Sequence[int], previous: Se
     found += _backward(shape, step, last)
     for ahead in samples:
         found += _sampling(shape, ahead) if ahead != step else []
-    return _chained(found, previous)
+    # Behind what was sampled ahead, which others wait for; it changes no state.
+    return _chained(found + (_keep(shape, step) if keeps else []), previous)
 
 
 def warmup_tasks(shape: StepShape, step: int, update: int) -> list[Task]:
@@ -129,6 +133,15 @@ def _backward(shape: StepShape, step: int, repeat: int) -> list[Task]:
     return [
         replace(task, gated=True, updates=shape.is_last_of_rank("generator", task.key.micro_batch))
         for task in _each(shape, "backward", "generator", step, repeat, needs)
+    ]
+
+
+def _keep(shape: StepShape, step: int) -> list[Task]:
+    sizes: dict[Role, int] = {"generator": shape.generator_ranks, "score": shape.score_ranks}
+    return [
+        Task(Key("keep", step, index, rank), role, rank)
+        for index, role in enumerate(GROUPS)
+        for rank in range(sizes[role])
     ]
 
 

@@ -17,15 +17,16 @@ from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.storage.aside import whole_file
 from dipp_ray.storage.locks import Held
 from dipp_ray.training.checks import check, doubt_about_start
-from dipp_ray.training.controller import Controller
 from dipp_ray.training.evaluation import evaluate_placed
 from dipp_ray.training.export import export_run, exported_step
 from dipp_ray.training.faults import broke
 from dipp_ray.training.folder import only_trainer, require_folder
 from dipp_ray.training.pinning import pinned_run
-from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
+from dipp_ray.training.placement import cluster_nodes, reserve
+from dipp_ray.training.plan import GROUPS, best_plan, requests
 from dipp_ray.training.roles import start_roles
 from dipp_ray.training.run import Run, Say
+from dipp_ray.training.sizes import allowed_sizes
 from dipp_ray.training.trajectory import difference
 
 
@@ -56,16 +57,17 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
         return config.path
     if checkpoint is None and (doubt := doubt_about_start(config)):
         say(doubt)
-    planned = plan(requests(config), cluster_nodes())
+    choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
+    planned = best_plan(choices, cluster_nodes())
     print_table(planned.table())
-    placement = reserve(planned.require(), config.roles.wait_s, say)
+    planned.require()
+    room, rest = reserve(choices, config.roles.wait_s, say).split(GROUPS)
     with whole_file(config.path / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    roles = None
+    roles = run = None
     try:
-        roles = start_roles(config, placement, say)
-        controller = Controller(config, roles, prompts, say)
-        run = Run(config, roles, controller, store, say)
+        roles = start_roles(config, rest, say)
+        run = Run(config, roles, room, prompts, store, say)
         done = run.start(checkpoint)
         if done:
             say(f"resumed from the checkpoint of step {done}")
@@ -82,18 +84,21 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
             raise KeyboardInterrupt
         if run.gives_up:
             say(f"stopped at step {done}: {run.state.in_words()}")
-        export_run(config, store, store.require(done), prompts, say, controller)
+        export_run(config, store, store.require(done), prompts, say, run.controller)
         if evaluates:
-            evaluate_placed(config, say, roles)
+            evaluate_placed(config, say, run)
     except BaseException as error:
         with suppress(Exception):  # what failed first is what a person must read
+            room.release()
+            rest.release()
+            if run is not None:
+                run.close()
             if roles is not None:
                 roles.stop()
-            else:
-                placement.release()
         if isinstance(error, RayTaskError):
             raise broke(error, error.cause or error, config.path / "error.txt") from None
         raise
+    run.close()
     roles.stop()
     return config.path
 

@@ -35,7 +35,8 @@ def test_a_faulty_node_is_named(part):
 
 JOB = """
 import ray
-from dipp_ray.training.placement import Request, cluster_nodes, plan, reserve
+from dipp_ray.training.placement import cluster_nodes, reserve
+from dipp_ray.training.plan import Request, plan
 
 ray.init(log_to_driver=False)
 names = {node.id: node.name for node in cluster_nodes()}
@@ -52,7 +53,7 @@ asked = [
     Request("score", 0, 0.5, gpus=0.5, accelerator="H100"),
     Request("text", 0, labels={"role": "!trainer"}),
 ]
-held = reserve(asked, 60)
+held = reserve([asked], 60)
 actors = [Worker.options(**held.options(r.role, r.index)).remote() for r in asked]
 print("PLACED", *ray.get([actor.node.remote() for actor in actors]))
 held.release()

@@ -42,7 +42,7 @@ class SimulatedActors:
         self.random, self.now = Random(seed), 0.0
         self.queues = defaultdict(deque)
         self.seen = defaultdict(list)  # (role, index) -> the tasks that it was called with
-        self.probed, self.beats = [], []
+        self.beats, self.restarted = [], []
         self.takes = {}  # action -> seconds
         self.log = []  # ("sent" | "ended", key)
         self.dead, self.hung, self.raising = {}, set(), {}
@@ -77,18 +77,12 @@ class SimulatedActors:
             raise call.error
         return SimpleNamespace(seconds=call.seconds, of=call.task.key if call.task else None)
 
-    def probe(self, role, index):
-        call = Call(role, index, None)
-        self.probed.append((role, index))
-        self.queues[role, index].append(call)
-        return call
-
     def heartbeat(self, role, index):
         """As Ray does it: given to the actor behind the calls that came before, and answered beside what it is at."""
         inputs = [given for call in self.queues[role, index] for given in call.inputs]
-        self.beats.append(Call(role, index, None, inputs))
+        self.beats.append(beat := Call(role, index, None, inputs))
         self._let_beat()
-        return self.beats[-1]
+        return beat
 
     def _let_beat(self):
         for beat in self.beats:
@@ -97,6 +91,13 @@ class SimulatedActors:
                 beat.state, beat.error = "ended", self.dead[who]
             elif who not in self.hung and all(given.state == "ended" for given in beat.inputs):
                 beat.state = "ended"
+        self.beats = [beat for beat in self.beats if beat.state != "ended"]
+
+    def restart(self, role, index):
+        """Its calls are asked again of who takes its place."""
+        self.restarted.append((role, index))
+        self.hung.discard((role, index))
+        return True
 
     def is_consequence(self, error):
         return "closed by peer" in str(error) or "was lost" in str(error)

@@ -20,7 +20,7 @@ from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.start import base_network
 from dipp_ray.training.checks import check
 from dipp_ray.training.plain import plain_loop
-from dipp_ray.training.plan import requests
+from dipp_ray.training.sizes import allowed_sizes
 from dipp_ray.training.train import train
 from dipp_ray.training.trajectory import trajectory
 from settings import tiny_config
@@ -71,8 +71,8 @@ def test_a_family_trains_its_adapters_alone(name, tmp_path, world):
 
 
 def test_no_teacher_pool_is_asked_for(world):
-    assert "teacher" not in {request.role for request in requests(tiny_config(*world, *BOTH))}
-    assert "teacher" in {request.role for request in requests(tiny_config(*world, BOTH[0]))}
+    assert allowed_sizes(tiny_config(*world, *BOTH))[0].teacher == 0
+    assert allowed_sizes(tiny_config(*world, BOTH[0]))[0].teacher == 1
 
 
 # Of one rank each, at stage 0, with two score updates; the others divide the work.

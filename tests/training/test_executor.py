@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from simulated_actors import SimulatedActors
 
 from dipp_ray.errors import NonFiniteError, RoleFailure
-from dipp_ray.training.executor import LOST_NODE_S, PROBE_S, SILENT_S, Executor
+from dipp_ray.training.executor import LOST_NODE_S, SILENT_S, Executor
 from dipp_ray.training.faults import ActorLost
+from dipp_ray.training.pulse import EVERY_S
 from dipp_ray.training.tasks import GROUPS, Key, StepShape, Task, step_tasks
 
 STEPS = 3
@@ -25,8 +26,8 @@ seeds = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=60, deadline=None)
 
 
-def executor_of(actors, timeout_s=1000.0, said=None):
-    return Executor(actors, timeout_s, (said if said is not None else []).append, actors.clock)
+def executor_of(actors, timeout_s=1000.0, said=None, heartbeat_s=10_000.0):
+    return Executor(actors, timeout_s, heartbeat_s, (said if said is not None else []).append, actors.clock)
 
 
 def lists(shape, steps=STEPS):
@@ -151,7 +152,7 @@ def test_a_rank_that_dies_while_it_has_nothing_to_do_is_seen_within_a_probe(shap
     start = actors.now
     with pytest.raises(RoleFailure, match=rf"rank {victim[1]} died while it had nothing to do"):
         executor.finish(0)
-    assert actors.now - start <= 2 * PROBE_S + 1
+    assert actors.now - start <= 2 * EVERY_S + 1
 
 
 @quick
@@ -164,10 +165,43 @@ def test_a_rank_that_hangs_is_named_and_not_those_that_wait_for_it(shape, seed, 
     name = {"generator": "generator rank", "score": "score model rank"}[role]
     with pytest.raises(RoleFailure, match=f"^{name} {victim[1]} does not respond"):
         run(actors, shape, executor_of(actors, 50.0, said))
-    assert 50 <= actors.now <= 50 + 2 * PROBE_S + 2 * SILENT_S + 1
+    assert 50 <= actors.now <= 50 + 2 * EVERY_S + 2 * SILENT_S + 1
     assert len(said) in range(3, 9), "told after ten seconds, and every ten"
     assert all("waiting for" in line for line in said)
-    assert victim not in actors.probed, "what is busy is not asked whether it is there"
+
+
+@quick
+@given(shape=shapes, seed=seeds, role=st.sampled_from(["generator", "score"]), rank=st.integers(0, 3))
+def test_a_rank_that_gives_no_sign_of_life_is_not_waited_for_as_long_as_a_task_may_take(shape, seed, role, rank):
+    actors = SimulatedActors(shape, seed)
+    victim = (role, rank % actors.count(role))
+    actors.hung.add(victim)
+    name = {"generator": "generator rank", "score": "score model rank"}[role]
+    with pytest.raises(RoleFailure, match=f"^{name} {victim[1]} does not respond"):
+        run(actors, shape, executor_of(actors, 1000.0, heartbeat_s=30.0))
+    assert 30 <= actors.now <= 30 + 4 * EVERY_S
+    assert not actors.restarted
+
+
+@quick
+@given(shape=shapes, seed=seeds, who=st.sampled_from([("teacher", 1), ("text", 0), ("reward", 0)]))
+def test_a_stateless_actor_that_hangs_is_replaced_and_no_step_is_lost(shape, seed, who):
+    actors, said = SimulatedActors(shape, seed), []
+    actors.hung.add(who)
+    finished = run(actors, shape, executor_of(actors, 1000.0, said, heartbeat_s=30.0))
+    assert len(finished) == STEPS
+    assert actors.restarted in ([who], [])  # a teacher or a reward client that nobody asks may be waited for in vain
+    if actors.restarted:
+        assert actors.now < 60 and any("another takes its place" in line for line in said)
+    else:
+        assert actors.now < 30
+
+
+def test_a_rank_that_works_for_long_gives_signs_of_life_and_is_left_alone():
+    shape = StepShape(1, 1, "strict", False, 1, 1)
+    actors = SimulatedActors(shape, teachers=1)
+    actors.takes["train"] = 400.0
+    assert len(run(actors, shape, executor_of(actors, 1000.0, heartbeat_s=30.0))) == STEPS
 
 
 def test_a_step_as_slow_as_those_before_it_is_not_waited_for_aloud():
@@ -189,7 +223,7 @@ def test_a_step_as_slow_as_those_before_it_is_not_waited_for_aloud():
         executor.finish(3)
     assert all(line.startswith("waiting for teacher") for line in said) and len(said) > 10
     first = float(said[0].split(", ")[-1].split()[0])
-    assert 3 * 7 <= first <= 3 * 7 + 2 * PROBE_S and actors.now > began + 300
+    assert 3 * 7 <= first <= 3 * 7 + 2 * EVERY_S and actors.now > began + 300
 
 
 def test_an_actor_that_works_too_long_is_named_with_its_work():

@@ -84,16 +84,14 @@ with local_cluster([parse_node(text) for text in nodes], system_config=quick) as
     from dipp_ray.config import load_config
     from dipp_ray.data.prompts import read_prompts
     from dipp_ray.errors import RoleFailure
-    from dipp_ray.training.controller import Controller
-    from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
-    from dipp_ray.training.roles import start_roles
+    from dipp_ray.training.session import only_session
 
     config = load_config(sys.argv[3])
     prompts = read_prompts(config.data.prompts, config.data.column)
-    roles = start_roles(config, reserve(plan(requests(config), cluster_nodes()).require(), 60), print)
-    controller = Controller(config, roles, prompts, print)
-    controller.together("generator", "start")
-    where = roles.placement.plan.where
+    opened = only_session(config, prompts, print)
+    session = opened.__enter__()
+    session.controller.together("generator", "start")
+    where = session.placement.plan.where
     print("ON TWO", *(f"{role}:{index}" for (role, index), node in where.items() if node.name == "two"))
     seen = {}
 
@@ -103,7 +101,7 @@ with local_cluster([parse_node(text) for text in nodes], system_config=quick) as
         seen["by Ray"] = time.monotonic()
 
     try:
-        for step in controller.steps(0, lambda done: False):
+        for step in session.run_until(0, lambda done: False):
             if step.step == 3:
                 threading.Thread(target=watch, daemon=True).start()
                 threading.Thread(target=cluster.kill, args=("two",), daemon=True).start()
@@ -113,7 +111,7 @@ with local_cluster([parse_node(text) for text in nodes], system_config=quick) as
         while "by Ray" not in seen:
             time.sleep(0.05)
         print("SECONDS", max(0.0, now - seen["by Ray"]))
-    roles.stop()
+    opened.__exit__(None, None, None)
     ray.shutdown()
 """
 

@@ -11,9 +11,7 @@ import ray
 
 from dipp_ray.data.prompts import read_prompts
 from dipp_ray.errors import RoleFailure
-from dipp_ray.training.controller import Controller
-from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
-from dipp_ray.training.roles import start_roles
+from dipp_ray.training.session import only_session
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
 
@@ -42,11 +40,9 @@ def config(tmp_path_factory):
 def killed_in(config, role, rank, phase, number):
     """Train, send `number` to the rank's process while `phase` of step 1 is sent; returns (failure, seconds)."""
     prompts = read_prompts(config.data.prompts, config.data.column)
-    placement = reserve(plan(requests(config), cluster_nodes()).require(), 60)
-    roles = start_roles(config, placement, print)
-    sent_at = []
+    opened, sent_at = only_session(config, prompts, print), []
+    controller = opened.__enter__().controller
     try:
-        controller = Controller(config, roles, prompts, print)
         controller.together("generator", "start")
         pid = ray.get(controller.actors.of(role, rank).__ray_call__.remote(lambda self: os.getpid()))
 
@@ -74,7 +70,7 @@ def killed_in(config, role, rank, phase, number):
                     controller.together(role, "meeting_point")  # where the phase had not met the rank
         return str(failure.value), time.monotonic() - sent_at[0]
     finally:
-        roles.stop()
+        opened.__exit__(None, None, None)
         if number == signal.SIGSTOP:
             os.kill(pid, signal.SIGKILL)
 

@@ -6,10 +6,8 @@ import torch
 
 from dipp_ray.data.prompts import read_prompts
 from dipp_ray.diffusion.noise import EVALUATION, Draws
-from dipp_ray.training.controller import Controller
-from dipp_ray.training.placement import cluster_nodes, plan, requests, reserve
 from dipp_ray.training.plain import plain_loop
-from dipp_ray.training.roles import start_roles
+from dipp_ray.training.session import only_session
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
 
@@ -37,18 +35,14 @@ def plain_run(config, steps=STEPS):
 def ray_run(config, steps=STEPS):
     """The same by the Ray pipeline."""
     prompts = read_prompts(config.data.prompts, config.data.column)
-    placement = reserve(plan(requests(config), cluster_nodes()).require(), 60)
-    roles = start_roles(config, placement, print)
-    try:
-        controller = Controller(config, roles, prompts, print)
+    with only_session(config, prompts, print) as session:
+        controller = session.controller
         controller.together("generator", "start")
         controller.warm_score_up()
         measured = [step.metrics for step in controller.steps(0, lambda done: done == steps)]
         (embeds,) = controller.encoded([prompts.of(DRAWS)])
         (x0,) = controller.together("generator", "sample_average", [(DRAWS, embeds)])[0]
         return measured, x0
-    finally:
-        roles.stop()
 
 
 def assert_same(ours, theirs, tolerance):

@@ -5,6 +5,7 @@ import pytest
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import UserError
 from dipp_ray.training.plan import Node, Request, matches, plan, requests
+from dipp_ray.training.sizes import Sizes
 
 
 def node(name, cpus=0.0, gpus=0.0, kind=None, used=None, resources=None, **labels):
@@ -34,7 +35,8 @@ def config(**roles):
 
 def test_requests_are_the_roles_of_the_configuration():
     asked = requests(
-        config(generator={"workers": 2, "gpus": 1, "cpus": 3, "accelerator": "H100"}, teacher={"labels": {"role": "t"}})
+        config(generator={"gpus": 1, "cpus": 3, "accelerator": "H100"}, teacher={"labels": {"role": "t"}}),
+        Sizes(generator=2, score=1, teacher=1),
     )
     assert [(r.role, r.index) for r in asked] == [
         ("generator", 0),
@@ -52,7 +54,7 @@ def test_requests_are_the_roles_of_the_configuration():
 @pytest.mark.parametrize("reward", [{"app": "shared"}, {"terms": []}])
 def test_a_reward_that_is_not_ours_asks_for_nothing(reward):
     mine = config().model_copy(update={"reward": config().reward.model_copy(update=reward)})
-    assert "reward" not in {r.role for r in requests(mine)}
+    assert "reward" not in {r.role for r in requests(mine, Sizes(1, 1, 1))}
 
 
 # what is asked for, the nodes, where each worker goes
@@ -234,7 +236,7 @@ def test_really_held_by_ray(ray_session):
         Request("teacher", 0),
         Request("reward", 0, 0.5),
     ]
-    held = placement.reserve(asked, wait_s=60)
+    held = placement.reserve([asked], wait_s=60)
     try:
         actors = [Worker.options(**held.options(*key)).remote() for key in (("generator", 0), ("generator", 1))]
         actors.append(Worker.options(**held.options("teacher", 0)).remote())
@@ -249,7 +251,7 @@ def test_really_held_by_ray(ray_session):
 
         said = []
         with pytest.raises(UserError, match="still has no room"):
-            placement.reserve([Request("score", 0, before)], wait_s=1.5, say=said.append)
+            placement.reserve([[Request("score", 0, before)]], wait_s=1.5, say=said.append)
         assert said[0].startswith("waiting 0 of 2 s for 1 workers; cluster: ")
         assert "in use now" in said[0]
         for actor in actors:
@@ -257,5 +259,5 @@ def test_really_held_by_ray(ray_session):
     finally:
         held.release()
         held.release()
-    again = placement.reserve([Request("score", 0, before)], wait_s=60)
+    again = placement.reserve([[Request("score", 0, before)]], wait_s=60)
     again.release()

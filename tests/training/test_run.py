@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-from functools import partial
 
 import pytest
 import ray
@@ -13,6 +12,7 @@ from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.errors import NonFiniteError, RoleFailure, RunFolderLost, UserError
 from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.reporting.metrics import read_metrics
+from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.train import train
 from settings import tiny_config
@@ -94,13 +94,21 @@ def kills_change_nothing(world, name, straight_settings, stopped_settings):
     assert len(list((straight / "samples").glob("step_*.png"))) == 4  # 0, 3, 6, 8
 
     config, said = config_of(world, f"stopped-{name}", *stopped_settings), []
+
+    def kill_then_stop(patched):
+        patched.setattr(ProgressLine, "say", lambda _, text: said.append(text))
+        kill_rank_during(4, patched)
+        stop_during(5, patched)
+
     # A kill falls back to the last committed checkpoint; an interrupt leaves one of a step after the one in hand.
-    stopped(config, partial(kill_rank_during, 4), RoleFailure, 3, said)
-    stopped(config, partial(stop_during, 4), KeyboardInterrupt, 6, said)
+    stopped(config, kill_then_stop, KeyboardInterrupt, 7, said)
+    (recovered,) = [line for line in said if line.startswith("recovering")]
+    assert recovered.startswith("recovering from a fault after step 3: generator rank 0 died"), recovered
+    assert recovered.endswith("(1 of 3 in a row; 1 faults and 0 lost nodes so far)")
+    (goes_on,) = [line for line in said if line.startswith("goes on")]
+    assert goes_on in {f"goes on from step {step} with 1 generator and 1 score model ranks" for step in (3, 4)}
     resumed = train(config, said.append)
-    assert [line for line in said if "resumed" in line] == [
-        f"resumed from the checkpoint of step {step}" for step in (3, 6)
-    ]
+    assert [line for line in said if "resumed" in line] == ["resumed from the checkpoint of step 7"]
 
     assert measured(resumed) == measured(straight)
     ours, theirs = final_state(resumed), final_state(straight)
@@ -127,6 +135,26 @@ def kills_change_nothing(world, name, straight_settings, stopped_settings):
 def test_killed_interrupted_and_resumed_equals_uninterrupted(ray_session, world, order):
     settings = [f"objective.order={order}", "reward.standardise=true", "init.score_warmup_steps=2"]
     kills_change_nothing(world, order, settings, settings)
+
+
+@pytest.mark.slow
+def test_a_fault_that_comes_again_ends_the_run(ray_session, world):
+    """What kills a rank at the same step each time is no accident: the run ends and can be resumed."""
+    config, said = config_of(world, "again", "roles.failures=1", "reward.terms=[]", "objective.reward_scale=0"), []
+    send = Controller.send
+
+    def send_and_kill(self, task, index, answers):
+        if task.key.step == 4 and task.key.action == "guide":
+            ray.kill(self.actors.of("score", 0))
+        return send(self, task, index, answers)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Controller, "send", send_and_kill)
+        patched.setattr(ProgressLine, "say", lambda _, text: said.append(text))
+        with pytest.raises(RoleFailure, match=r"score model rank 0 died.*the same command goes on"):
+            train(config, said.append)
+    assert len([line for line in said if line.startswith("recovering")]) == 1
+    assert CheckpointStore(config.path / "checkpoints").latest().step == 3
 
 
 @pytest.mark.slow

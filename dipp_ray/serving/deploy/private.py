@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dipp_ray.config import RoleSection
 from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.role_settings import Between
 from dipp_ray.serving.contract.limits import LimitsSection
 from dipp_ray.serving.core.queue import QueueSection
 from dipp_ray.serving.deploy.config import ServedModel, ServiceConfig
@@ -23,12 +24,13 @@ def private_config(
     terms: list[RewardTerm],
     vae: str | None,
     role: RoleSection,
-    replicas: int,
+    replicas: int | Between,
     deterministic: bool,
     rows: int,
 ) -> ServiceConfig:
     """A run's own service: every term as one model with the role's resources, for calls of `rows` rows."""
-    models = [ServedModel(**term.model_dump(), role=role, replicas=replicas) for term in terms]
+    scaled = (replicas.min, replicas.max) if isinstance(replicas, Between) else replicas
+    models = [ServedModel(**term.model_dump(), role=role, replicas=scaled) for term in terms]
     wide = LimitsSection().rows
     return ServiceConfig(
         name=name,

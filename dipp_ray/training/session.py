@@ -1,0 +1,128 @@
+"""A session: the trained groups from their rendezvous on, at one size, until they end or a rank is lost."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dipp_ray.config import RunConfig
+from dipp_ray.data.prompts import Prompts
+from dipp_ray.roles.generator import GeneratorRank
+from dipp_ray.roles.group import Group
+from dipp_ray.roles.score import ScoreRank
+from dipp_ray.roles.waiting import wait_all
+from dipp_ray.training.controller import Controller, StepResult
+from dipp_ray.training.memory import StateMemory
+from dipp_ray.training.placement import Placement, reserve
+from dipp_ray.training.plan import requests
+from dipp_ray.training.roles import Roles, start_roles
+from dipp_ray.training.sizes import Sizes, allowed_sizes
+from dipp_ray.training.tasks import GROUPS, Role
+
+RANKS: dict[Role, Any] = {"generator": GeneratorRank, "score": ScoreRank}
+
+
+class HeldState(Protocol):
+    """Where the state of both groups after a step lies."""
+
+    @property
+    def step(self) -> int: ...
+
+    def asked(self, group: Role) -> tuple:
+        """The method of the group's ranks that takes it up, and its arguments."""
+        ...
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The state in a committed checkpoint."""
+
+    step: int
+    url: str
+
+    def asked(self, group: Role) -> tuple:
+        return "restore", self.url, self.step
+
+    def __str__(self) -> str:
+        return f"the checkpoint of step {self.step}"
+
+
+class Session:
+    """Two groups that have met, and the controller that has them work. `open` is the way in."""
+
+    def __init__(self, groups: dict[Role, Group], placement: Placement, controller: Controller):
+        self.groups, self.placement, self.controller = groups, placement, controller
+
+    @staticmethod
+    def open(
+        config: RunConfig,
+        roles: Roles,
+        placement: Placement,
+        state: HeldState | None,
+        memory: StateMemory,
+        prompts: Prompts,
+        say: Callable[[str], None],
+    ) -> "Session":
+        """Start the ranks in the room that is held for them, and bring them to `state`; None: as they are made.
+
+        The room is given back where that fails. Raises RoleFailure where a process is lost or does not answer.
+        """
+        groups: dict[Role, Group] = {}
+        try:
+            say("starting generator and score model")
+            for role in GROUPS:
+                ranks = [request for request in placement.plan.requests if request.role == role]
+                options = [placement.options(role, index) for index in range(len(ranks))]
+                groups[role] = Group(RANKS[role], config, options, say)
+            for group in groups.values():
+                group.meet()
+            roles.await_ready(config, say)
+            null, encoded = roles.text.encode.remote([""])
+            wait_all([encoded], "the null prompt's embeddings", config.roles.wait_s, say)
+            controller = Controller(config, roles, groups, null, memory, prompts, say)
+            session = Session(groups, placement, controller)
+            memory.attach(controller.actors, say)
+            if state is not None:
+                for role in GROUPS:
+                    controller.together(role, *state.asked(role))
+        except BaseException:
+            for group in groups.values():
+                group.kill()
+            placement.release()
+            raise
+        return session
+
+    @property
+    def sizes(self) -> Sizes:
+        actors = self.controller.actors
+        return Sizes(actors.count("generator"), actors.count("score"), actors.count("teacher"))
+
+    def run_until(self, first: int, ends_after: Callable[[int], bool]) -> Iterator[StepResult]:
+        """Train from step `first` to the barrier that `ends_after` asks for: see `Controller.steps`."""
+        return self.controller.steps(first, ends_after)
+
+    def end_ranks(self) -> None:
+        """End them at once, whatever they are busy with; their room stays held. Once or often."""
+        for group in self.groups.values():
+            group.kill()
+
+    def close(self) -> None:
+        """End the ranks and give their room back. Once or often."""
+        self.end_ranks()
+        self.placement.release()
+
+
+@contextmanager
+def only_session(config: RunConfig, prompts: Prompts, say: Callable[[str], None]) -> Iterator[Session]:
+    """One session with all that it needs, as the networks are made: no checkpoint, no recovery."""
+    choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
+    room, rest = reserve(choices, config.roles.wait_s, say).split(GROUPS)
+    roles = start_roles(config, rest, say)
+    try:
+        session = Session.open(config, roles, room, None, StateMemory(config), prompts, say)
+        try:
+            yield session
+        finally:
+            session.close()
+    finally:
+        roles.stop()
