@@ -9,6 +9,7 @@ from pathlib import Path
 from dipp_ray import cli
 from dipp_ray.config import RunConfig, load_config, settings_of_run
 from dipp_ray.errors import UserError
+from dipp_ray.storage.cache import is_remote
 
 
 def main(text: str, refuse: Callable[[RunConfig], str | None], arguments: list[str] | None = None) -> int:
@@ -35,9 +36,11 @@ def main(text: str, refuse: Callable[[RunConfig], str | None], arguments: list[s
 
 def lost_with_the_job(config: RunConfig) -> str | None:
     """Ray runs a job in a copy of the working directory, and deletes it afterwards."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.run.folder).is_absolute():
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (
+        is_remote(config.run.folder) or Path(config.run.folder).is_absolute()
+    ):
         return (
             f"run.folder={config.run.folder} lies in the job's copy of the working directory, which is deleted with "
-            "it: give an absolute path, on storage that every node sees"
+            "it: give s3://, or an absolute path on storage that every node sees"
         )
     return None

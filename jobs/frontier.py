@@ -26,7 +26,8 @@ def main() -> None:
     connect()
 
     from dipp_ray.miniature.build import build_miniature
-    from dipp_ray.miniature.demo import align_preset, cache_folder, finish, fitted_reward, preset
+    from dipp_ray.miniature.demo import align_preset, finish, fitted_reward, preset
+    from dipp_ray.storage.cache import cache_folder
 
     miniature = build_miniature(cache_folder() / "miniature", print)
     reward = fitted_reward(miniature, print)

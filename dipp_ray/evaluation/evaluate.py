@@ -13,7 +13,7 @@ from torch import Tensor
 from dipp_ray.config import RunConfig, load_config
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.evaluator import Evaluates, Evaluator, batch_of, how_to_sample, texts_of
-from dipp_ray.evaluation.folders import pipeline_of, run_of
+from dipp_ray.evaluation.folders import home_of, pipeline_of, run_in_store, run_of
 from dipp_ray.evaluation.measure import (
     Units,
     about,
@@ -151,8 +151,9 @@ def evaluate_command(
     Prints the table and writes evaluation.json and the grid to `out`, by default the run's folder. Raises UserError
     that says what to give where configuration or folder cannot be told. connect: joins the cluster, if it is needed.
     """
-    run = run_of(pipeline)
+    run, home = run_of(pipeline), None
     if run is not None:
+        home = None if out else run_in_store(home_of(pipeline) or "")
         config_path, out = config_path or run / "config.yaml", out or run
     if config_path is None:
         raise UserError(f"{pipeline} lies in no run's folder: give --config with its rewards and prompts")
@@ -165,7 +166,10 @@ def evaluate_command(
     models = models_of(config, pipeline_of(pipeline), pipeline_of(against) if against else None)
     result = evaluate(models, config, say, out)
     rich.print(as_table(result))
-    say(f"{out / JSON}, {out / GRID}")
+    if home is not None:
+        home.push()
+    place = home.url if home is not None else out
+    say(f"{place}/{JSON}, {place}/{GRID}")
     return result
 
 

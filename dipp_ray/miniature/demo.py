@@ -1,7 +1,6 @@
 """The demo: the whole pipeline on the miniature, by the same code that a full-size run uses."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -11,18 +10,13 @@ from dipp_ray.miniature.stages import Progress, build_stage, only_builder
 from dipp_ray.preferences.config import FitConfig, FitSettings, WorkerSettings
 from dipp_ray.preferences.fit import fit_reward
 from dipp_ray.reporting.report import write_report
+from dipp_ray.storage.cache import cache_folder
 from dipp_ray.storage.hashing import hash_of_file
 from dipp_ray.training.train import train
 
 PRESETS = Path(__file__).parent
 FIT = FitSettings(steps=1500)
 FIT_WORKERS = WorkerSettings(threads=2)
-
-
-def cache_folder() -> Path:
-    """$DIPP_RAY_CACHE, or dipp-ray in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DIPP_RAY_CACHE") or f"{base}/dipp-ray").expanduser()
 
 
 def demo(out: Path, say: Progress) -> Path:

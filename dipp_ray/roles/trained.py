@@ -18,6 +18,7 @@ from dipp_ray.roles.process import free_port, join, prepare
 from dipp_ray.roles.report import Report, Stopwatch
 from dipp_ray.roles.restore import spread
 from dipp_ray.storage.files import FileRecord
+from dipp_ray.storage.remote import require_store
 
 # Threads of a rank's process: `alive` has one of its own, so that it returns whatever the rank is busy with, and so has
 # `kept`, which waits.
@@ -50,6 +51,9 @@ class TrainedRank:
 
     def meet(self, host: str, port: int) -> int:
         """Join the group's world and load its network; returns the number of its trained parameters."""
+        require_store(
+            self.config.checkpoints, f"{self.group} {self.rank} on {ray.util.get_node_ip_address()}: checkpoint.url"
+        )
         join(self.rank, self.world, host, port, self.device, self.config.roles.step_timeout_s)
         network = starting_network(self.config, self.group, self.frame).to(self.device)
         self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.world)

@@ -14,15 +14,11 @@ from uuid import uuid4
 from fsspec.core import url_to_fs
 
 from dipp_ray.errors import StorageUnavailable, UserError
+from dipp_ray.storage.cache import is_remote
 
 ATTEMPTS = 6
 CONNECT_S, READ_S = 10, 30  # without a byte from the store
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs", "pyarrow")
-
-
-def is_remote(place: str) -> bool:
-    """Whether a path or URL is of a store and not of this machine's disk."""
-    return "://" in place and not place.startswith("file://")
 
 
 def file_system(url: str, attempts: int | None = None, **options: Any) -> tuple[Any, str]:

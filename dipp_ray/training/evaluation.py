@@ -13,6 +13,7 @@ from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.serving.deploy.application import replica_options
+from dipp_ray.training.home import Home, as_others_see
 from dipp_ray.training.roles import start_actor
 from dipp_ray.training.run import Run
 
@@ -37,12 +38,12 @@ class EvaluationActor:
 class _Placed:
     """The actor with an `Evaluator`'s face: each call is waited for, and seen to be."""
 
-    def __init__(self, actor: Any, say: Callable[[str], None]):
-        self.actor, self.say = actor, say
+    def __init__(self, config: RunConfig, actor: Any, say: Callable[[str], None]):
+        self.config, self.actor, self.say = config, actor, say
 
     def __getattr__(self, method: str) -> Any:
         def call(*arguments: Any) -> Any:
-            asked = self.actor.call.remote(method, *arguments)
+            asked = self.actor.call.remote(method, *(as_others_see(self.config, value) for value in arguments))
             return wait_all([asked], "the evaluation", CALL_S, lambda _: None)[0]
 
         return call
@@ -61,13 +62,13 @@ def evaluate_placed(config: RunConfig, say: Callable[[str], None], run: Run | No
         options, application = run.session.placement.options("generator", 0), run.roles.private_application
     else:
         options = replica_options(config.roles.generator)
-    # Its folder is named whole: the actor's current folder may be another.
-    here = config.model_copy(
-        update={"run": config.run.model_copy(update={"folder": str(Path(config.run.folder).resolve())})}
-    )
+    here = config
+    if Home(config).mirror is None:  # its folder is named whole: the actor's current folder may be another
+        whole = str(Path(config.run.folder).resolve())
+        here = config.model_copy(update={"run": config.run.model_copy(update={"folder": whole})})
     actor = start_actor(EvaluationActor, options, here, application)
     try:
         wait_all([actor.__ray_ready__.remote()], "the evaluation's process", config.roles.wait_s, say)
-        return evaluate_run(here, say, _Placed(actor, say))
+        return evaluate_run(here, say, _Placed(here, actor, say))
     finally:
         ray.kill(actor)

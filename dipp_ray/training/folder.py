@@ -10,13 +10,18 @@ from dipp_ray.config import RunConfig
 from dipp_ray.errors import RunFolderLost, UserError
 from dipp_ray.reporting.metrics import FILE, MetricsLog
 from dipp_ray.storage.locks import Held, alone
+from dipp_ray.storage.remote import require_store
+from dipp_ray.training.home import Home
 
 LEAST_FREE_BYTES = 50_000_000
 WRITTEN = ("", "samples", "tensorboard", "checkpoints")  # what a run writes files into, where it is there already
 
 
 def check_folder(config: RunConfig) -> None:
-    """Make the run's folder. Raises UserError where it cannot be, or be written, is full, or another trains in it."""
+    """Make the run's folder. Raises UserError where it cannot be, or be written, is full, or another trains in it, and
+    where a store for it or for its checkpoints cannot be used."""
+    require_store(config.place, "run.folder")
+    require_store(config.checkpoints, "checkpoint.url")
     path = config.path
     require_writable(path, [path / FILE, path / ".lock"])
     free = shutil.disk_usage(path).free
@@ -50,9 +55,11 @@ def only_trainer(config: RunConfig) -> AbstractContextManager[Held]:
     return alone(config.path / ".lock", refusal)
 
 
-def require_folder(config: RunConfig, lock: Held, metrics: MetricsLog, done: int) -> None:
-    """Raise RunFolderLost unless lock, metrics and configuration of a run that trains are where they were."""
+def require_folder(config: RunConfig, lock: Held, metrics: MetricsLog, home: Home, done: int) -> None:
+    """Raise RunFolderLost unless lock, metrics and configuration of a run that trains are where they were; a folder in a
+    store then has all that there is so far."""
     if lock.stays and metrics.stays and (config.path / "config.yaml").is_file():
+        home.at_barrier(done)
         return
     left = (
         f"its checkpoints in {config.checkpoint.url} stay, and the same command goes on from the last one"
