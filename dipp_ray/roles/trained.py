@@ -51,9 +51,8 @@ class TrainedRank:
 
     def meet(self, host: str, port: int) -> int:
         """Join the group's world and load its network; returns the number of its trained parameters."""
-        require_store(
-            self.config.checkpoints, f"{self.group} {self.rank} on {ray.util.get_node_ip_address()}: checkpoint.url"
-        )
+        here = f"{self.group} {self.rank} on {ray.util.get_node_ip_address()}"
+        require_store(self.config.checkpoints, f"{here}: checkpoint.url")
         join(self.rank, self.world, host, port, self.device, self.config.roles.step_timeout_s)
         network = starting_network(self.config, self.group, self.frame).to(self.device)
         self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.world)

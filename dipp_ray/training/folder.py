@@ -9,9 +9,9 @@ from pathlib import Path
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import RunFolderLost, UserError
 from dipp_ray.reporting.metrics import FILE, MetricsLog
+from dipp_ray.storage.cache import is_remote
 from dipp_ray.storage.locks import Held, alone
 from dipp_ray.storage.remote import require_store
-from dipp_ray.training.home import Home
 
 LEAST_FREE_BYTES = 50_000_000
 WRITTEN = ("", "samples", "tensorboard", "checkpoints")  # what a run writes files into, where it is there already
@@ -55,15 +55,13 @@ def only_trainer(config: RunConfig) -> AbstractContextManager[Held]:
     return alone(config.path / ".lock", refusal)
 
 
-def require_folder(config: RunConfig, lock: Held, metrics: MetricsLog, home: Home, done: int) -> None:
-    """Raise RunFolderLost unless lock, metrics and configuration of a run that trains are where they were; a folder in a
-    store then has all that there is so far."""
+def require_folder(config: RunConfig, lock: Held, metrics: MetricsLog, done: int) -> None:
+    """Raise RunFolderLost unless lock, metrics and configuration of a run that trains are where they were."""
     if lock.stays and metrics.stays and (config.path / "config.yaml").is_file():
-        home.at_barrier(done)
         return
     left = (
-        f"its checkpoints in {config.checkpoint.url} stay, and the same command goes on from the last one"
-        if config.checkpoint.url
+        f"its checkpoints in {config.checkpoints} stay, and the same command goes on from the last one"
+        if is_remote(config.checkpoints) or config.checkpoint.url
         else "the same command begins again, from a checkpoint if one is left"
     )
     raise RunFolderLost(

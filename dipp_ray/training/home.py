@@ -43,9 +43,10 @@ class Home:
         if who is None:
             raise RunFolderLost(f"{self.place} was removed while its run trained (seen after step {done})")
         if who["mark"] != self.mark:
+            by = f"process {who['process']} on {who['host']}"
             raise RunFolderLost(
-                f"{self.place}: another process trains there now (process {who['process']} on {who['host']}; seen after "
-                f"step {done}): this one ends, and what it had committed is that one's"
+                f"{self.place}: another process trains there now ({by}; seen after step {done}): this one ends, and "
+                "that one goes on from what was committed"
             )
         self.mirror.push()
 

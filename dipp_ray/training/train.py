@@ -2,7 +2,6 @@
 
 import signal
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import yaml
@@ -84,9 +83,14 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, home: Home
             ProgressLine(config.run.steps, done, config.run.name) as progress,
             interrupts(run),
         ):
+
+            def at_barrier(step: int) -> None:
+                require_folder(config, lock, metrics, step)
+                home.at_barrier(step)
+
             metrics.resume(done if checkpoint else -1)
             run.say_by(progress.say)
-            done = run.loop(done, metrics, progress, partial(require_folder, config, lock, metrics, home))
+            done = run.loop(done, metrics, progress, at_barrier)
         run.say_by(say)
         if run.interrupted and done < config.run.steps:
             raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from dipp_ray.errors import StorageUnavailable, UserError
 from dipp_ray.storage import remote
 from dipp_ray.storage.remote import file_system, require_store
 
+QUICK = ("503", "lost", "cut")
 PART = 5 * 2**20  # the least that S3 takes as a part
 
 
@@ -85,7 +86,10 @@ def test_a_bucket_is_like_a_folder(bucket):
     assert objects(url) == ["best.json", *(f"step_000200/{name}" for name in names)]
 
 
-@pytest.mark.parametrize("kind", FAULTS)
+SLOW_FAULTS = [pytest.param(kind, marks=pytest.mark.slow) for kind in FAULTS if kind not in QUICK]
+
+
+@pytest.mark.parametrize("kind", [*QUICK, *SLOW_FAULTS])
 def test_a_fault_of_a_moment_is_not_seen(s3, bucket, kind):
     """Each request in turn: it fails once, and what was meant is there."""
     url = f"{bucket}/moment"
@@ -104,9 +108,8 @@ def test_a_fault_of_a_moment_is_not_seen(s3, bucket, kind):
     assert store.steps() == [300] and uploads(bucket) == []
 
 
-@pytest.mark.parametrize(
-    "kind", ["lost", *(pytest.param(one, marks=pytest.mark.slow) for one in ("500", "reset", "cut"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["500", "reset", "lost", "cut"])
 def test_whatever_request_fails_for_good(s3, bucket, monkeypatch, kind):
     """From each request on nothing is answered, as where the network goes or the process is killed there."""
     monkeypatch.setattr(remote, "ATTEMPTS", 1)
@@ -215,6 +218,6 @@ def test_what_is_lacking_is_one_sentence(bucket, monkeypatch, tmp_path, variable
 def test_credentials_that_are_refused_are_one_sentence(bucket, monkeypatch):
     fs, _ = file_system(f"{bucket}/runs", attempts=3)
     refused = botocore.exceptions.ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "PutObject")
-    monkeypatch.setattr(type(fs), "pipe_file", lambda *_: (_ for _ in ()).throw(refused))
+    monkeypatch.setattr(fs, "pipe_file", lambda *_: (_ for _ in ()).throw(refused))
     with pytest.raises(UserError, match=r"the store refuses these credentials .*AccessDenied"):
         require_store(f"{bucket}/runs", "run.folder")
