@@ -7,6 +7,7 @@ format describes the state whatever the stage and the number of ranks.
 import math
 from collections.abc import Iterable
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed
@@ -148,7 +149,7 @@ class Engine:
         else:
             safe_set_full_optimizer_state(parameter, value, key)
 
-    def _set_part(self, parameter: Tensor, value: Tensor, key: str | None) -> None:
+    def _set_part(self, parameter: Any, value: Tensor, key: str | None) -> None:
         """This rank's part of a parameter that is cut into equal parts, the last one filled up with zeros.
 
         DeepSpeed's setter of whole values knows nothing of the filling.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dipp_ray.checkpoints.record import Checkpoint
 from dipp_ray.checkpoints.store import CheckpointStore, twice
+from dipp_ray.checkpoints.tensors import Kept
 from dipp_ray.errors import StorageUnavailable, UserError
 from dipp_ray.storage.files import FileRecord
 
@@ -47,7 +48,9 @@ def _share(
 ) -> Iterator[tuple[str, Tensor]]:
     reads = torch.distributed.get_rank() == reader
     with ExitStack() as stack:
-        kept, tensors, fault = [], iter(()), None
+        kept: list[Kept] = []
+        tensors: Iterator[tuple[Kept, Tensor]] = iter(())
+        fault: str | None = None
         if reads:
             try:
                 share = stack.enter_context(store.open_share(checkpoint, file))
@@ -58,7 +61,7 @@ def _share(
         if fault is not None:
             raise UserError(fault)
         for one in kept:
-            tensor = None
+            tensor: Tensor | None = None
             if reads and fault is None:
                 try:
                     _, tensor = next(tensors)

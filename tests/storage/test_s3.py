@@ -4,32 +4,15 @@ import botocore.exceptions
 import fsspec
 import pytest
 import torch
-from faulty_s3 import FAULTS, SLOW_S, FaultyS3, environment
 
 from dipp_ray.checkpoints import CheckpointStore
 from dipp_ray.errors import StorageUnavailable, UserError
 from dipp_ray.storage import remote
 from dipp_ray.storage.remote import file_system, require_store
+from faulty_s3 import FAULTS
 
 QUICK = ("503", "lost", "cut")
 PART = 5 * 2**20  # the least that S3 takes as a part
-
-
-@pytest.fixture(scope="module")
-def s3():
-    server = FaultyS3()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def bucket(s3, monkeypatch, request):
-    with environment(monkeypatch, s3.url):
-        monkeypatch.setattr(remote, "READ_S", SLOW_S / 3)
-        fs, _ = file_system("s3://any")
-        name = f"b{abs(hash(request.node.name)) % 10**9}"
-        fs.call_s3("create_bucket", Bucket=name)
-        yield f"s3://{name}"
 
 
 def state(step: int) -> dict[str, torch.Tensor]:
@@ -135,7 +118,7 @@ def test_a_large_share_goes_in_parts_and_leaves_none(s3, bucket, monkeypatch):
     url = f"{bucket}/parts"
     store = CheckpointStore(url, say=lambda _: None)
     store.fs.default_block_size = PART
-    large = {"weight": torch.arange(3 * PART // 4, dtype=torch.float32)}
+    large = {"weight": torch.arange(5 * PART // 4, dtype=torch.float32)}
     with s3.faults(lambda number, method, path: "503" if "partNumber=2" in path and number % 2 else None):
         files = store.write_share(1, "generator", 0, 1, large, {})
     assert sum("partNumber" in request for request in s3.requests) >= 3
