@@ -68,7 +68,7 @@ def test_each_byte_is_read_once_and_never_much_at_a_time(groups, trained):
         restored = restore(groups[4], stage, url, 2, *options)
         read = [size for _, size, _ in restored]
         assert sorted(read) == [0, 0, *sorted(file.size for file in files)] and sum(read) == whole
-        assert max(held for *_, held in restored) <= 2 * largest < whole / 10
+        assert max(held for *_, held in restored) <= 2 * largest < whole / 8
 
 
 def test_weights_alone_leave_moments_and_average(groups, trained):
