@@ -71,6 +71,22 @@ def test_each_byte_is_read_once_and_never_much_at_a_time(groups, trained):
         assert max(held for *_, held in restored) <= 2 * largest < whole / 8
 
 
+@pytest.mark.slow
+def test_three_ranks_do_not_divide_the_parameters_and_have_them_all_the_same(groups, trained, folder):
+    url, state, _ = trained
+    assert any(value.numel() % 3 for value in state[0].values())
+    ranks = start(folder, 3)
+    try:
+        for stage in (3, 2):
+            assert all(said is None for said, *_ in restore(ranks, stage, url, 2))
+            assert_same(whole_state(ranks), state)
+            together(ranks, "output", True)  # the moving average in place, and the weights back
+            assert_same(whole_state(ranks), state)
+    finally:
+        for rank in ranks:
+            ray.kill(rank)
+
+
 def test_weights_alone_leave_moments_and_average(groups, trained):
     url, (tensors, _), _ = trained
     restore(groups[4], 3, url, 2, True)
