@@ -10,8 +10,8 @@ from dipp_ray.miniature.stages import Progress, build_stage, only_builder
 from dipp_ray.preferences.config import FitConfig, FitSettings, WorkerSettings
 from dipp_ray.preferences.fit import fit_reward
 from dipp_ray.reporting.report import write_report
+from dipp_ray.storage.cache import cache_folder
 from dipp_ray.storage.hashing import hash_of_file
-from dipp_ray.storage.remembered import cache_folder
 from dipp_ray.training.train import train
 
 PRESETS = Path(__file__).parent
