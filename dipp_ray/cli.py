@@ -27,6 +27,9 @@ from dipp_ray.reporting.quiet import quiet_libraries
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns the exit status of `guarded`."""
     quiet_libraries()
+    # Threads of torch that wait for each other sleep: spinning, they hold up the ones waited for once another program
+    # runs. torch's libgomp reads this when it is loaded, and Ray's workers on this machine inherit it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given, rest = parser().parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or not hasattr(given, "settings")]
     if not unknown and rest:
@@ -203,11 +206,11 @@ def count(text: str) -> int:
 def run_demo(given) -> None:
     from dipp_ray.training.folder import require_writable
 
-    require_writable(given.out)  # before Ray is started
-    connect()
+    require_writable(given.out)  # before anything is started
+    require_sane_ray()
     from dipp_ray.miniature.demo import demo
 
-    demo(given.out, print)
+    demo(given.out, print, connect)
 
 
 def settings_of(given) -> list[str]:

@@ -88,6 +88,13 @@ def secured(document: dict, tokens: bool) -> dict:
     return document
 
 
+# An answer to that call, of a service with a CLIP model and a class of one's own.
+EXAMPLE_REPLY = (
+    '{"held_out":[],"failed":{},"reward":[-0.6312019228935242],'
+    '"scores":{"clip":[-3.221104860305786],"mean":[0.48967525362968445]},"gradient":null}'
+)
+
+
 def example(url: str, tokens: bool) -> str:
     """One call for a shell. tokens: whether callers need one."""
     header = ' -H "Authorization: Bearer $TOKEN"' if tokens else ""
@@ -131,6 +138,7 @@ def page(document: dict, url: str, tokens: bool) -> str:
         f"<h1>{title}</h1><p>{html.escape(document['info']['description'])} "
         "The machine-readable document is <a href='openapi.json'>openapi.json</a>.</p>"
         f"<h2>Try it</h2><p>From a shell:</p><pre>{html.escape(example(url, tokens))}</pre>"
+        f"<p>It is answered, for instance:</p><pre>{html.escape(EXAMPLE_REPLY)}</pre>"
         f"<p>From Python, by safetensors:</p><pre>{html.escape(program(url, tokens))}</pre>"
         f"<p>{BODIES}</p>{''.join(routes)}<h2>Records</h2>{''.join(map(record, schemas, schemas.values()))}"
     )

@@ -1,6 +1,7 @@
 """The routes in front of an ingress in this process: answers are what the models say."""
 
 import base64
+import html
 import io
 import re
 import urllib.request
@@ -34,7 +35,7 @@ from dipp_ray.serving.contract.failures import ModelError
 from dipp_ray.serving.contract.limits import LimitsSection
 from dipp_ray.serving.contract.records import JSON, SAFETENSORS, JsonReply, ServiceRecord, TensorRecord
 from dipp_ray.serving.contract.wire import from_half, tensor_of, tensor_record
-from dipp_ray.serving.http.document import program, request_content, schema_of
+from dipp_ray.serving.http.document import EXAMPLE_REPLY, program, request_content, schema_of
 from tiny_models import PROMPTS
 
 
@@ -240,6 +241,11 @@ def test_the_openapi_document_says_what_the_routes_do(tokens):
     # Health is asked for by who has no token, and none is asked for where there is none.
     assert secured == ({"/v1/score", "/v1/models", "/metrics"} if tokens else set())
     assert ("securitySchemes" in document["components"]) == tokens
+
+
+def test_the_page_shows_an_answer_that_is_one():
+    JsonReply.model_validate_json(EXAMPLE_REPLY)
+    assert EXAMPLE_REPLY in html.unescape(client(made()).get("/docs").text)
 
 
 def test_what_is_asked_for_follows_the_tokens_of_the_moment():
