@@ -77,7 +77,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
         if done:
             say(f"resumed from the checkpoint of step {done}")
         with (
-            MetricsLog(config.path, config.log.tensorboard) as metrics,
+            MetricsLog(config.path, config.log.trackers, lambda text: run.say(text)) as metrics,
             ProgressLine(config.run.steps, done, config.run.name) as progress,
             interrupts(run),
         ):
@@ -89,7 +89,11 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
             raise KeyboardInterrupt
         if run.gives_up:
             say(f"stopped at step {done}: {run.state.in_words()}")
-        export_run(config, store, store.require(done), prompts, say, run.controller)
+        try:
+            export_run(config, store, store.require(done), prompts, say, run.controller)
+        except RoleFailure as failure:  # the weights are on disk: the comparison is with the checkpoint's then
+            say(f"exporting without the ranks: {failure}")
+            export_run(config, store, store.require(done), prompts, say)
         if evaluates:
             evaluate_placed(config, say, run)
     except BaseException as error:
