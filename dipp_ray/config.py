@@ -11,9 +11,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dipp_ray.alignment.hyperparameters import Decay, Objective, Optimiser
+from dipp_ray.data_settings import DataSection
+from dipp_ray.evaluation.settings import EvaluationSection
+from dipp_ray.reporting.trackers import Name as TrackerName
 from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.role_settings import Between, RoleSection, RolesSection, TrainedRoleSection
-from dipp_ray.settings import Count, Positive, Section, load_settings
+from dipp_ray.settings import Count, LocalPath, ModelPath, Positive, Section, load_settings
 from dipp_ray.storage.cache import copy_of, is_remote
 
 __all__ = ["RoleSection", "RolesSection", "RunConfig", "TrainedRoleSection", "allowed_group_sizes", "load_config"]
@@ -21,8 +24,9 @@ __all__ = ["RoleSection", "RolesSection", "RunConfig", "TrainedRoleSection", "al
 
 class RunSection(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run's folder.")
-    folder: str = Field(
+    folder: LocalPath = Field(
         "runs",
+        validate_default=True,
         description="Where run folders lie: a local path, or s3://, of which this machine's cache holds a copy.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Keys every draw of noise, time and prompt.")
@@ -38,10 +42,10 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    teacher: str = Field(
+    teacher: ModelPath = Field(
         description="Diffusers pipeline folder of the frozen teacher, or its hub id: org/name, org/name@REVISION."
     )
-    generator: str | None = Field(
+    generator: ModelPath | None = Field(
         None,
         description="Pipeline folder of the starting generator, its network alone (a folder or file of weights, "
         "safetensors or .bin), or a LoRA on the teacher; of each a hub id too, or a file or folder in a repository; "
@@ -83,32 +87,13 @@ class InitSection(Section):
     score: Literal["teacher", "checkpoint"] = Field(
         "teacher", description="Start the score model from the teacher, or from the one that distillation left."
     )
-    score_checkpoint: str | None = Field(None, description="Run folder or checkpoint whose score model is taken.")
+    score_checkpoint: LocalPath | None = Field(None, description="Run folder or checkpoint whose score model is taken.")
     score_warmup_steps: int = Field(0, ge=0, description="Score-only updates before the first generator update.")
 
     @model_validator(mode="after")
     def _checkpoint_named(self):
         if (self.score == "checkpoint") != (self.score_checkpoint is not None):
             raise ValueError("init.score=checkpoint and init.score_checkpoint go together: give both or neither")
-        return self
-
-
-class DataSection(Section):
-    prompts: str | list[str] = Field(
-        description="A file of prompts (.parquet, .csv, .tsv, .jsonl, .json, .txt), a folder of such, a pattern, or a "
-        "list; local or s3://."
-    )
-    column: str = Field("prompt", description="Their text column, where they have columns.")
-    batch_size: int = Field(64, ge=1, description="Samples of one generator update, over all ranks.")
-    micro_batches: int = Field(2, ge=1, description="M: the step's fixed list; group sizes must divide it.")
-
-    @model_validator(mode="after")
-    def _divides(self):
-        if self.batch_size % self.micro_batches:
-            raise ValueError(
-                f"data.batch_size={self.batch_size} does not split into data.micro_batches={self.micro_batches} "
-                "equal parts: choose a divisor"
-            )
         return self
 
 
@@ -141,7 +126,9 @@ class RewardSection(Section):
     terms: list[RewardTerm] = Field(default_factory=list, description="Reward models and their parts in the sum.")
     app: str | None = Field(None, description="Shared service, by its Serve application; null: a private one.")
     urls: list[str] = Field(default_factory=list, description="Shared service, by HTTP; several serve the same.")
-    token: str | None = Field(None, description="File of this run's bearer token; null: of DIPP_RAY_REWARD_TOKEN.")
+    token: LocalPath | None = Field(
+        None, description="File of this run's bearer token; null: of DIPP_RAY_REWARD_TOKEN."
+    )
     wire_dtype: Literal["fp32", "fp16"] = Field("fp32", description="Of x0 and its gradient by HTTP.")
     standardise: bool = Field(False, description="Divide by the deviation of the starting generator's reward.")
     standardise_samples: int = Field(256, ge=2, description="Samples that measure mean and deviation.")
@@ -181,14 +168,18 @@ class CheckpointSection(Section):
         ge=1,
         description="Newest checkpoints kept; the best by the held-out reward stays too, if it is above the start's.",
     )
-    url: str | None = Field(None, description="Where checkpoints lie; null: in the run's folder.")
+    url: LocalPath | None = Field(None, description="Where checkpoints lie; null: in the run's folder.")
 
 
 class LogSection(Section):
     samples_every: int = Field(50, ge=1, description="Steps between sample grids and held-out scores.")
     samples: int = Field(36, ge=1, description="Images of a grid, from fixed noises and prompts.")
     held_out_samples: int = Field(128, ge=1, description="Samples scored by the held-out reward.")
-    tensorboard: bool = Field(True, description="Metrics and grids for TensorBoard too, in the run's folder.")
+    trackers: list[TrackerName] = Field(
+        default_factory=list,
+        description="Who is told metrics and grids beside the run's own record, each an extra of the package; wandb "
+        "and mlflow are set by their own variables, such as WANDB_MODE=offline and MLFLOW_TRACKING_URI.",
+    )
     stop_patience: int = Field(
         0,
         ge=0,
@@ -196,15 +187,21 @@ class LogSection(Section):
         "included, by more than noise (95 % interval over the same samples); 0: never.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, given):
+        """Folders of runs hold configurations with what `trackers` took the place of."""
+        if not isinstance(given, dict) or "tensorboard" not in given or "trackers" in given:
+            return given
+        rest = {key: value for key, value in given.items() if key != "tensorboard"}
+        return rest | {"trackers": ["tensorboard"] if given["tensorboard"] else []}
 
-class EvaluationSection(Section):
-    prompts: str | list[str] | None = Field(None, description="As data.prompts; null: those of training.")
-    samples: int = Field(500, ge=2, description="Images of each model.")
-    judge: str | None = Field(None, description="`package.module:function` (images, prompts) -> {metric: value}.")
-    teacher_steps: int = Field(25, ge=1, description="Steps of the teacher that is shown beside.")
-    teacher_guidance: float | None = Field(
-        None, ge=0, description="Guidance scale of that teacher; null: objective.guidance_scale."
-    )
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: list[str]) -> list[str]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"log.trackers={trackers} names one twice: keep it once")
+        return trackers
 
 
 class RunConfig(Section):
@@ -248,10 +245,13 @@ class RunConfig(Section):
             role = getattr(self.roles, name)
             if not any(role.fewest <= size <= role.most for size in allowed_group_sizes(micro_batches)):
                 sizes = ", ".join(map(str, allowed_group_sizes(micro_batches)))
-                given = role.workers if role.fewest == role.most else f"{role.fewest} to {role.most}"
+                fault = (
+                    f"={role.workers} does not divide"
+                    if isinstance(role.workers, int)
+                    else f" from {role.fewest} to {role.most} holds no divisor of"
+                )
                 raise ValueError(
-                    f"roles.{name}.workers={given} does not divide data.micro_batches={micro_batches}: "
-                    f"allowed sizes are {sizes}"
+                    f"roles.{name}.workers{fault} data.micro_batches={micro_batches}: allowed sizes are {sizes}"
                 )
         if self.objective.reward_scale > 0 and not self.trained_terms and not self.reward.shared:
             raise ValueError(

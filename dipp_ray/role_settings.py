@@ -10,8 +10,8 @@ from dipp_ray.settings import Count, Positive, Section
 class Between(Section):
     """As many as the cluster can give, from min to max."""
 
-    min: Count
-    max: Count
+    min: Count = Field(description="The fewest.")
+    max: Count = Field(description="The most.")
 
     @model_validator(mode="after")
     def _in_order(self):
@@ -71,6 +71,11 @@ class RolesSection(Section):
     step_timeout_s: Positive = Field(1800.0, description="Longest wait for one result inside a step, seconds.")
     heartbeat_s: Positive = Field(
         30.0, description="A process that gives no sign of life for so long, whatever it is busy with, hangs; seconds."
+    )
+    spares: bool = Field(
+        False,
+        description="Keep a process ready beside each rank, its libraries loaded, to take the place of a lost one "
+        "within seconds; of groups without GPUs alone.",
     )
     failures: int = Field(
         3,

@@ -298,5 +298,13 @@ def _step_of(name: str) -> int:
     return int(match[1]) if match else -1
 
 
+def newest_checkpoint(given: str) -> tuple[str, Checkpoint] | None:
+    """(URL, checkpoint) of the newest whole one in a run's folder or a folder of checkpoints; None: there is none."""
+    for url in (f"{given.rstrip('/')}/checkpoints", given.rstrip("/")):
+        if (latest := CheckpointStore(url, say=lambda _: None).latest()) is not None:
+            return url, latest
+    return None
+
+
 def twice(checkpoint: Checkpoint, group: str, name: str) -> UserError:
     return UserError(f"step {checkpoint.step}, {group}: '{name}' lies in two shares")

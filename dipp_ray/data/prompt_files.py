@@ -1,121 +1,110 @@
 """Prompts from the files that people keep them in: one reader, local and s3:// alike, that doubts what it is given.
 
-    .parquet            the column, in any number of row groups
+    .parquet            the column, in any number of row groups, which are read by range
     .csv, .tsv          the column; the first row names the columns
     .jsonl              an object a line, or a text a line
-    .json               a list of objects or of texts
+    .json               a list of objects or of texts, or COCO's captions
     .txt                a prompt a line; empty lines are passed over
 
-A folder stands for all such files in it, in the order of their names; `*`, `?` and `[]` make a pattern; a list stands
-for its files one after the other.
+PartiPrompts and DrawBench are read as they are published, though their columns are called otherwise. A folder stands
+for all such files in it, in the order of their names; `*`, `?` and `[]` make a pattern; a list stands for its files one
+after the other. Of parquet a bounded part is in memory; the others are read whole.
 """
 
 import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import pyarrow
-import pyarrow.parquet
-from fsspec.core import url_to_fs
+import pyarrow.compute
+from pyarrow import types
 
+from dipp_ray.data.files import files_of, suffix_of, whole_content
+from dipp_ray.data.published_prompts import published_column, published_list
+from dipp_ray.data.row_groups import Groups, ParquetRows
 from dipp_ray.errors import UserError
 
 Rows = Iterator[tuple[str, object]]  # (where, as a person finds it: 'row 3'; what stands there)
+COLUMN = "prompt"  # of the groups, whatever the files call it
 
 
-def read_texts(paths: str | Sequence[str], column: str, key: str) -> list[str]:
-    """Every prompt of the files, in order. `key` is the setting that names them.
+def open_texts(paths: str | Sequence[str], column: str, key: str) -> Groups:
+    """Every prompt of the files, in order, as groups of one column of texts. `key` is the setting that names them.
 
     Raises UserError, in one sentence with the file and the row, for files that are not there, not of their kind, or
-    without the column, for a column that is there twice, and for rows that are empty or no text.
+    without the column, for a column that is there twice, and for rows that are empty or no text: all of them are
+    looked at here once, a group at a time.
     """
-    texts: list[str] = []
+    counts: list[int] = []
+    read: list[Callable[[], pyarrow.Table]] = []
     for path in [paths] if isinstance(paths, str) else paths:
-        for fs, file, shown in _files(path, key):
-            before = len(texts)
-            for where, value in _reader(file, shown, key)(_content(fs, file, shown), column, shown):
-                if not isinstance(value, str):
-                    kind = "nothing" if value is None else f"a {type(value).__name__}"
-                    raise UserError(f"prompt file {shown}, {where}: {kind} stands where a text should: mend that row")
-                if not value.strip():
-                    raise UserError(f"prompt file {shown}, {where}: the prompt is empty: remove that row")
-                texts.append(value)
-            if len(texts) == before:
+        for fs, file, shown in files_of(path, key, READERS):
+            before = sum(counts)
+            if suffix_of(file) == PARQUET:
+                rows = _parquet(fs, file, shown, column)
+                counts += rows.counts
+                read += [partial(rows.read, group) for group in range(len(rows.counts))]
+            else:
+                found = _reader(file, shown, key)(whole_content(fs, file, shown), column, shown)
+                texts = [_text_of(value, shown, where) for where, value in found]
+                counts.append(len(texts))
+                read.append(partial(_same, texts_table(texts)))
+            if sum(counts) == before:
                 raise UserError(f"prompt file {shown} holds no prompts: give {key} one that does")
-    return texts
+    return Groups(counts, lambda group: read[group]())
 
 
-def _files(path: str, key: str) -> Iterator[tuple[object, str, str]]:
-    """(file system, path on it, path as it was given) of each file that `path` stands for."""
-    try:
-        fs, root = url_to_fs(path)
-        if fs.isdir(root):
-            found = sorted(name for name in fs.ls(root, detail=False) if _suffix(name) in READERS)
-            if not found:
-                raise UserError(f"{path} holds no prompt files ({', '.join(READERS)}): set {key} to a folder that does")
-        elif any(mark in root for mark in "*?["):
-            found = sorted(fs.glob(root))
-            if not found:
-                raise UserError(f"no file is called {path}: correct the pattern in {key}")
-        elif fs.exists(root):
-            found = [root]
-        else:
-            raise UserError(f"prompt file {path} does not exist: set {key} to one that does")
-    except UserError:
-        raise
-    except Exception as error:  # each store's library raises classes of its own
-        raise UserError(f"prompt file {path}: {_remote(path, error)}") from None
-    scheme = path.partition("://")[0] + "://" if "://" in path else ""
-    for name in found:
-        yield fs, name, path if found == [root] else f"{scheme}{name}"
+def texts_table(texts: Sequence[str]) -> pyarrow.Table:
+    """A group of texts that are in memory."""
+    return pyarrow.table({COLUMN: pyarrow.array(texts, pyarrow.string())})
 
 
-def _remote(path: str, error: Exception) -> str:
-    """What is wrong with a store, and what to set."""
-    kind, text = type(error).__name__, " ".join(str(error).split())
-    if "Credentials" in kind or "Credentials" in text:
-        return "no credentials for it: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    if "Endpoint" in kind or "ConnectionError" in kind or "Could not connect" in text:
-        return f"its store cannot be reached ({text}): set AWS_ENDPOINT_URL, or correct it"
-    return f"{kind}: {text}: correct the path, or the rights to it"
+def _same(table: pyarrow.Table) -> pyarrow.Table:
+    return table
 
 
-def _content(fs, file: str, shown: str) -> bytes:
-    try:
-        return fs.cat_file(file)
-    except Exception as error:
-        raise UserError(f"prompt file {shown}: {_remote(shown, error)}") from None
+def _text_of(value: object, shown: str, where: str) -> str:
+    if not isinstance(value, str):
+        kind = "nothing" if value is None else f"a {type(value).__name__}"
+        raise UserError(f"prompt file {shown}, {where}: {kind} stands where a text should: mend that row")
+    if not value.strip():
+        raise UserError(f"prompt file {shown}, {where}: the prompt is empty: remove that row")
+    return value
 
 
-def _suffix(name: str) -> str:
-    return "." + name.rsplit(".", 1)[-1].lower() if "." in name.rsplit("/", 1)[-1] else ""
-
-
-def _reader(file: str, shown: str, key: str) -> Callable[[bytes, str, str], Rows]:
-    reader = READERS.get(_suffix(file))
-    if reader is None:
-        raise UserError(f"prompt file {shown} is none of the known kinds ({', '.join(READERS)}): convert it for {key}")
-    return reader
-
-
-def _parquet(content: bytes, column: str, shown: str) -> Rows:
-    try:
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(content))
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"prompt file {shown} is not parquet ({error})") from None
-    _require_column(table.schema_arrow.names, column, shown)
+def _parquet(fs: Any, file: str, shown: str, column: str) -> ParquetRows:
+    """A parquet file, of whose column every row has been looked at."""
+    rows = ParquetRows(fs, file, shown, [column])
+    if (published := published_column(rows.schema.names, column)) != column:
+        rows, column = ParquetRows(fs, file, shown, [published]), published
+    _require_column(rows.schema.names, column, shown)
     number = 0
-    for batch in table.iter_batches(columns=[column]):
-        for value in batch.column(0).to_pylist():
-            number += 1
-            yield f"row {number}", value
+    for table in Groups(rows.counts, rows.read).each():
+        found = _first_fault(table.column(0))
+        if found is not None:
+            _text_of(table.column(0)[found].as_py(), shown, f"row {number + found + 1}")
+        number += len(table)
+    return rows
+
+
+def _first_fault(column: pyarrow.ChunkedArray) -> int | None:
+    """The first row that is no text, or an empty one."""
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (types.is_string(column.type) or types.is_large_string(column.type)):
+        return 0 if len(column) else None
+    blank = pyarrow.compute.equal(pyarrow.compute.utf8_trim_whitespace(column), "")
+    found = pyarrow.compute.index(pyarrow.compute.fill_null(blank, True), True).as_py()
+    return None if found < 0 else found
 
 
 def _table(content: bytes, column: str, shown: str, delimiter: str, quoting: Literal[0, 3]) -> Rows:
     lines = csv.reader(io.StringIO(_text(content, shown), newline=""), delimiter=delimiter, quoting=quoting)
     header = next(lines, [])
+    column = published_column(header, column)
     _require_column(header, column, shown)
     position = header.index(column)
     for row in lines:
@@ -140,9 +129,12 @@ def _jsonl(content: bytes, column: str, shown: str) -> Rows:
 
 
 def _json(content: bytes, column: str, shown: str) -> Rows:
-    data = _parsed(_text(content, shown), shown)
+    data, column = published_list(_parsed(_text(content, shown), shown), column)
     if not isinstance(data, list):
-        raise UserError(f"prompt file {shown} holds no list: expected one of prompts, or of objects with '{column}'")
+        raise UserError(
+            f"prompt file {shown} holds no list: expected one of prompts, of objects with '{column}', or COCO's "
+            "annotations"
+        )
     for number, value in enumerate(data, start=1):
         yield f"entry {number}", _of_object(value, column, f"{shown}, entry {number}")
 
@@ -153,14 +145,22 @@ def _lines(content: bytes, column: str, shown: str) -> Rows:
             yield f"line {number}", line.strip()
 
 
-READERS: dict[str, Callable[[bytes, str, str], Rows]] = {
-    ".parquet": _parquet,
+PARQUET = ".parquet"
+READERS: dict[str, Callable[[bytes, str, str], Rows] | None] = {
+    PARQUET: None,
     ".csv": _csv,
     ".tsv": _tsv,
     ".jsonl": _jsonl,
     ".json": _json,
     ".txt": _lines,
 }
+
+
+def _reader(file: str, shown: str, key: str) -> Callable[[bytes, str, str], Rows]:
+    reader = READERS.get(suffix_of(file))
+    if reader is None:
+        raise UserError(f"prompt file {shown} is none of the known kinds ({', '.join(READERS)}): convert it for {key}")
+    return reader
 
 
 def _text(content: bytes, shown: str) -> str:

@@ -27,6 +27,7 @@ DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 PEFT_PREFIX = "base_model.model."
 ENDINGS = (".safetensors", ".bin", ".pt")
 NAMED = 3  # weights of a refused file
+SAID = 160  # letters of what a library says of it
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -105,10 +106,15 @@ def _fitting(path: Path, network: Any) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")  # as is meant, in a check
+            warnings.filterwarnings("ignore", "While injecting the PEFT adapters")  # what is missing is counted by us
             yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: its LoRA does not fit the {type(network).__name__} ({reason})") from None
+        reason = " ".join(str(error).split())
+        reason = f"{reason[:SAID]} ..." if len(reason) > SAID else reason
+        raise UserError(
+            f"{path}: its LoRA does not fit the {type(network).__name__}: take one that was trained on this model "
+            f"({reason})"
+        ) from None
 
 
 def _tensors(file: Path, network: Any) -> dict[str, Tensor]:

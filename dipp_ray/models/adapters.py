@@ -15,6 +15,8 @@ from dipp_ray.errors import UserError
 NAME = "default"
 # Whose adapters are drawn apart, as repeats are.
 GROUPS = ("generator", "score")
+# What it can adapt.
+ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Of a network's layers so many names are said.
 NAMED = 8
 
@@ -44,10 +46,17 @@ def add_adapter(network: Any, settings: AdapterSection, targets: Sequence[str], 
 
 
 def refuse_strangers(network: nn.Module, targets: Sequence[str], setting: str) -> None:
-    """Raise UserError unless each target is the last part of some module's name."""
-    names = [name for name, _ in network.named_modules() if name]
+    """Raise UserError unless each target is the last part of some module's name, and of such as LoRA can adapt."""
+    modules = [(f".{name}", module) for name, module in network.named_modules() if name]
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        found = [module for name, module in modules if name.endswith(f".{target}")]
+        other = next((module for module in found if not isinstance(module, ADAPTABLE)), None)
+        if other is not None:
+            raise UserError(
+                f"{setting}: '{target}' is a {type(other).__name__}, which LoRA cannot adapt: name linear or "
+                "convolutional layers"
+            )
+        if not found:
             layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
             ends = sorted({".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.split(".")[-1]
                            for name in layers})  # fmt: skip

@@ -1,5 +1,6 @@
 """The models of a pipeline folder: checked from their headers, loaded whole or not at all."""
 
+import inspect
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from diffusers import DiffusionPipeline
 from dipp_ray.errors import UserError
 from dipp_ray.models.families import Family
 from dipp_ray.models.weights import WeightFiles, find_weights, refuse_pointer
+from dipp_ray.storage.weight_names import is_weights
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 # Of a refused model so many names are said.
@@ -53,13 +55,14 @@ def _is_model(kind: Any) -> bool:
 
 
 def check_components(frame: Family) -> None:
-    """Raise UserError unless each model's files are whole and hold exactly its weights, by their names and shapes, and
-    each tokenizer loads."""
+    """Raise UserError unless all components that the pipeline needs are there, each model's files are whole and hold
+    exactly its weights, by their names and shapes, and each tokenizer loads."""
+    _refuse_unnamed(frame)
     models = models_of(frame)
     for name, (library, kind) in _needed(frame).items():
         folder = frame.folder / name
         for path in folder.iterdir():
-            if path.is_file():
+            if path.is_file() and not is_weights(path.name):  # of which only those that are read must be here
                 refuse_pointer(path)
         if name in models:
             check_model(folder, library, kind)
@@ -69,6 +72,21 @@ def check_components(frame: Family) -> None:
                     _class(folder, library, kind).from_pretrained(folder, local_files_only=True)
             except Exception as error:  # whatever its parsers raise
                 raise UserError(f"the {kind} in {folder} does not load ({_short(error)}): fetch its files") from None
+
+
+def _refuse_unnamed(frame: Family) -> None:
+    """Raise UserError for a component that the pipeline's class asks for and its folder does not name."""
+    parameters = inspect.signature(_class(frame.folder, "diffusers", frame.pipeline_class).__init__).parameters
+    asked = [name for name, said in parameters.items() if name != "self" and said.default is said.empty]
+    for name in asked:
+        if name in (*frame.dispensable, *frame.optional):
+            continue
+        entry = frame.index.get(name)
+        if not isinstance(entry, list) or entry[1] is None:
+            raise UserError(
+                f"{frame.folder}: its model_index.json names no {name}, which a {frame.pipeline_class} needs: take a "
+                "whole pipeline"
+            )
 
 
 def check_model(folder: Path, library: str, kind: str) -> None:
@@ -196,7 +214,7 @@ def silent(library: str):
     """Without the library's own report of what it loaded, nor its bar: what is wrong is said by us."""
     logger, bars = logging.getLogger(library), LIBRARIES[library].utils.logging
     level, shown = logger.level, bars.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # diffusers logs what it raises as an error too, in many lines
     bars.disable_progress_bar()
     try:
         yield

@@ -15,6 +15,7 @@ from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import configurations, weights_of
 from dipp_ray.models.denoiser import DTYPES, Denoiser
 from dipp_ray.models.families import Family, family_of
+from dipp_ray.models.json_files import index_of, read_object
 from dipp_ray.models.vae_folder import find_vae
 
 # Read beside the weights by whoever samples or trains on from an exported folder.
@@ -38,13 +39,11 @@ def read_frame(
     folder's are those that it was trained with, and another's are its own.
     """
     folder = local(folder, configurations)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give a diffusers pipeline folder (one with model_index.json)")
-    index = _index(folder)
+    index = index_of(folder)
     kind = family_of(str(index.get("_class_name")), folder, family)
     if kind.network_part not in index:
         raise UserError(f"{folder}: its model_index.json names no {kind.network_part} to train")
-    network = _json(folder / kind.network_part / "config.json", f"{folder}/{kind.network_part} is incomplete")
+    network = read_object(folder / kind.network_part / "config.json", f"{folder}/{kind.network_part} is incomplete")
     network_class = kind.present_name(index[kind.network_part][1], network)
     if network_class not in kind.networks:
         raise UserError(f"{folder}: {network_class} is not supported; known are {', '.join(kind.networks)}")
@@ -54,7 +53,7 @@ def read_frame(
         folder,
         index | {kind.network_part: ["diffusers", network_class]},
         _completed(network, network_class),
-        _json(folder / "scheduler" / "scheduler_config.json", f"{folder}/scheduler is incomplete"),
+        read_object(folder / "scheduler" / "scheduler_config.json", f"{folder}/scheduler is incomplete"),
         find_vae(folder),
         tuple(given) if given else None,
         trained.get("embedded_guidance") if embedded_guidance is None else embedded_guidance,
@@ -79,17 +78,6 @@ def _completed(network: dict, network_class: str) -> dict:
     return json.loads(json.dumps(defaults)) | network  # tuples become lists
 
 
-def _index(folder: Path) -> dict:
-    """model_index.json, whose components must be names within the folder: exports are written under them."""
-    index = _json(folder / "model_index.json", f"{folder} is no diffusers pipeline")
-    for name, entry in index.items():
-        if isinstance(entry, list) and not (
-            name.isidentifier() and len(entry) == 2 and all(isinstance(part, str | None) for part in entry)
-        ):
-            raise UserError(f"{folder} is no diffusers pipeline: its model_index.json says {name}: {entry}")
-    return index
-
-
 def one_step_of_folder(folder: str | Path) -> dict | None:
     """{'t_star', 'input', ...} that an exported folder was trained with, or None for another pipeline.
 
@@ -98,8 +86,10 @@ def one_step_of_folder(folder: str | Path) -> dict | None:
     """
     held = local(folder, configurations)
     path, scheduler = held / ONE_STEP_FILE, held / "scheduler" / "scheduler_config.json"
-    beside = _json(path, f"{folder} is no export") if path.exists() else None
-    within = _json(scheduler, f"{folder}/scheduler is incomplete").get(ONE_STEP_KEY) if scheduler.exists() else None
+    beside = read_object(path, f"{folder} is no export") if path.exists() else None
+    within = (
+        read_object(scheduler, f"{folder}/scheduler is incomplete").get(ONE_STEP_KEY) if scheduler.exists() else None
+    )
     if beside and within and beside != within:
         raise UserError(
             f"{folder}: {ONE_STEP_FILE} says {beside}, but its scheduler was made for {within}: export it anew"
@@ -107,24 +97,16 @@ def one_step_of_folder(folder: str | Path) -> dict | None:
     return beside or within
 
 
-def _json(path: Path, otherwise: str) -> dict:
-    try:
-        said = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{otherwise}: {path.name} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{otherwise}: {path.name} is not JSON ({error})") from None
-    if not isinstance(said, dict):
-        raise UserError(f"{otherwise}: {path.name} holds no JSON object")
-    return said
-
-
-def export_record(path: str | Path, part: str) -> dict | None:
-    """The one_step.json of the exported folder at `path`, or of the one of which it is the network's folder or a file
-    there, `part` being the name of that folder."""
+def export_at(path: str | Path, part: str) -> tuple[Path, dict] | None:
+    """The exported folder at `path`, or the one of which it is the network's folder or a file there, `part` being the
+    name of that folder, with its one_step.json; None where it is neither."""
     path = Path(path)
     above = {part: path.parent}.get(path.name) or {part: path.parent.parent}.get(path.parent.name)
-    return one_step_of_folder(path) or (one_step_of_folder(above) if above else None)
+    for folder in (path, above):
+        record = one_step_of_folder(folder) if folder else None
+        if folder and record:
+            return folder, record
+    return None
 
 
 def one_step_of(
@@ -151,7 +133,8 @@ def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame
         network = load_bare(folder, frame, DTYPES[weights])
     else:
         network = load_model(folder / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
-    scale_output(network, frame, 1 / (export_record(folder, frame.network_part) or {}).get(OUTPUT_SCALE, 1.0))
+    _, record = export_at(folder, frame.network_part) or (None, {})
+    scale_output(network, frame, 1 / record.get(OUTPUT_SCALE, 1.0))
     return Denoiser(network, frame, DTYPES[compute])
 
 

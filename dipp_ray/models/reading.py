@@ -17,7 +17,7 @@ from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import configurations
 from dipp_ray.models.bare import is_bare
 from dipp_ray.models.families import FAMILIES, Family
-from dipp_ray.models.pipeline import export_record, frame_of, one_step_of, read_frame, same_network
+from dipp_ray.models.pipeline import export_at, frame_of, one_step_of, read_frame, same_network
 from dipp_ray.models.published import Published, published
 
 UNSAID = "neither its folder nor docs/generators.md says how it is read"
@@ -93,12 +93,13 @@ def exported_reading(model: ModelSection, frame: Family) -> _Said | None:
     Where it names no prediction, its output means what the scheduler that it was exported with says: its teacher's.
     """
     folder = folder_of(model)
-    record = export_record(folder, frame.network_part) if folder is not None else None
-    if record is None or folder is None:
+    export = export_at(folder, frame.network_part) if folder is not None else None
+    if export is None:
         return None
+    whole, record = export
     prediction = record.get("prediction")
-    if prediction is None and not is_bare(folder):
-        prediction = read_frame(folder, model.family).diffusion.kind
+    if prediction is None and not is_bare(whole):
+        prediction = read_frame(whole, model.family).diffusion.kind
     return _Said(record.get("t_star"), record.get("input"), prediction)
 
 

@@ -52,7 +52,8 @@ def _betas(scheduler: dict, folder: Path):
     try:  # it computes the betas of every VP scheduler's configuration; the product is taken again in fp64
         return DDPMScheduler.from_config(scheduler).betas
     except (NotImplementedError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: the betas of its scheduler are not known here ({error})") from None
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{folder}: the betas of its scheduler are not known here ({reason})") from None
 
 
 def one_step_scheduler(scheduler: dict, one_step: OneStep, of_betas: str, shift: float) -> Any:

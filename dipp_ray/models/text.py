@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 
+from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import weights_but_of
 from dipp_ray.models.components import load_components
 from dipp_ray.models.denoiser import DTYPES
 from dipp_ray.models.families import Family
-from dipp_ray.models.pipeline import read_frame
+from dipp_ray.models.pipeline import frame_of, read_frame
 
 
 class TextEncoder:
@@ -39,13 +40,21 @@ class TextEncoder:
         self._bytes = 0
 
     @torch.no_grad()
+    def row(self, prompt: str) -> PromptEmbeds:
+        """One prompt's embeddings as the pipeline gives them, on the CPU: `__call__` pads and trims a batch of such."""
+        if prompt not in self._known:
+            self._known[prompt] = self.frame.encode(self.pipeline, prompt, self.device).to("cpu").clone()
+            self._bytes += self._known[prompt].nbytes
+        return self._known[prompt]
+
     def __call__(self, prompts: list[str]) -> PromptEmbeds:
         """Embeddings of the prompts, trimmed to the longest, on the CPU; '' is the null prompt of guidance."""
-        for prompt in prompts:
-            if prompt not in self._known:
-                self._known[prompt] = self.frame.encode(self.pipeline, prompt, self.device).to("cpu").clone()
-                self._bytes += self._known[prompt].nbytes
-        rows = [self._known[prompt] for prompt in prompts]
+        rows = [self.row(prompt) for prompt in prompts]
         while self._bytes > self.remember and len(self._known) > 1:  # only now: this batch may need the oldest
             self._bytes -= self._known.pop(next(iter(self._known))).nbytes
         return PromptEmbeds.concatenate(*rows).trimmed()
+
+
+def text_encoder(config: RunConfig, device: torch.device) -> TextEncoder:
+    """That of a run: its teacher's, in the precision of its text role."""
+    return TextEncoder(config.model.teacher, device, config.roles.text.dtype, frame=frame_of(config.model))

@@ -59,6 +59,8 @@ def find_vae(folder: str | Path) -> VaeFolder:
             path = folder
             config = json.loads((path / "config.json").read_text())
             library, kind = "diffusers", config["_class_name"]
+        if not isinstance(config, dict):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "it names none"
         raise UserError(

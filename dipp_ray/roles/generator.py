@@ -1,6 +1,7 @@
 """The generator's ranks: sample x_0, take back one tensor of its shape, step."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -28,8 +29,8 @@ class _Sampled:
 class GeneratorRank(TrainedRank):
     group = "generator"
 
-    def __init__(self, config: RunConfig, rank: int, world: int):
-        super().__init__(config, config.roles.generator, config.generator_optim, rank, world)
+    def __init__(self, config: RunConfig):
+        super().__init__(config, config.roles.generator, config.generator_optim)
         # Several live graphs give wrong gradients at ZeRO 3, so there the forward runs again at the backward.
         self.keeps_graphs = self.role.zero_stage < 3 and not self.role.recompute
         self.sampled: dict[Draws, _Sampled] = {}
@@ -74,7 +75,7 @@ class GeneratorRank(TrainedRank):
             self.engine.update_average(self.config.ema.decay)
         return watch.report(metrics)
 
-    def sample_average(self, batches: list[tuple[Draws, tuple]]) -> list[np.ndarray]:
+    def sample_average(self, batches: list[tuple[Draws, Any]]) -> list[np.ndarray]:
         """x_0 of several micro-batches (draws, embeds) from the moving average's weights. All ranks together."""
         with self.engine.average_in_place(), torch.no_grad():
             return [self._generate(draws, self.embeds(embeds)).cpu().numpy() for draws, embeds in batches]

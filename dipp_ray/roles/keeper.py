@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Condition
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import ray
-from torch import Tensor
+
+if TYPE_CHECKING:  # a keeper starts without torch
+    from torch import Tensor
 
 
 class ShareKey(NamedTuple):
@@ -52,14 +54,14 @@ class Sender:
         self.sent: dict[int, Future] = {}  # by step, the last one alone
         self.news = Condition()
 
-    def send(self, key: ShareKey, tensors: dict[str, Tensor], counters: dict, complete: int) -> None:
+    def send(self, key: ShareKey, tensors: "dict[str, Tensor]", counters: dict, complete: int) -> None:
         """Have a share kept; waits until the one before has arrived, or is lost. See `Keeper.hold`."""
         wait(self.sent.values())
         with self.news:
             self.sent = {key.step: self.thread.submit(self._send, key, tensors, counters, complete)}
             self.news.notify_all()
 
-    def _send(self, key: ShareKey, tensors: dict[str, Tensor], counters: dict, complete: int) -> None:
+    def _send(self, key: ShareKey, tensors: "dict[str, Tensor]", counters: dict, complete: int) -> None:
         arrays = ray.put({name: value.numpy() for name, value in tensors.items()})
         ray.get([keeper.hold.remote(key, arrays, counters, complete) for keeper in self.keepers])
 

@@ -18,8 +18,8 @@ from dipp_ray.roles.trained import HEALTH, TrainedRank
 class ScoreRank(TrainedRank):
     group = "score"
 
-    def __init__(self, config: RunConfig, rank: int, world: int):
-        super().__init__(config, config.roles.score, config.score_optim, rank, world)
+    def __init__(self, config: RunConfig):
+        super().__init__(config, config.roles.score, config.score_optim)
 
     def train(self, draws: Draws, x0, embeds, updates: bool) -> Report:
         """Score matching on one micro-batch of x_0 [b, C, h, w]; with `updates` the optimiser steps."""

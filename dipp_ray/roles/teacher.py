@@ -10,9 +10,9 @@ from dipp_ray.alignment.questions import Network, predict_guided
 from dipp_ray.alignment.times import divergence_times
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.noise import Draws
-from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.models.pipeline import frame_of, load_denoiser
 from dipp_ray.reporting.quiet import quiet_libraries
+from dipp_ray.roles.embeds import EmbedsReader
 from dipp_ray.roles.process import prepare
 from dipp_ray.roles.report import Report, Stopwatch
 
@@ -27,6 +27,7 @@ class Teacher:
         self.device = prepare(role, config.run.deterministic)
         frame = frame_of(config.model)
         self.diffusion, self.latent_shape = frame.diffusion, frame.latent_shape
+        self.embeds = EmbedsReader(config, self.device)
         # Frozen: its weights may lie in the precision of its arithmetic.
         network = load_denoiser(config.model.teacher, role.dtype, weights=role.dtype, frame=frame)
         self.network = network.to(self.device).eval()
@@ -43,15 +44,16 @@ class Teacher:
 
 
 def guided_x0(actor: Any, network: Network, draws: Draws, x0, embeds, null) -> np.ndarray:
-    """The teacher's answer of an actor that holds its `network`, by the actor's objective, diffusion and device."""
+    """The teacher's answer of an actor that holds its `network`, by the actor's objective, diffusion, embeds and
+    device."""
     t = divergence_times(actor.objective, actor.diffusion.schedule, draws).to(actor.device)
     eps = draws.normal("divergence_eps", actor.latent_shape).to(actor.device)
     x0_ref = predict_guided(
         network,
         actor.diffusion,
         torch.tensor(x0, device=actor.device),
-        PromptEmbeds.from_arrays(embeds, actor.device),
-        PromptEmbeds.from_arrays(null, actor.device),
+        actor.embeds(embeds),
+        actor.embeds(null),
         t,
         eps,
         actor.objective.guidance_scale,

@@ -6,8 +6,7 @@ import torch
 
 from dipp_ray.config import RunConfig
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.models.pipeline import frame_of
-from dipp_ray.models.text import TextEncoder
+from dipp_ray.models.text import text_encoder
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
 from dipp_ray.roles.report import Report, Stopwatch
@@ -21,7 +20,8 @@ class Text:
         self.device = prepare(config.roles.text, config.run.deterministic)
         self.folder = config.model.teacher
         self.chunk = config.micro_batch_size
-        self.encoder = TextEncoder(self.folder, self.device, config.roles.text.dtype, frame=frame_of(config.model))
+        # Where each role reads embeddings from a file nobody is asked for any, and no text encoder is loaded.
+        self.encoder = text_encoder(config, self.device) if config.data.embeddings is None else None
         self.decoder: LatentDecoder | None = None  # loaded when the first image is asked for
 
     @ray.method(concurrency_group="health")
@@ -32,6 +32,7 @@ class Text:
     def encode(self, prompts: list[str]) -> tuple[tuple, Report]:
         """Embeddings as arrays (PromptEmbeds.arrays) of the prompts; '' is the null prompt."""
         watch = Stopwatch()
+        assert self.encoder is not None, "the run's embeddings lie in a file"
         return self.encoder(prompts).arrays(), watch.report()
 
     @torch.no_grad()

@@ -7,11 +7,11 @@ from torch import Tensor
 from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, TrainedRoleSection
-from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.reading import one_step_of_model
 from dipp_ray.models.start import GroupName, starting_network
 from dipp_ray.reporting.quiet import quiet_libraries
+from dipp_ray.roles.embeds import EmbedsReader
 from dipp_ray.roles.engine import Engine, is_weight
 from dipp_ray.roles.keeper import Sender, ShareKey
 from dipp_ray.roles.process import free_port, join, prepare
@@ -30,15 +30,15 @@ class TrainedRank:
 
     group: GroupName
 
-    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: Optimiser, rank: int, world: int):
+    def __init__(self, config: RunConfig, role: TrainedRoleSection, optim: Optimiser):
         quiet_libraries()
         self.config, self.objective, self.role, self.optim = config, config.objective, role, optim
-        self.rank, self.world = rank, world
         self.device = prepare(role, config.run.deterministic)
         self.frame = frame_of(config.model)
         self.one_step = one_step_of_model(self.frame, config.model)
         self.diffusion = self.frame.diffusion  # the teacher's and the score model's; the generator's is in one_step
         self.latent_shape = self.frame.latent_shape
+        self.embeds = EmbedsReader(config, self.device)
         self.sender = Sender()
 
     @ray.method(concurrency_group="health")
@@ -49,9 +49,10 @@ class TrainedRank:
         """Host and port where the group meets, offered by its rank 0."""
         return ray.util.get_node_ip_address(), free_port(*self.config.roles.ports)
 
-    def meet(self, host: str, port: int) -> int:
-        """Join the group's world and load its network; returns the number of its trained parameters."""
-        here = f"{self.group} {self.rank} on {ray.util.get_node_ip_address()}"
+    def meet(self, rank: int, world: int, host: str, port: int) -> int:
+        """Be rank `rank` of `world`: join the group and load its network; returns the number of trained parameters."""
+        self.rank, self.world = rank, world
+        here = f"{self.group} {rank} on {ray.util.get_node_ip_address()}"
         require_store(self.config.checkpoints, f"{here}: checkpoint.url")
         join(self.rank, self.world, host, port, self.device, self.config.roles.step_timeout_s)
         network = starting_network(self.config, self.group, self.frame).to(self.device)
@@ -60,9 +61,6 @@ class TrainedRank:
 
     def tensor(self, array) -> Tensor:
         return torch.tensor(array, device=self.device)
-
-    def embeds(self, arrays) -> PromptEmbeds:
-        return PromptEmbeds.from_arrays(arrays, self.device)
 
     def write_share(self, url: str, step: int) -> list[FileRecord]:
         """Write this rank's share of the group's state; all ranks of the group are called together."""

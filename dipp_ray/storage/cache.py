@@ -1,14 +1,9 @@
-"""Where this machine keeps copies of what lies elsewhere, and what it builds once."""
+"""What lies in a store, and where this machine keeps its copy of it."""
 
 import hashlib
-import os
 from pathlib import Path
 
-
-def cache_folder() -> Path:
-    """$DIPP_RAY_CACHE, or dipp-ray in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DIPP_RAY_CACHE") or f"{base}/dipp-ray").expanduser()
+from dipp_ray.storage.remembered import cache_folder
 
 
 def is_remote(place: str) -> bool:

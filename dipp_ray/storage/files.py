@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
@@ -32,18 +33,26 @@ class Damaged(UserError):
 
 
 def write_file(fs, path: str, chunks: Iterable[bytes | memoryview], remedy: str) -> tuple[int, str]:
-    """Write `chunks` as the file `path`; returns (size in bytes, SHA-256). The name appears when all of it is there.
+    """Write `chunks` as the file `path`; returns (size in bytes, SHA-256). Otherwise as `whole_object`."""
+    with whole_object(fs, path, remedy) as file:
+        return _copy(chunks, file)
+
+
+@contextmanager
+def whole_object(fs, path: str, remedy: str) -> Iterator[IO[bytes]]:
+    """Yields a file to write. The name `path` appears when the block ends well and all of it is there.
 
     Raises UserError with `remedy` when a local disk is full or refuses; what was written before stays, and nothing is
     left of this file.
     """
     if isinstance(fs, LocalFileSystem):
         with whole_file(Path(path), remedy) as aside, closing(fs.open(str(aside), "wb")) as file:
-            return _copy(chunks, file)
+            yield file
+        return
     # An object store shows an object once its upload is complete, and has no folders to make: s3fs would make a bucket.
     file = fs.open(path, "wb")
     try:
-        written = _copy(chunks, file)
+        yield file
         file.close()
     except BaseException:
         # Closing a half-written upload would complete it under its final name.
@@ -52,7 +61,6 @@ def write_file(fs, path: str, chunks: Iterable[bytes | memoryview], remedy: str)
         with suppress(Exception):  # the error that matters is on its way up
             file.discard()
         raise
-    return written
 
 
 def is_there(fs, path: str) -> bool:

@@ -9,6 +9,7 @@ import ray
 
 from dipp_ray.alignment.updates import mean_of
 from dipp_ray.config import RunConfig
+from dipp_ray.data.embeddings import Rows
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import BARRIER, SCORE_WARMUP, STANDARDISATION, Draws
 from dipp_ray.errors import RewardUnavailableError, UserError
@@ -32,14 +33,14 @@ class StepResult:
 
 
 class Controller:
-    """groups: the ranks of generator and score model. null: embeddings of the null prompt."""
+    """groups: the ranks of generator and score model. null: embeddings of the null prompt, or where they lie."""
 
     def __init__(
         self,
         config: RunConfig,
         roles: Roles,
         groups: Mapping[Role, Group],
-        null: ray.ObjectRef,
+        null: ray.ObjectRef | Rows,
         memory: StateMemory,
         prompts: Prompts,
         say: Callable[[str], None],
@@ -100,25 +101,30 @@ class Controller:
         start = key.micro_batch * size
         return Draws(self.config.run.seed, key.step, key.repeat, range(start, start + size))
 
+    def rows(self, draws: Draws) -> Rows:
+        """Where the embeddings of a micro-batch lie in the run's file."""
+        return Rows(tuple(self.prompts.rows(draws)), tuple(self.prompts.rows_ahead(draws)))
+
     def send(self, task: Task, index: int, answers: dict[Key, TaskResult]) -> TaskResult:
         """Call the actor. Results of other tasks travel as references, resolved where they are used."""
         actor, draws = self.actors.of(task.role, index), self.draws(task.key)
         given = {key.action: answer.reference for key, answer in answers.items()}
+        embeds = given.get("encode") if self.shape.encodes else self.rows(draws)
         match task.key.action:
             case "encode":
                 return TaskResult(*actor.encode.remote(self.texts(draws)))
             case "sample":
-                return TaskResult(*actor.sample.remote(draws, given["encode"], task.kept))
+                return TaskResult(*actor.sample.remote(draws, embeds, task.kept))
             case "guide":
-                return TaskResult(*actor.guide.remote(draws, given["sample"], given["encode"], self.null))
+                return TaskResult(*actor.guide.remote(draws, given["sample"], embeds, self.null))
             case "reward":
                 return TaskResult(
                     *actor.score.remote(given["sample"], self.texts(draws), task.gradient, held_out=False)
                 )
             case "predict":
-                return TaskResult(*actor.predict.remote(draws, given["sample"], given["encode"]))
+                return TaskResult(*actor.predict.remote(draws, given["sample"], embeds))
             case "train":
-                return TaskResult(None, actor.train.remote(draws, given["sample"], given["encode"], task.updates))
+                return TaskResult(None, actor.train.remote(draws, given["sample"], embeds, task.updates))
             case "backward":
                 psi, ref, reward = given["predict"], given["guide"], given.get("reward")
                 return TaskResult(
@@ -150,9 +156,11 @@ class Controller:
         )
         return [done.report for done in found]
 
-    def encoded(self, batches: Sequence[list[str]]) -> list:
-        """Embeddings of each batch of prompts, as arrays."""
-        return self._of_each("text", "encode", [(prompts,) for prompts in batches])
+    def encoded(self, batches: Sequence[Sequence[int]]) -> list:
+        """What a role is given for each batch of the prompts' rows: their embeddings as arrays, or where those lie."""
+        if not self.shape.encodes:
+            return [Rows(tuple(rows)) for rows in batches]
+        return self._of_each("text", "encode", [(self.prompts.at(rows),) for rows in batches])
 
     def rewards(self, batches: Sequence[tuple[np.ndarray, list[str]]]) -> list[dict]:
         """What the reward service says, without gradients, about each (x0, prompts)."""
@@ -211,6 +219,7 @@ def shape_of(config: RunConfig, ranks: Mapping[Role, int]) -> StepShape:
         generator_ranks=ranks["generator"],
         score_ranks=ranks["score"],
         teacher="score" if config.teacher_in_score else "pool",
+        encodes=config.data.embeddings is None,
     )
 
 

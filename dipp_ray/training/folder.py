@@ -14,7 +14,7 @@ from dipp_ray.storage.locks import Held, alone
 from dipp_ray.storage.remote import require_store
 
 LEAST_FREE_BYTES = 50_000_000
-WRITTEN = ("", "samples", "tensorboard", "checkpoints")  # what a run writes files into, where it is there already
+WRITTEN = ("", "samples", "tensorboard", "wandb", "checkpoints")  # what a run writes into, where it is there already
 
 
 def check_folder(config: RunConfig) -> None:

@@ -27,7 +27,7 @@ class InMemory:
     shares: dict[ShareKey, ray.actor.ActorHandle] = field(hash=False)
 
     def asked(self, group: Role) -> tuple:
-        return "take_up", [(key, keeper) for key, keeper in sorted(self.shares.items()) if key.group == group]
+        return "take_up", *((key, keeper) for key, keeper in sorted(self.shares.items()) if key.group == group)
 
     def __str__(self) -> str:
         return f"the memory of step {self.step}"
@@ -62,6 +62,7 @@ class StateMemory:
             actors.of(role, rank).keep_with.remote([self.keepers[node] for node in nodes])
             for (role, rank), nodes in places.items()
         ]
+        asked += [keeper.have.remote() for keeper in self.keepers.values()]
         wait_all(asked, "the keepers of the state", self.wait_s, say)
 
     def newest(self, steps: list[int] | None = None) -> InMemory | None:

@@ -15,10 +15,12 @@ from dipp_ray.alignment.questions import generate, predict, predict_guided, scor
 from dipp_ray.alignment.times import divergence_times, score_times
 from dipp_ray.alignment.updates import ema_update, learning_rate, mean_of
 from dipp_ray.config import RunConfig
+from dipp_ray.data.embeddings import Embeddings
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.diffusion.noise import SCORE_WARMUP, Draws
 from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.diffusion.process import Diffusion
+from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.models.denoiser import Denoiser
 from dipp_ray.models.latents import LatentDecoder
@@ -62,7 +64,7 @@ class PlainLoop:
         generator: Denoiser,
         score: Denoiser,
         teacher: Denoiser,
-        text: TextEncoder,
+        text: TextEncoder | Embeddings,
         prompts: Prompts,
         reward: Reward | None,
         diffusion: Diffusion,
@@ -75,7 +77,7 @@ class PlainLoop:
         self.score = Trained(score, config.score_optim)
         self.teacher, self.text, self.prompts, self.reward = teacher, text, prompts, reward
         self.latent_shape, self.reward_deviation = latent_shape, reward_deviation
-        self.null = text([""])
+        self.null = text.null.to("cpu", torch.float32) if isinstance(text, Embeddings) else text([""])
         self.average = copy.deepcopy(generator.state_dict())
         for i in range(config.init.score_warmup_steps):
             self.train_score([self.sample(draws, False) for draws in self.micro_batches(SCORE_WARMUP, i)])
@@ -101,11 +103,16 @@ class PlainLoop:
 
     def sample(self, draws: Draws, graph: bool):
         prompts = self.prompts.of(draws)
-        embeds = self.text(prompts)
+        embeds = self.embeds(draws, prompts)
         with torch.set_grad_enabled(graph):
             z = draws.normal("z", self.latent_shape)
             x0 = generate(self.generator.network, self.one_step, z, embeds)
         return draws, prompts, embeds, x0
+
+    def embeds(self, draws: Draws, prompts: list[str]) -> PromptEmbeds:
+        if isinstance(self.text, Embeddings):
+            return self.text.at(self.prompts.rows(draws)).to("cpu", torch.float32)
+        return self.text(prompts)
 
     def train_score(self, batch) -> dict[str, float]:
         losses = []
@@ -152,7 +159,7 @@ def plain_loop(config: RunConfig, prompts: Prompts) -> PlainLoop:
     """
     if config.init.score_checkpoint or config.reward.standardise:
         raise UserError("the plain loop knows neither init.score_checkpoint nor reward.standardise: leave them out")
-    teacher = config.model.teacher
+    teacher, stored = config.model.teacher, config.data.embeddings
     frame = frame_of(config.model)
     config = config.model_copy(update={"model": settle(config.model, frame)})
     return PlainLoop(
@@ -161,7 +168,7 @@ def plain_loop(config: RunConfig, prompts: Prompts) -> PlainLoop:
         starting_network(config, "generator", frame),
         starting_network(config, "score", frame),
         load_denoiser(teacher, config.roles.teacher.dtype, weights=config.roles.teacher.dtype, frame=frame),
-        TextEncoder(teacher, torch.device("cpu"), frame=frame),
+        Embeddings(stored) if stored is not None else TextEncoder(teacher, torch.device("cpu"), frame=frame),
         prompts,
         local_reward(config) if config.objective.reward_scale > 0 else None,
         frame.diffusion,

@@ -17,7 +17,8 @@ from dipp_ray.roles.text import Text
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.serving.deploy.private import private_config, private_name
-from dipp_ray.training.placement import Placement
+from dipp_ray.training.draining import draining_nodes
+from dipp_ray.training.placement import Placement, reserve
 from dipp_ray.training.plan import Plan
 
 
@@ -37,6 +38,23 @@ class Roles:
             self.reward, self.service = call_rewards(self.private_application, config, say)
         asked = [actor.__ray_ready__.remote() for actor in [*self.teachers, self.text]]
         wait_all(asked, "teacher and text", config.roles.wait_s, say)
+
+    def move(self, config: RunConfig, say: Callable[[str], None]) -> None:
+        """Start those anew elsewhere whose node is about to leave; nothing is asked of them now."""
+        leaving = draining_nodes().keys()
+        for entry in [entry for entry in self.placement.held if self.placement.only(entry).node_ids() & leaving]:
+            (request,) = entry[1]
+            say(f"{request.role} {request.index} moves to another node")
+            ray.kill(self.text if request.role == "text" else self.teachers[request.index])
+            self.placement.held.remove(entry)
+            self.placement.only(entry).release()
+            room = reserve([[request]], config.roles.wait_s, say)
+            self.placement.held += room.held
+            options = room.options(request.role, request.index)
+            if request.role == "text":
+                self.text = start_actor(Text, options, config)
+            else:
+                self.teachers[request.index] = start_actor(Teacher, options, config)
 
     def end_models(self) -> None:
         """End all of them but the rewards."""

@@ -2,27 +2,21 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from ray.exceptions import RayError
 
 from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dipp_ray.config import RunConfig
-from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import CallError, RewardUnavailableError, RoleFailure, UserError
+from dipp_ray.reporting.events import record_event
 from dipp_ray.reporting.metrics import MetricsLog, grid_of
 from dipp_ray.reporting.progress import ProgressLine
-from dipp_ray.training.attempts import Attempts
 from dipp_ray.training.checks import score_checkpoint
-from dipp_ray.training.controller import Controller
-from dipp_ray.training.faults import GOES_ON
-from dipp_ray.training.memory import InMemory, StateMemory
-from dipp_ray.training.placement import Placement, living_nodes, reserve
-from dipp_ray.training.plan import group_requests
-from dipp_ray.training.roles import Roles
-from dipp_ray.training.session import Committed, HeldState, Session
+from dipp_ray.training.controller import Controller, StepResult
+from dipp_ray.training.memory import InMemory
+from dipp_ray.training.session import Session
+from dipp_ray.training.sessions import Sessions
 from dipp_ray.training.shared_service import changes, judge_of
-from dipp_ray.training.sizes import allowed_sizes
 from dipp_ray.training.state import RunState
 from dipp_ray.training.tasks import GROUPS
 from dipp_ray.training.trajectory import trajectory, trajectory_hash
@@ -33,79 +27,67 @@ GENERATIONS = 4  # of what the run remembers beside states in memory: two, and t
 
 
 class Run:
-    """A training run in its folder, over one session or several. `train` is the way in.
-
-    room: held for the first session's ranks.
-    """
+    """A training run in its folder, over one session or several. `train` is the way in."""
 
     def __init__(
-        self, config: RunConfig, roles: Roles, room: Placement, prompts: Prompts, store: CheckpointStore, say: Say
+        self,
+        config: RunConfig,
+        sessions: Sessions,
+        store: CheckpointStore,
+        say: Say,
+        contents: dict[str, str] | None = None,
     ):
-        self.config, self.roles, self.prompts, self.store, self.say = config, roles, prompts, store, say
-        self.room: Placement | None = room
-        self.session: Session | None = None
-        self.attempts = Attempts(config.roles.failures)
-        self.memory = StateMemory(config)
+        """contents: of what the settings name, as `contents_of` gives them; checkpoints record it."""
+        self.contents = contents or {}
+        self.config, self.sessions, self.store, self.say = config, sessions, store, say
         self.states: dict[int, RunState] = {}  # after each step whose groups' state is kept in memory
         self.state = RunState()
         self.interrupted = False
+        self.saved = 0  # finished steps of the last checkpoint
         self.stopping = False  # an interrupt that was seen when the step in hand was listed
+        self.moving: str | None = None  # why the session in hand gives way to another after the step that was listed
+
+    @property
+    def session(self) -> Session:
+        assert self.sessions.current is not None, "a session is open"
+        return self.sessions.current
 
     @property
     def controller(self) -> Controller:
-        assert self.session is not None, "a session is open"
         return self.session.controller
 
     def say_by(self, say: Say) -> None:
         """Tell a person by `say` from now on."""
         self.say = say
-        self.controller.say_by(say)
+        self.sessions.say_by(say)
 
     def start(self, checkpoint: Checkpoint | None) -> int:
         """Open a session and bring it to its first step: from the newest state that there is in memory or, in
         `checkpoint`, committed, or fresh. Returns the number of finished steps. Where a rank is lost meanwhile, another
-        one is opened."""
+        session is opened."""
         while True:
             try:
                 return self._start(checkpoint)
             except RoleFailure as fault:
-                self.survive(fault, "at the start")
+                self.sessions.survive(fault, self.state.next_step)
 
     def _start(self, checkpoint: Checkpoint | None) -> int:
-        room = self.room or self._room_for_another()
-        self.room = None
-        state = self._newest(checkpoint)
-        self.session = Session.open(self.config, self.roles, room, state, self.memory, self.prompts, self.say)
+        state = self.sessions.open(checkpoint, list(self.states))
         self.watch = Watch(self.config, self.controller)
-        if state is None:
-            self._begin()
-        elif isinstance(state, InMemory):
+        if isinstance(state, InMemory):
             self.state = self.states[state.step]
-        elif checkpoint is not None:
+        elif state is not None and checkpoint is not None:
             self._take_up(checkpoint)
+        else:
+            self._begin()
         done = self.state.next_step
-        self.memory.go_back(done)
         self.states = {step: kept for step, kept in self.states.items() if step <= done}
         if self.state.reward_deviation is not None:
             self.controller.reward_deviation = self.state.reward_deviation
-        return self.state.next_step
-
-    def _newest(self, checkpoint: Checkpoint | None) -> HeldState | None:
-        kept = self.memory.newest(list(self.states))
-        if kept is not None and (checkpoint is None or kept.step >= checkpoint.step):
-            return kept
-        return Committed(checkpoint.step, self.store.url) if checkpoint else None
-
-    def _room_for_another(self) -> Placement:
-        """Room for the largest groups that the cluster can give now, that of the lost session included."""
-        given_up = self.session.placement if self.session else None
-        teachers = len(self.roles.teachers)
-        sizes = dict.fromkeys(replace(sizes, teacher=teachers) for sizes in allowed_sizes(self.config))
-        choices = [group_requests(self.config, size) for size in sizes]
-        return reserve(choices, self.config.roles.wait_s, self.say, instead_of=given_up)
+        return done
 
     def _begin(self) -> None:
-        self.state = RunState(service=self.roles.service)
+        self.state = RunState(service=self.sessions.roles.service)
         self.controller.together("generator", "start")
         if self.config.init.score_checkpoint:
             self.controller.together("score", "take_weights", *score_checkpoint(self.config))
@@ -115,27 +97,14 @@ class Run:
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
         self.state = RunState.from_record(checkpoint.record).but(next_step=checkpoint.step)
-        self.compare_service(self.roles.service)
+        self.saved = checkpoint.step
+        self.compare_service(self.sessions.roles.service)
         best = self.state.best
         if best and best.step == checkpoint.step:
             self.store.mark_best(best.step, best.mean)  # in case the run was killed between commit and mark
 
     def close(self) -> None:
-        """End the session, if one is open, and give its room back."""
-        if self.session:
-            self.session.close()
-            self.session = None
-        self.memory.close()
-
-    def survive(self, fault: RoleFailure, when: str) -> None:
-        """End what is left of the session that broke. Raises `fault` where too many came in a row."""
-        lost_node = self.session is not None and bool(self.session.placement.node_ids() - living_nodes())
-        if self.session:
-            self.session.end_ranks()
-        if not self.attempts.again(lost_node):
-            raise fault
-        reason = str(fault).removesuffix(f"; {GOES_ON}")
-        self.say(f"recovering from a fault {when}: {reason} ({self.attempts})")
+        self.sessions.close()
 
     def compare_service(self, now: dict | None) -> None:
         """A shared service may have another sum than it had: then the run goes on, but not as the same one."""
@@ -160,31 +129,45 @@ class Run:
             self.compare_service(now)
 
     def loop(
-        self, done: int, metrics: MetricsLog, progress: ProgressLine, require_folder: Callable[[int], None]
+        self,
+        done: int,
+        metrics: MetricsLog,
+        progress: ProgressLine,
+        require_folder: Callable[[int], None],
+        publish: Callable[[], None],
     ) -> int:
         """Train from step `done` to the end, or to the first checkpoint after an interrupt; returns the steps done.
 
-        require_folder: raises at a barrier where the run's folder is no longer there.
+        require_folder: raises at a barrier where the run's folder is no longer there. publish: sends what is new in it
+        to where it lies, before the checkpoint that says so is committed.
         """
         while done < self.config.run.steps and not (self.stopping or self.gives_up):
             try:
-                for step in self.stretch(done, metrics, progress, require_folder):
+                for step in self.stretch(done, metrics, progress, require_folder, publish):
                     done = step
-                    self.attempts.finished(done)
+                    self.sessions.finished(done)
+                if self.moving is None or done >= self.config.run.steps or self.stopping:
+                    continue
+                self.say(f"another session from step {done} on: {self.moving}")
+                record_event(self.config.path, "moved", done, self.moving)
+                self.session.end_ranks()
             except RoleFailure as fault:
-                self.survive(fault, f"after step {done}")
-                checkpoint = self.store.latest(thorough=True)
-                done = self.start(checkpoint)
-                assert self.session is not None
-                metrics.resume(done or -1)
-                self.say(f"goes on from step {done} with {self.session.sizes}")
+                self.sessions.survive(fault, done)
+            checkpoint = self.store.latest()  # who reads it compares checksums
+            done = self.start(checkpoint)
+            metrics.resume(done or -1)
+            self.say(f"goes on from step {done} with {self.session.sizes}")
         return done
 
     def stretch(
-        self, done: int, metrics: MetricsLog, progress: ProgressLine, require_folder: Callable[[int], None]
+        self,
+        done: int,
+        metrics: MetricsLog,
+        progress: ProgressLine,
+        require_folder: Callable[[int], None],
+        publish: Callable[[], None],
     ) -> Iterator[int]:
         """Train from step `done` to the next barrier; yields the number of finished steps after each."""
-        assert self.session is not None
         if done == 0:
             first = self.look(0)
             metrics.write(0, first, grid_of(self.config.path, 0))
@@ -196,18 +179,44 @@ class Run:
                 require_folder(done)
             # Over the stretch so far: two steps are under way at a time, and what is between them is no one's.
             speed = self.config.data.batch_size * (done - began) / (time.perf_counter() - clock)
-            values = step.metrics | (self.at_barrier(done) if step.last else {}) | {"images_per_second": speed}
             looked = step.last and self.is_due(done)
+            seen = self.look(done) if looked else {}
+            values = step.metrics | seen | {"images_per_second": speed}
             metrics.write(done, values, grid_of(self.config.path, done) if looked else None)
+            if step.last:
+                publish()
+                self.save_where_due(done, "best_step" in seen)
             progress.update(done, values)
-            if self.memory.is_due(done):
-                self.states = dict([*self.states.items(), (done, self.state.but(next_step=done))][-GENERATIONS:])
+            self.tell(step, speed)
+            if self.sessions.memory.is_due(done):
+                self.remember(done)
+            if step.last and self.moving and self.sessions.memory.every:
+                self.controller.keep_now(done)
+                self.remember(done)
+            if step.last and self.sessions.memory.lost:
+                self.sessions.memory.attach(self.controller.actors, self.say)
             yield done
+
+    def tell(self, step: StepResult, speed: float) -> None:
+        """The step in numbers, for who watches the cluster."""
+        telemetry, sizes = self.sessions.telemetry, self.session.sizes
+        telemetry.add("dipp_ray_steps")
+        telemetry.set("dipp_ray_step", step.step + 1)
+        telemetry.set("dipp_ray_images_per_second", speed)
+        actors = {"generator": sizes.generator, "score": sizes.score, "teacher": sizes.teacher, "text": 1, "reward": 1}
+        telemetry.busy(step.busy, actors, self.config.data.batch_size / speed)
+        telemetry.set("dipp_ray_state_age_steps", step.step + 1 - max([self.saved, *self.states]))
+        if "keep_seconds" in step.metrics:
+            telemetry.set("dipp_ray_keep_seconds", step.metrics["keep_seconds"])
+
+    def remember(self, done: int) -> None:
+        """What belongs to the groups' state that is kept in memory after `done` steps."""
+        self.states = dict([*self.states.items(), (done, self.state.but(next_step=done))][-GENERATIONS:])
 
     def ends_after(self, done: int) -> bool:
         """Whether there is a barrier after `done` steps. An interrupt that comes later ends the run one step later."""
-        self.stopping = self.interrupted
-        return self.stopping or self.is_due(done)
+        self.stopping, self.moving = self.interrupted, self.sessions.reason_to_move()
+        return self.stopping or self.moving is not None or self.sessions.memory.lost or self.is_due(done)
 
     def is_due(self, done: int) -> bool:
         config = self.config
@@ -218,17 +227,17 @@ class Run:
     def gives_up(self) -> bool:
         return self.state.gives_up(self.config.log.stop_patience)
 
-    def at_barrier(self, done: int) -> dict[str, float]:
-        """Nothing is in flight: look and save where they are due; returns what was seen."""
-        seen = self.look(done) if self.is_due(done) else {}
-        best = "best_step" in seen
+    def save_where_due(self, done: int, best: bool) -> None:
+        """At a barrier, where nothing is in flight. best: whether this is the best model so far."""
         last = self.stopping or done >= self.config.run.steps or self.gives_up
+        last = last or (self.moving is not None and not self.sessions.memory.every)
         if last or best or done % self.config.checkpoint.every == 0:
+            began = time.perf_counter()
             self.save(done)
+            self.sessions.telemetry.set("dipp_ray_checkpoint_seconds", time.perf_counter() - began)
             if best and self.state.best:
                 self.store.mark_best(self.state.best.step, self.state.best.mean)
             self.store.prune(self.config.checkpoint.keep)
-        return seen
 
     def look(self, done: int) -> dict[str, float]:
         """The sample grid and the held-out rewards, with their differences from the start and from the best before;
@@ -248,7 +257,9 @@ class Run:
         record = {
             "trajectory": trajectory(self.config),
             "trajectory_hash": trajectory_hash(self.config),
+            "contents": self.contents,
             "sizes": {group: self.controller.actors.count(group) for group in GROUPS},
             **self.state.to_record(),
         }
         self.store.commit(done, record, [file for share in shares for file in share])
+        self.saved = done

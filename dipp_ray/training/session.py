@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dipp_ray.config import RunConfig
+from dipp_ray.data.embeddings import NULL
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.roles.generator import GeneratorRank
 from dipp_ray.roles.group import Group
@@ -17,6 +18,7 @@ from dipp_ray.training.placement import Placement, reserve
 from dipp_ray.training.plan import requests
 from dipp_ray.training.roles import Roles, start_roles
 from dipp_ray.training.sizes import Sizes, allowed_sizes
+from dipp_ray.training.spares import Spares
 from dipp_ray.training.tasks import GROUPS, Role
 
 RANKS: dict[Role, Any] = {"generator": GeneratorRank, "score": ScoreRank}
@@ -60,6 +62,7 @@ class Session:
         placement: Placement,
         state: HeldState | None,
         memory: StateMemory,
+        spares: Spares,
         prompts: Prompts,
         say: Callable[[str], None],
     ) -> "Session":
@@ -68,23 +71,30 @@ class Session:
         The room is given back where that fails. Raises RoleFailure where a process is lost or does not answer.
         """
         groups: dict[Role, Group] = {}
+        nodes: dict[Role, list[str]] = {}
         try:
             say("starting generator and score model")
             for role in GROUPS:
                 ranks = [request for request in placement.plan.requests if request.role == role]
                 options = [placement.options(role, index) for index in range(len(ranks))]
-                groups[role] = Group(RANKS[role], config, options, say)
+                nodes[role] = [placement.plan.where[role, index].id for index in range(len(ranks))]
+                ready = [spares.take(role, node) for node in nodes[role]]
+                groups[role] = Group(RANKS[role], config, options, say, ready)
             for group in groups.values():
                 group.meet()
             roles.await_ready(config, say)
-            null, encoded = roles.text.encode.remote([""])
-            wait_all([encoded], "the null prompt's embeddings", config.roles.wait_s, say)
+            null: Any = NULL
+            if config.data.embeddings is None:
+                null, encoded = roles.text.encode.remote([""])
+                wait_all([encoded], "the null prompt's embeddings", config.roles.wait_s, say)
             controller = Controller(config, roles, groups, null, memory, prompts, say)
             session = Session(groups, placement, controller)
             memory.attach(controller.actors, say)
             if state is not None:
                 for role in GROUPS:
                     controller.together(role, *state.asked(role))
+            for role in GROUPS:
+                spares.refill(role, RANKS[role], nodes[role])
         except BaseException:
             for group in groups.values():
                 group.kill()
@@ -119,7 +129,7 @@ def only_session(config: RunConfig, prompts: Prompts, say: Callable[[str], None]
     room, rest = reserve(choices, config.roles.wait_s, say).split(GROUPS)
     roles = start_roles(config, rest, say)
     try:
-        session = Session.open(config, roles, room, None, StateMemory(config), prompts, say)
+        session = Session.open(config, roles, room, None, StateMemory(config), Spares(config), prompts, say)
         try:
             yield session
         finally:

@@ -1,6 +1,9 @@
 """The sizes that a run's elastic roles may have together: pure, from the configuration alone."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.role_settings import RoleSection
@@ -13,6 +16,12 @@ class Sizes:
     generator: int
     score: int
     teacher: int
+
+    @staticmethod
+    def of(requests: Iterable[Any]) -> "Sizes":
+        """Those of a plan's requests."""
+        roles = Counter(request.role for request in requests)
+        return Sizes(roles["generator"], roles["score"], roles["teacher"])
 
     @property
     def ranks(self) -> int:
@@ -33,6 +42,16 @@ def allowed_sizes(config: RunConfig) -> list[Sizes]:
         for teacher in teachers
     ]
     return sorted(found, key=lambda sizes: (-sizes.ranks, -sizes.generator, -sizes.teacher))
+
+
+def next_larger(config: RunConfig, sizes: Sizes) -> Sizes | None:
+    """The smallest that has more ranks, and no group with fewer; None where there is none."""
+    larger = [
+        other
+        for other in allowed_sizes(config)
+        if other.ranks > sizes.ranks and other.generator >= sizes.generator and other.score >= sizes.score
+    ]
+    return min(larger, key=lambda other: other.ranks, default=None)
 
 
 def _group_sizes(config: RunConfig, role: RoleSection) -> list[int]:

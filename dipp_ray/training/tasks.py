@@ -1,6 +1,7 @@
 """A training step as data: the list of its tasks, who does each, and what each waits for. No Ray here.
 
-    encode, sample       prompts -> embeddings -> x0                 generator, every repeat k of K_TA
+    encode, sample       prompts -> embeddings -> x0                 generator, every repeat k of K_TA; no encode where
+                                                                     each role reads embeddings from a file
     guide, reward        x0 -> x0_ref; x0 -> r, dr/dx0               beside everything else, as soon as x0 is there
     train, predict       strict: psi learns, then x0_psi is asked    overlapped: x0_psi is asked, then psi learns
     backward             x0_psi, x0_ref, r -> g, backward, update    generator
@@ -56,6 +57,12 @@ class StepShape:
     score_ranks: int
     teacher: Literal["pool", "score"] = "pool"  # who answers the teacher's question: a pool of any size, or the ranks
     # of the score model, whose network is the teacher's when its adapter is off
+    encodes: bool = True  # whether prompts are encoded in the step; otherwise each role reads embeddings from a file
+
+    @property
+    def about_x0(self) -> "tuple[Action, ...]":
+        """What is needed to ask about x0 under its prompt: predictions of both models, and score matching."""
+        return ("sample", "encode") if self.encodes else ("sample",)
 
     def rank_of(self, role: Role, micro_batch: int) -> int | None:
         """The rank that holds a micro-batch in every step; neighbours lie on different ranks."""
@@ -78,9 +85,9 @@ def step_tasks(
     """
     last = shape.score_updates - 1
     train = [task for k in range(last + 1) for task in _train(shape, step, k)]
-    predict = _each(shape, "predict", "score", step, last, _EMBEDDED_X0)
+    predict = _each(shape, "predict", "score", step, last, shape.about_x0)
     found = _sampling(shape, step) if step in samples else []
-    found += _each(shape, "guide", "teacher" if shape.teacher == "pool" else "score", step, last, _EMBEDDED_X0)
+    found += _each(shape, "guide", "teacher" if shape.teacher == "pool" else "score", step, last, shape.about_x0)
     if shape.rewarded:
         found += [replace(task, gradient=True) for task in _each(shape, "reward", "reward", step, last, ("sample",))]
     found += train + predict if shape.order == "strict" else predict + train
@@ -103,10 +110,6 @@ def reward_tasks(shape: StepShape, step: int, repeat: int) -> list[Task]:
     return _chained(sampled + _each(shape, "reward", "reward", step, repeat, ("sample",)), ())
 
 
-# What is asked about x0 under its prompt: predictions of the score model and the teacher, and score matching.
-_EMBEDDED_X0: tuple[Action, ...] = ("sample", "encode")
-
-
 def _sampling(shape: StepShape, step: int) -> list[Task]:
     last = shape.score_updates - 1
     return [
@@ -120,11 +123,13 @@ def _sampling(shape: StepShape, step: int) -> list[Task]:
 def _sample(shape: StepShape, step: int, repeat: int, m: int, kept: bool) -> list[Task]:
     encode, sample = Key("encode", step, repeat, m), Key("sample", step, repeat, m)
     rank = shape.rank_of("generator", m)
+    if not shape.encodes:
+        return [Task(sample, "generator", rank, kept=kept)]
     return [Task(encode, "text"), Task(sample, "generator", rank, (encode,), kept=kept)]
 
 
 def _train(shape: StepShape, step: int, repeat: int) -> list[Task]:
-    tasks = _each(shape, "train", "score", step, repeat, _EMBEDDED_X0)
+    tasks = _each(shape, "train", "score", step, repeat, shape.about_x0)
     return [replace(task, updates=shape.is_last_of_rank("score", task.key.micro_batch)) for task in tasks]
 
 

@@ -30,13 +30,14 @@ class Watch:
     def __post_init__(self):
         log, size = self.config.log, self.config.micro_batch_size
         count = max(log.samples, log.held_out_samples if self.controller.roles.reward else 0)
-        self.prompts = self.controller.prompts.first(count)
+        self.rows = self.controller.prompts.spread(count)
+        self.prompts = self.controller.prompts.at(self.rows)
         ranges = [range(i, min(i + size, count)) for i in range(0, count, size)]
         self.draws = [Draws(self.config.run.seed, EVALUATION, 0, indices) for indices in ranges]
 
     def look(self, step: int) -> Seen:
         """Held-out and trained rewards on the fixed samples (`held_out/name`), and the grid of this step as a PNG."""
-        encoded = self.controller.encoded([[self.prompts[i] for i in draws.indices] for draws in self.draws])
+        encoded = self.controller.encoded([[self.rows[i] for i in draws.indices] for draws in self.draws])
         batches = list(zip(self.draws, encoded, strict=True))
         x0 = np.concatenate(self.controller.together("generator", "sample_average", batches)[0])
         shown = self.config.log.samples

@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dipp_ray.data.prompt_files import read_texts
+from dipp_ray.data.prompts import read_prompts
 from dipp_ray.errors import UserError
 
 TEXTS = ["a bold zero", 'a "thin" one, drawn', "ein kühner Zweier"]
@@ -38,7 +38,7 @@ KINDS = [".parquet", ".csv", ".tsv", ".jsonl", ".json", ".txt"]
 
 
 def read(path, column="prompt"):
-    return read_texts(str(path) if not isinstance(path, list) else path, column, "data.prompts")
+    return list(read_prompts(str(path) if not isinstance(path, list) else path, column))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,5 +124,10 @@ def test_a_store_that_cannot_be_read_is_one_sentence(monkeypatch, error, words):
         def isdir(self, path):
             raise error
 
-    monkeypatch.setattr("dipp_ray.data.prompt_files.url_to_fs", lambda path: (Store(), path))
+    monkeypatch.setattr("dipp_ray.data.files.url_to_fs", lambda path: (Store(), path))
     assert words in fault("s3://bucket/prompts.parquet")
+
+
+def test_a_row_is_counted_through_the_row_groups(tmp_path):
+    parquet(tmp_path / "a.parquet", {"prompt": ["one", "two", "three", "four", "\u3000\n"]}, groups=2)
+    assert "a.parquet, row 5: the prompt is empty" in fault(tmp_path / "a.parquet")

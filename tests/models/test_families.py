@@ -98,16 +98,12 @@ def test_the_exported_step_in_plain_diffusers_is_the_trainers(worlds, name, conv
             assert (decoder.decode(x0) - images).abs().max() > FELT
 
 
-# Without accelerate diffusers itself loads SD3's transformer in fp32 whatever it is told.
-HALF = [name for name in NAMES if name not in ("sd3", "sd3_without_t5")]
-
-
 @pytest.mark.parametrize(
     ("convention", "dtype"),
     [("sigma", torch.bfloat16), ("sigma", torch.float16), ("unit", torch.float16)],
     ids=str,
 )
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_exported_step_runs_in_half_precision(worlds, name, convention, dtype, tmp_path):
     """To the images."""
     if convention == "unit" and name in FLOW:
@@ -116,7 +112,7 @@ def test_the_exported_step_runs_in_half_precision(worlds, name, convention, dtyp
     frame = world.frame(SQUARE)
     one_step, z, x0 = trainer_x0(frame, world.network, 1000 if world.flow else 440, convention, PROMPTS[:1], world.text)
     out = export_pipeline(frame, world.network.network.state_dict(), one_step, tmp_path / "pipeline")
-    plain = DiffusionPipeline.from_pretrained(out, torch_dtype=dtype, low_cpu_mem_usage=False)
+    plain = DiffusionPipeline.from_pretrained(out, torch_dtype=dtype, **ABSENT.get(name, {}))  # as anybody would
     plain.set_progress_bar_config(disable=True)
     given, arguments = frame.packed(z).to(dtype), call_arguments(read_frame(out))
     latents = frame.unpacked(plain(PROMPTS[:1], latents=given, output_type="latent", **arguments).images)

@@ -10,7 +10,7 @@ from dipp_ray.config import load_config
 from dipp_ray.data.prompts import read_prompts
 from dipp_ray.errors import UserError
 from dipp_ray.models.pipeline import load_denoiser, one_step_of_folder
-from dipp_ray.training.export import export_run, exported_step
+from dipp_ray.training.export import compare, export_run, exported_step
 from dipp_ray.training.export_command import export_command
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
@@ -89,3 +89,13 @@ def test_an_export_that_is_another_generator_is_not_marked(run, monkeypatch):
         with pytest.raises(RuntimeError, match="does not reproduce the trainer's x0"):
             export_run(config, store, store.require(1), prompts, print)
         assert exported_step(config) is None
+
+
+def test_of_a_rounded_x0_it_is_only_known_that_it_is_a_number(run, monkeypatch):
+    """A generator that is trained in bf16 gives its x0 so; NaN is no rounding."""
+    config, said = load_config(run / "config.yaml", ["roles.generator.dtype=bf16"]), []
+    for error in (float("nan"), float("inf")):
+        with pytest.raises(RuntimeError, match="does not reproduce the trainer's x0"):
+            compare(config, run / "pipeline", error, said.append)
+    compare(config, run / "pipeline", 0.02, said.append)
+    assert len(said) == 3

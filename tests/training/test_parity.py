@@ -40,7 +40,7 @@ def ray_run(config, steps=STEPS):
         controller.together("generator", "start")
         controller.warm_score_up()
         measured = [step.metrics for step in controller.steps(0, lambda done: done == steps)]
-        (embeds,) = controller.encoded([prompts.of(DRAWS)])
+        (embeds,) = controller.encoded([prompts.rows(DRAWS)])
         (x0,) = controller.together("generator", "sample_average", [(DRAWS, embeds)])[0]
         return measured, x0
 

@@ -1,6 +1,7 @@
 """The step as data: what each role sees, what waits for what, and that the list is Algorithm 1."""
 
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -21,6 +22,7 @@ SHAPES = [
         (1, 2, 5), ("strict", "overlapped"), (True, False), ((1, 1), (2, 4), (4, 1)), ("pool", "score")
     )
 ]
+SHAPES += [replace(shape, encodes=False) for shape in SHAPES if (shape.generator_ranks, shape.rewarded) == (2, True)]
 
 
 def stretch(shape, steps):
@@ -69,6 +71,10 @@ def test_the_order_that_each_role_sees(shape):
             train, predict = keys("train", step, repeats, own), keys("predict", step, [last], own)
             expected += train + predict if shape.order == "strict" else predict + train
         assert seen["score", rank] == expected
+    encoded = [task.key for task in tasks if task.role == "text"]
+    assert encoded == (
+        [key for step in range(3) for key in keys("encode", step, repeats, range(M))] if shape.encodes else []
+    )
     asked = [task.key for task in tasks if task.role == "reward"]
     assert asked == (
         [key for step in range(3) for key in keys("reward", step, [last], range(M))] if shape.rewarded else []
@@ -84,17 +90,17 @@ def test_the_order_that_each_role_sees(shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_dependency(shape):
     tasks, last = stretch(shape, 3), shape.score_updates - 1
-    listed = {}
+    listed, encoded = {}, ["encode"] * shape.encodes
     for task in tasks:
         action, step, repeat, m = task.key
         assert task.key not in listed
         listed[task.key] = task
         needs = {
             "encode": [],
-            "sample": ["encode"],
-            "guide": ["sample", "encode"],
-            "predict": ["sample", "encode"],
-            "train": ["sample", "encode"],
+            "sample": encoded,
+            "guide": ["sample", *encoded],
+            "predict": ["sample", *encoded],
+            "train": ["sample", *encoded],
             "reward": ["sample"],
             "backward": ["sample", "predict", "guide", *(["reward"] if shape.rewarded else [])],
         }[action]

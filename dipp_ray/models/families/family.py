@@ -1,6 +1,5 @@
 """What a family of text-to-image models is: all that distinguishes it from the others, in one class of one file."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from dipp_ray.diffusion.one_step import OneStep
 from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.errors import UserError
+from dipp_ray.models.json_files import read_object
 from dipp_ray.models.schedulers import diffusion_of, flow_within_betas, is_flow_within_betas, one_step_scheduler
 from dipp_ray.models.vae_folder import VaeFolder
 
@@ -41,6 +41,7 @@ class Family:
     network_part: ClassVar[str] = "transformer"  # in the folder and in its pipeline
     flow: ClassVar[bool] = False  # whether the scheduler must be one of flow matching
     immaterial: ClassVar[tuple[str, ...]] = ()  # settings of the network that change nothing of what it computes
+    learned_sigma: ClassVar[bool] = False  # whether a network may give a sigma beside: twice the latents' channels
     two_branches: ClassVar[bool] = True  # whether it is guided by a null branch: not where guidance was distilled away
     multiple: ClassVar[int] = 1  # of pixels a side, that the pipeline's own call asks for
     scheduler_of_sigma: ClassVar[str] = "EulerDiscreteScheduler"  # of an exported step, if of betas
@@ -48,6 +49,8 @@ class Family:
     last_layer: ClassVar[str | None] = None  # module of the network whose output, times a number, is the network's
     # Components that a pipeline works without, named or not.
     dispensable: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
+    # Components that a folder of its may do without on purpose: not named there, or as null.
+    optional: ClassVar[tuple[str, ...]] = ()
     # The modules of the network that the family's published training scripts adapt by LoRA.
     adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -77,6 +80,11 @@ class Family:
         return self.network["in_channels"]
 
     @property
+    def channels_given(self) -> int | None:
+        """Channels of what the network gives; None: its configuration says none, and they are the latents'."""
+        return self.network.get("out_channels")
+
+    @property
     def patch(self) -> int:
         """Latents of a side that the network takes as one: height and width in latents are multiples of it."""
         return self.network.get("patch_size") or 1
@@ -95,7 +103,13 @@ class Family:
                 raise UserError(
                     f"{self.folder}: its {self.network_part} has no sample_size: set model.resolution=[height, width]"
                 )
-            height, width = size if isinstance(size, list | tuple) else (size, size)
+            sides = size if isinstance(size, list | tuple) else (size, size)
+            if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+                raise UserError(
+                    f"{self.folder}: its {self.network_part} has sample_size={size}, which is no height and width: set "
+                    "model.resolution=[height, width]"
+                )
+            height, width = sides
         else:
             unit = math.lcm(self.factor * self.patch, self.multiple)
             if any(side % unit for side in self.resolution):
@@ -119,6 +133,12 @@ class Family:
                 f"{self.folder}: its {self.network_part} reads {self.channels} channels, but its VAE has "
                 f"{self.vae.latent_channels}: take a text-to-image pipeline whose parts belong together"
             )
+        if self.channels_given not in (None, self.channels, *([2 * self.channels] if self.learned_sigma else [])):
+            doubled = ", or twice as many with a learned sigma" if self.learned_sigma else ""
+            raise UserError(
+                f"{self.folder}: its {self.network_part} gives {self.channels_given} channels (out_channels), and not "
+                f"the {self.channels} of its latents{doubled}: take a folder whose network predicts these"
+            )
         if self.embedded_guidance is not None and not self.embeds_guidance:
             raise UserError(
                 f"model.embedded_guidance={self.embedded_guidance:g}: the network of {self.folder} reads no guidance "
@@ -130,8 +150,8 @@ class Family:
             if reads is not None and len(widths) == len(encoders) and reads != sum(widths):
                 raise UserError(
                     f"{self.folder}: its {self.network_part} reads text of {reads} numbers a token or prompt ({key}), "
-                    f"but its {' and '.join(name for name, _ in encoders)} give {sum(widths)}: take the encoders that "
-                    "it was trained with"
+                    f"but its {' and '.join(name for name, _ in encoders)} give{'s' * (len(encoders) == 1)} "
+                    f"{sum(widths)}: take the encoders that it was trained with"
                 )
         _ = self.latent_shape, self.diffusion
 
@@ -150,6 +170,18 @@ class Family:
         """Whether the network is told a guidance scale."""
         return False
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a prompt takes at most, or that every prompt takes where there is no mask; None: not known."""
+        return None
+
+    def tokens_of(self, name: str, otherwise: int) -> int:
+        """The longest text of the tokenizer in the folder `name`, by its own settings."""
+        path = self.folder / name / "tokenizer_config.json"
+        settings = read_object(path, f"{self.folder}/{name} is incomplete") if path.is_file() else {}
+        said = settings.get("model_max_length")
+        return otherwise if said is None else int(min(said, otherwise))
+
     # -- text ----------------------------------------------------------------------------------------------------
 
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
@@ -164,7 +196,7 @@ class Family:
     def encoder_width(self, name: str, key: str) -> int | None:
         """A setting of the text encoder in the folder `name`."""
         path = self.folder / name / "config.json"
-        said = json.loads(path.read_text()) if path.is_file() else {}
+        said = read_object(path, f"{self.folder}/{name} is incomplete") if path.is_file() else {}
         return said.get(key) or (said.get("text_config") or {}).get(key)
 
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:

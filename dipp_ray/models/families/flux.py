@@ -3,18 +3,16 @@
 dev is distilled from guidance: it is told a guidance scale, and is trained here as the model that it is at that scale.
 """
 
-import json
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
-from dipp_ray.models.families.family import Family
-from dipp_ray.models.families.packing import pack, unpack
+from dipp_ray.models.families.packing import Packed, pack, unpack
 
 
-class Flux(Family):
+class Flux(Packed):
     pipelines = ("FluxPipeline",)
     networks = ("FluxTransformer2DModel",)
     flow = True
@@ -26,16 +24,9 @@ class Flux(Family):
     own_guidance = 3.5  # of dev, as its pipeline has it
 
     @property
-    def channels(self) -> int:
-        return self.network["in_channels"] // 4
-
-    @property
-    def patch(self) -> int:
-        return 2
-
-    @property
-    def sample_size(self) -> Any:
-        return 128  # the pipeline's own: the network's configuration says none
+    def channels_given(self) -> int | None:
+        given = self.network.get("out_channels")  # of a token
+        return None if given is None else given // 4
 
     @property
     def embeds_guidance(self) -> bool:
@@ -54,9 +45,7 @@ class Flux(Family):
     @property
     def longest(self) -> int:
         """Tokens that every prompt is padded to, unmasked: 512, or 256 for schnell; fewer if its tokenizer says so."""
-        path = self.folder / "tokenizer_2" / "tokenizer_config.json"
-        said = json.loads(path.read_text()).get("model_max_length", 512) if path.exists() else 512
-        return int(min(said, 512 if self.embeds_guidance else 256))
+        return self.tokens_of("tokenizer_2", 512 if self.embeds_guidance else 256)
 
     def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
         tokens, pooled, _ = pipeline.encode_prompt(prompt, None, device, max_sequence_length=self.longest)
@@ -78,12 +67,6 @@ class Flux(Family):
             img_ids=positions.reshape(-1, 3),
         ).sample
         return unpack(packed, height, width)
-
-    def packed(self, latents: Tensor) -> Tensor:
-        return pack(latents)
-
-    def unpacked(self, latents: Tensor) -> Tensor:
-        return unpack(latents, *self.latent_shape[1:])
 
     def call_arguments(self) -> dict[str, Any]:
         height, width = self.pixels

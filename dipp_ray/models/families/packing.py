@@ -1,6 +1,32 @@
 """Latents packed two by two into the tokens of a transformer, as FLUX.1 and Qwen-Image read them."""
 
+from typing import Any
+
 from torch import Tensor
+
+from dipp_ray.models.families.family import Family
+
+
+class Packed(Family):
+    """What families of packed latents share: their networks say no size, and count channels of tokens."""
+
+    @property
+    def channels(self) -> int:
+        return self.network["in_channels"] // 4
+
+    @property
+    def patch(self) -> int:
+        return 2
+
+    @property
+    def sample_size(self) -> Any:
+        return 128  # the pipelines' own
+
+    def packed(self, latents: Tensor) -> Tensor:
+        return pack(latents)
+
+    def unpacked(self, latents: Tensor) -> Tensor:
+        return unpack(latents, *self.latent_shape[1:])
 
 
 def pack(latents: Tensor) -> Tensor:

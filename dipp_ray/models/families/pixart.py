@@ -13,11 +13,15 @@ class PixArtAlpha(Family):
     pipelines = ("PixArtAlphaPipeline",)
     multiple = 8
     networks = ("PixArtTransformer2DModel",)
-    longest = 120  # tokens of a prompt
     # At one step the pipeline takes the scheduler's x_0, which Euler gives in fp32 whatever the precision, so that the
     # VAE refuses it in bf16 and fp16; Heun's first step is Euler's, in the precision of its input.
     scheduler_of_sigma = "HeunDiscreteScheduler"
     last_layer = "proj_out"
+    learned_sigma = True
+
+    @property
+    def longest(self) -> int:
+        return 120
 
     @classmethod
     def present_name(cls, network_class: str, config: dict) -> str:
@@ -63,5 +67,8 @@ class PixArtAlpha(Family):
 
 class PixArtSigma(PixArtAlpha):
     pipelines = ("PixArtSigmaPipeline",)
-    longest = 300
     scheduler_of_sigma = "EulerDiscreteScheduler"  # its pipeline takes the scheduler's sample
+
+    @property
+    def longest(self) -> int:
+        return 300

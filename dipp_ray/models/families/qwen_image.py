@@ -11,34 +11,25 @@ from torch import Tensor
 
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.errors import UserError
-from dipp_ray.models.families.family import Family
-from dipp_ray.models.families.packing import pack, unpack
+from dipp_ray.models.families.packing import Packed, pack, unpack
 
 NULL = " "  # the pipeline's own negative prompt
 LONGEST = 512  # tokens, of its call
 
 
-class QwenImage(Family):
+class QwenImage(Packed):
     pipelines = ("QwenImagePipeline",)
     networks = ("QwenImageTransformer2DModel",)
     flow = True
-
-    @property
-    def channels(self) -> int:
-        return self.network["in_channels"] // 4
-
-    @property
-    def patch(self) -> int:
-        return 2
-
-    @property
-    def sample_size(self) -> Any:
-        return 128  # the pipeline's own: the network's configuration says none
 
     def check(self) -> None:
         super().check()
         if self.network.get("guidance_embeds"):
             raise UserError(f"{self.folder}: its transformer has guidance_embeds, which Qwen-Image has not: take that")
+
+    @property
+    def longest(self) -> int:
+        return LONGEST
 
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"joint_attention_dim": [("text_encoder", "hidden_size")]}
@@ -59,12 +50,6 @@ class QwenImage(Family):
             img_shapes=[[(1, height // 2, width // 2)]] * batch,
         ).sample
         return unpack(tokens, height, width)
-
-    def packed(self, latents: Tensor) -> Tensor:
-        return pack(latents)
-
-    def unpacked(self, latents: Tensor) -> Tensor:
-        return unpack(latents, *self.latent_shape[1:])
 
     def call_arguments(self) -> dict[str, Any]:
         height, width = self.pixels

@@ -28,6 +28,7 @@ class Sana(Family):
     flow = True
     one_step_shift = 2.0**14  # its pipeline leaves the sigmas to the scheduler, which shifts them twice
     multiple = 32
+    learned_sigma = True
     adapter_targets = ("to_q", "to_k", "to_v")
 
     def check(self) -> None:
@@ -39,6 +40,10 @@ class Sana(Family):
                 f"{self.folder}: its transformer {has}, but its pipeline is a {self.pipeline_class}: take a folder "
                 "whose parts belong together"
             )
+
+    @property
+    def longest(self) -> int:
+        return 300
 
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"caption_channels": [("text_encoder", "hidden_size")]}

@@ -15,6 +15,7 @@ class StableDiffusion3(Family):
     pipelines = ("StableDiffusion3Pipeline",)
     networks = ("SD3Transformer2DModel",)
     flow = True
+    optional = ("text_encoder_3", "tokenizer_3")  # T5 and its tokenizer, which are larger than all the rest
     one_step_shift = 2.0**14  # its pipeline leaves the sigmas to the scheduler, which shifts them twice
     adapter_targets = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
@@ -30,6 +31,10 @@ class StableDiffusion3(Family):
                 f"model.resolution={list(self.pixels)}: the transformer of {self.folder} knows positions up to "
                 f"{largest * self.factor} pixels a side: choose a smaller one"
             )
+
+    @property
+    def longest(self) -> int:
+        return self.tokens_of("tokenizer", 77) + 256  # of CLIP, and of T5
 
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {

@@ -37,6 +37,10 @@ class StableDiffusion(Family):
                 f"{self.pipeline_class} here: take the base model"
             )
 
+    @property
+    def longest(self) -> int:
+        return self.tokens_of("tokenizer", 77)
+
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"cross_attention_dim": [("text_encoder", "hidden_size")]}
 

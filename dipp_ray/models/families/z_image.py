@@ -23,6 +23,10 @@ class ZImage(Family):
     def sample_size(self) -> Any:
         return self.side // self.factor
 
+    @property
+    def longest(self) -> int:
+        return 512
+
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"cap_feat_dim": [("text_encoder", "hidden_size")]}
 

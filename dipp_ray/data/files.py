@@ -1,0 +1,84 @@
+"""The files that a setting names, local or in a store alike: found, and read whole or by range."""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import pyarrow
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from dipp_ray.errors import UserError
+
+BESIDE = ("_encoded.json", "_encoding.json", "_null.parquet")
+LARGEST_WHOLE = 2**30  # bytes of a file that is read as a whole
+
+
+def files_of(path: str, key: str, kinds: Collection[str]) -> Iterator[tuple[Any, str, str]]:
+    """(file system, path on it, path as it was given) of each file that `path` stands for.
+
+    kinds: the suffixes that a folder is looked through for. key: the setting, for a person.
+    """
+    try:
+        fs, root = url_to_fs(path)
+        if fs.isdir(root):
+            found = sorted(name for name in fs.ls(root, detail=False) if suffix_of(name) in kinds and not _beside(name))
+            if not found:
+                raise UserError(f"{path} holds no prompt files ({', '.join(kinds)}): set {key} to a folder that does")
+        elif any(mark in root for mark in "*?["):
+            found = sorted(fs.glob(root))
+            if not found:
+                raise UserError(f"no file is called {path}: correct the pattern in {key}")
+        elif fs.exists(root):
+            found = [root]
+        else:
+            raise UserError(f"prompt file {path} does not exist: set {key} to one that does")
+    except UserError:
+        raise
+    except Exception as error:  # each store's library raises classes of its own
+        raise UserError(f"prompt file {path}: {what_is_wrong(path, error)}") from None
+    scheme = path.partition("://")[0] + "://" if "://" in path else ""
+    for name in found:
+        yield fs, name, path if found == [root] else f"{scheme}{name}"
+
+
+def _beside(name: str) -> bool:
+    """Whether it is a file that lies beside the prompts in a folder of embeddings."""
+    return name.rsplit("/", 1)[-1] in BESIDE
+
+
+def what_is_wrong(path: str, error: Exception) -> str:
+    """What is wrong with a store, and what to set."""
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    if "Credentials" in kind or "Credentials" in text:
+        return "no credentials for it: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if "Endpoint" in kind or "ConnectionError" in kind or "Could not connect" in text:
+        return f"its store cannot be reached ({text}): set AWS_ENDPOINT_URL, or correct it"
+    return f"{kind}: {text}: correct the path, or the rights to it"
+
+
+def whole_content(fs: Any, file: str, shown: str) -> bytes:
+    """The bytes of a file. Raises UserError for one that is too large for that, or cannot be read."""
+    try:
+        size = fs.size(file)
+        if size is not None and size > LARGEST_WHOLE:
+            raise UserError(
+                f"prompt file {shown} has {size / 2**30:.1f} GiB, but is of a kind that is read whole, up to "
+                f"{LARGEST_WHOLE / 2**30:g} GiB: convert it to parquet, which is read by range"
+            )
+        return fs.cat_file(file)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"prompt file {shown}: {what_is_wrong(shown, error)}") from None
+
+
+def by_range(fs: Any, file: str) -> Any:
+    """A file for pyarrow, of which only the ranges that are asked for are read: no block of a store's is read ahead."""
+    if isinstance(fs, LocalFileSystem):
+        return pyarrow.OSFile(file)
+    return fs.open(file, "rb", cache_type="none")
+
+
+def suffix_of(name: str) -> str:
+    """'.parquet'; '' where the name has none."""
+    return "." + name.rsplit(".", 1)[-1].lower() if "." in name.rsplit("/", 1)[-1] else ""

@@ -1,0 +1,142 @@
+"""The sessions of a run, one after the other: each as large as the cluster can give, from the newest state there is."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from dipp_ray.checkpoints.store import Checkpoint, CheckpointStore
+from dipp_ray.config import RunConfig
+from dipp_ray.data.prompts import Prompts
+from dipp_ray.errors import RoleFailure, UserError
+from dipp_ray.reporting.events import record_event
+from dipp_ray.reporting.telemetry import Telemetry
+from dipp_ray.training.attempts import Attempts
+from dipp_ray.training.faults import GOES_ON
+from dipp_ray.training.growth import GROWTH, Surroundings
+from dipp_ray.training.memory import StateMemory
+from dipp_ray.training.placement import Placement, living_nodes, reserve
+from dipp_ray.training.plan import group_requests
+from dipp_ray.training.roles import Roles
+from dipp_ray.training.session import Committed, HeldState, Session
+from dipp_ray.training.sizes import allowed_sizes
+from dipp_ray.training.spares import Spares
+
+
+class Sessions:
+    """room: held for the first session's ranks."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles,
+        room: Placement,
+        prompts: Prompts,
+        store: CheckpointStore,
+        say: Callable[[str], None],
+    ):
+        self.config, self.roles, self.prompts, self.store, self.say = config, roles, prompts, store, say
+        self.room: Placement | None = room
+        self.current: Session | None = None
+        self.surroundings: Surroundings | None = None
+        self.attempts = Attempts(config.roles.failures)
+        self.memory, self.spares = StateMemory(config), Spares(config)
+        self.ranks, self.grows = 0, False
+        self.telemetry = Telemetry(config.run.name)
+        self.broke: tuple[float, int] | None = None  # when a fault was seen, and the steps that were finished then
+
+    def say_by(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        if self.current:
+            self.current.controller.say_by(say)
+
+    def open(self, checkpoint: Checkpoint | None, remembered: list[int]) -> HeldState | None:
+        """Open a session and bring its ranks to the newest state: in memory, of one of the `remembered` steps, or
+        committed, in `checkpoint`. Returns it; None: the ranks are as they are made.
+
+        Raises RoleFailure where a process is lost meanwhile, or where there is no room within roles.wait_s.
+        """
+        try:
+            if self.current is not None:
+                self.roles.move(self.config, self.say)
+            room = self.room or self._room_for_another()
+        except UserError as error:
+            raise NoRoom(f"{error}\n{GOES_ON}") from None
+        self.room = None
+        state = self._newest(checkpoint, remembered)
+        self.current = Session.open(
+            self.config, self.roles, room, state, self.memory, self.spares, self.prompts, self.say
+        )
+        self.memory.go_back(state.step if state else 0)
+        self._look_around(self.current)
+        return state
+
+    def _newest(self, checkpoint: Checkpoint | None, remembered: list[int]) -> HeldState | None:
+        kept = self.memory.newest(remembered)
+        if kept is not None and (checkpoint is None or kept.step >= checkpoint.step):
+            return kept
+        return Committed(checkpoint.step, self.store.url) if checkpoint else None
+
+    def _room_for_another(self) -> Placement:
+        """Room for the largest groups that the cluster can give now; the room held so far is given up for it."""
+        given_up = self.current.placement if self.current else None
+        if self.surroundings and given_up is not None:
+            self.surroundings.demand.give_to(given_up)
+        teachers = len(self.roles.teachers)
+        sizes = dict.fromkeys(replace(sizes, teacher=teachers) for sizes in allowed_sizes(self.config))
+        choices = [group_requests(self.config, size) for size in sizes]
+        return reserve(choices, self.config.roles.wait_s, self.say, instead_of=given_up)
+
+    def _look_around(self, session: Session) -> None:
+        before, self.ranks = self.ranks, session.sizes.ranks
+        grew_in_vain = self.grows and self.ranks <= before  # Ray had room, and the plan did not: it would be so again
+        self.grows = False
+        if self.surroundings:
+            self.surroundings.close()
+        placements = [session.placement, self.roles.placement]
+        self.surroundings = Surroundings(self.config, session.sizes, placements, asks=not grew_in_vain)
+
+    def reason_to_move(self) -> str | None:
+        """Why the session in hand is to give way to another at the next boundary, or None."""
+        reason = self.surroundings.reason_to_move() if self.surroundings else None
+        self.grows = reason == GROWTH
+        return reason
+
+    def survive(self, fault: RoleFailure, done: int) -> None:
+        """End what is left of the session that broke after `done` steps. Raises `fault` after too many in a row."""
+        self.broke = self.broke or (time.monotonic(), done)
+        lost_node = self.current is not None and bool(self.current.placement.node_ids() - living_nodes())
+        if self.current:
+            self.current.end_ranks()
+        goes_on = not isinstance(fault, NoRoom) and self.attempts.again(lost_node)
+        reason = str(fault).removesuffix(f"; {GOES_ON}")
+        record_event(self.config.path, "lost node" if lost_node else "fault", done, reason)
+        if not goes_on:
+            raise fault
+        self.say(f"recovering from a fault after step {done}: {reason} ({self.attempts})")
+
+    def finished(self, done: int) -> None:
+        """One more step is finished."""
+        self.attempts.finished(done)
+        if self.broke is not None and self.current is not None:
+            seconds, lost = time.monotonic() - self.broke[0], self.broke[1] - (done - 1)
+            self.broke = None
+            told = f"{lost} steps lost, {seconds:.1f} s from the fault to the next finished step"
+            record_event(self.config.path, "recovered", done, told, steps_lost=lost, seconds=round(seconds, 3))
+            self.say(f"recovered: {told}")
+            self.telemetry.add("dipp_ray_recoveries")
+            self.telemetry.add("dipp_ray_steps_lost", lost)
+            self.telemetry.set("dipp_ray_recovery_seconds", seconds)
+
+    def close(self) -> None:
+        """End the session, if one is open, and give all room back."""
+        if self.surroundings:
+            self.surroundings.close()
+        if self.current:
+            self.current.close()
+            self.current = None
+        self.spares.close()
+        self.memory.close()
+
+
+class NoRoom(RoleFailure):
+    """The cluster has no room for the smallest groups that the run may have."""
