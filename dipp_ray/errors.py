@@ -28,9 +28,9 @@ class RunFolderLost(RuntimeError):
     """The folder of a run was removed while it trained. The message says what is left."""
 
 
-class StorageUnavailable(RuntimeError):
-    """A disk or a store that failed at last. The message says how, and what is left."""
-
-
 class JobFailed(RuntimeError):
     """A job on a cluster failed, was stopped, or is out of sight. The message says which."""
+
+
+class StorageUnavailable(RuntimeError):
+    """A disk or a store that failed at last. The message says how, and what is left."""

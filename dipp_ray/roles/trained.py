@@ -52,7 +52,7 @@ class TrainedRank:
     def meet(self, rank: int, world: int, host: str, port: int) -> int:
         """Be rank `rank` of `world`: join the group and load its network; returns the number of trained parameters."""
         self.rank, self.world = rank, world
-        here = f"{self.group} {rank} on {ray.util.get_node_ip_address()}"
+        here = f"{self.group} {self.rank} on {ray.util.get_node_ip_address()}"
         require_store(self.config.checkpoints, f"{here}: checkpoint.url")
         join(self.rank, self.world, host, port, self.device, self.config.roles.step_timeout_s)
         network = starting_network(self.config, self.group, self.frame).to(self.device)

@@ -1,9 +1,14 @@
-"""What lies in a store, and where this machine keeps its copy of it."""
+"""Where this machine keeps copies of what lies elsewhere, and what it builds once."""
 
 import hashlib
+import os
 from pathlib import Path
 
-from dipp_ray.storage.remembered import cache_folder
+
+def cache_folder() -> Path:
+    """$DIPP_RAY_CACHE, or dipp-ray in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("DIPP_RAY_CACHE") or f"{base}/dipp-ray").expanduser()
 
 
 def is_remote(place: str) -> bool:

@@ -16,8 +16,7 @@ from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.serving.deploy.application import replica_options
-from dipp_ray.storage.cache import is_remote
-from dipp_ray.training.home import as_others_see
+from dipp_ray.training.home import Home, as_others_see
 from dipp_ray.training.roles import start_actor
 from dipp_ray.training.run import Run
 
@@ -130,7 +129,7 @@ def evaluators(
 
 def whole(config: RunConfig) -> RunConfig:
     """With the run's folder named whole: an actor's current folder may be another."""
-    if is_remote(config.run.folder):
+    if Home(config).mirror is not None:
         return config
     folder = str(Path(config.run.folder).resolve())
     return config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})})
