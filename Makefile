@@ -4,13 +4,20 @@ RUN := $(VENV)/bin
 
 .PHONY: demo test test-slow lint schema bench bench-rewards
 
-# Every target makes the environment first if it is missing or pyproject.toml is newer.
-$(VENV)/installed: pyproject.toml
+# Every target makes the environment first if it is missing or pyproject.toml is newer. Nothing is compiled ahead: that
+# would take a minute, and Python compiles what is imported when it is.
+INSTALL := $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable
+
+$(VENV)/package: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(INSTALL) .
 	touch $@
 
-demo: $(VENV)/installed
+$(VENV)/installed: $(VENV)/package
+	$(INSTALL) ".[dev]"
+	touch $@
+
+demo: $(VENV)/package
 	$(RUN)/dipp-ray demo
 
 test: $(VENV)/installed

@@ -1,32 +1,34 @@
 """The `dipp-ray` command: one thin function a verb."""
 
 import argparse
+import atexit
 import os
-import socket
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from dipp_ray.connecting import connect, require_sane_ray
 from dipp_ray.errors import (
     CallError,
+    JobFailed,
     NonFiniteError,
     RewardUnavailableError,
     RoleFailure,
     RunFolderLost,
     UserError,
 )
-from dipp_ray.import_path import refuse_shadows
 from dipp_ray.reporting.output import lasting_output
 from dipp_ray.reporting.quiet import quiet_libraries
-
-CONNECT_S = 10.0
-AUTH_MODES = ("token", "disabled")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns the exit status of `guarded`."""
     quiet_libraries()
+    # Threads of torch that wait for each other sleep: spinning, they hold up the ones waited for once another program
+    # runs. torch's libgomp reads this when it is loaded, and Ray's workers on this machine inherit it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given, rest = parser().parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or not hasattr(given, "settings")]
     if not unknown and rest:
@@ -45,6 +47,8 @@ def as_setting(verb: str, unknown: list[str]) -> str:
     from dipp_ray.config import RunConfig
     from dipp_ray.settings import nearest_keys
 
+    if verb == "submit":
+        return f"submit does not know {unknown[0]}: write -- before the command that the job runs"
     name, _, value = unknown[0].lstrip("-").partition("=")
     value = value or next((word for word in unknown[1:2] if not word.startswith("-")), "VALUE")
     near = nearest_keys(name.replace("-", "_"), RunConfig) if verb in ("train", "check", "evaluate") else []
@@ -61,7 +65,11 @@ def guarded(work: Callable[[], None]) -> int:
     if os.getcwd() not in sys.path:  # rewards and judges may lie here: Ray's workers look here too
         sys.path.append(os.getcwd())
     with lasting_output():
-        return _exit_status(work)
+        status = _exit_status(work)
+    # The work is done, or its end is said: Ctrl-C would stop Ray from ending its processes, which is what is left.
+    # Handlers are called in the reverse order, so before Ray's.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    return status
 
 
 def _exit_status(work: Callable[[], None]) -> int:
@@ -70,7 +78,7 @@ def _exit_status(work: Callable[[], None]) -> int:
     except (UserError, CallError) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteError, RewardUnavailableError, RoleFailure, RunFolderLost) as error:
+    except (JobFailed, NonFiniteError, RewardUnavailableError, RoleFailure, RunFolderLost) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
@@ -152,6 +160,19 @@ def parser() -> argparse.ArgumentParser:
         "settings", nargs="*", metavar="section.key=value", help="settings that override it, or YAML files of such"
     )
     service.add_argument("--detach", action="store_true", help="leave it in the cluster of RAY_ADDRESS and return")
+    job = verb(run_submit, "A command as a job on a cluster: its log is shown until it ends.")
+    job.add_argument("command", nargs="*", help="behind --, as in: -- python jobs/align.py CONFIG")
+    job.add_argument("--address", help="the dashboard's URL (default: RAY_API_SERVER_ADDRESS, or this machine's)")
+    job.add_argument("--working-dir", type=Path, default=Path("."), help="folder that the job runs in a copy of")
+    job.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="variable of the job's")
+    job.add_argument("--on", metavar="head|LABEL=VALUE", help="node that the command runs on")
+    job.add_argument("--retries", type=count, default=0, help="submit it again so often when it fails (%(default)s)")
+    job.add_argument("--detach", action="store_true", help="return when it is submitted")
+    instead = job.add_mutually_exclusive_group()
+    instead.add_argument("--follow", metavar="JOB", help="show the log of a job until it ends")
+    instead.add_argument("--status", metavar="JOB", help="say how a job is")
+    instead.add_argument("--stop", metavar="JOB", help="end a job; submitted again, training goes on")
+    instead.add_argument("--list", action="store_true", help="every job of the cluster")
     schema = verb(run_schema, "The JSON schema of a configuration, by which an editor completes and checks it.")
     schema.add_argument(
         "configuration", nargs="?", choices=("run", "service", "fit"), default="run", help="(%(default)s)"
@@ -169,14 +190,19 @@ def positive(text: str) -> int:
     return number
 
 
+def count(text: str) -> int:
+    """An argument that is 0 or more."""
+    return 0 if text == "0" else positive(text)
+
+
 def run_demo(given) -> None:
     from dipp_ray.training.folder import require_writable
 
-    require_writable(given.out)  # before Ray is started
-    connect()
+    require_writable(given.out)  # before anything is started
+    require_sane_ray()
     from dipp_ray.miniature.demo import demo
 
-    demo(given.out, print)
+    demo(given.out, print, connect)
 
 
 def settings_of(given) -> list[str]:
@@ -186,12 +212,22 @@ def settings_of(given) -> list[str]:
     return [*given.settings, *(settings_of_run(given.generator) if given.generator else [])]
 
 
-def run_train(given) -> None:
+def looked_at(given):
+    """The configuration of a run, its models at commits of the hub, after a first look: what is wrong in it is said
+    before the libraries of models are loaded, which takes seconds."""
     from dipp_ray.config import load_config
-    from dipp_ray.training.checks import check
+    from dipp_ray.training.first_look import first_look
     from dipp_ray.training.pinning import pinned_run
 
     config = pinned_run(load_config(given.config, settings_of(given)))
+    first_look(config)
+    return config
+
+
+def run_train(given) -> None:
+    config = looked_at(given)
+    from dipp_ray.training.checks import check
+
     check(config)  # before Ray is started: bad input answers at once
     connect()
     from dipp_ray.reporting.report import write_report
@@ -202,13 +238,12 @@ def run_train(given) -> None:
 
 
 def run_check(given) -> None:
+    config = looked_at(given)
     import rich
 
-    from dipp_ray.config import load_config
+    from dipp_ray.models.pipeline import frame_of
     from dipp_ray.training.checks import check, doubt_about_start, embeddings_line, sizes_line, start_line
-    from dipp_ray.training.pinning import pinned_run
 
-    config = pinned_run(load_config(given.config, settings_of(given)))
     prompts = check(config)
     if doubt := doubt_about_start(config):
         print(doubt)
@@ -216,16 +251,19 @@ def run_check(given) -> None:
     in_cluster = "RAY_ADDRESS" in os.environ
     if in_cluster or given.try_rewards:
         connect()
+    from dipp_ray.training.footprint import footprint_lines
     from dipp_ray.training.machine import this_machine
     from dipp_ray.training.placement import cluster_nodes
     from dipp_ray.training.plan import best_plan, requests
-    from dipp_ray.training.sizes import allowed_sizes
+    from dipp_ray.training.sizes import Sizes, allowed_sizes
 
     choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
     planned = best_plan(choices, cluster_nodes() if in_cluster else [this_machine()])
     rich.print(planned.table())
     planned.require()
     print(start_line(config))
+    for line in footprint_lines(config, frame_of(config.model), Sizes.of(planned.requests)):
+        print(line)
     print(embeddings_line(config))
     if given.try_rewards:
         from dipp_ray.training.reward_trial import try_rewards
@@ -236,15 +274,20 @@ def run_check(given) -> None:
 
 
 def run_fit_reward(given) -> None:
+    from dipp_ray.preferences.config import load_fit_config
+
+    config = load_fit_config(given.config, given.settings)  # said before the libraries are loaded
     from dipp_ray.preferences.command import fit_command
 
-    fit_command(given.config, given.settings, connect)
+    fit_command(config, connect)
 
 
 def run_encode(given) -> None:
     from dipp_ray.config import load_config
-    from dipp_ray.encoding.command import encode
     from dipp_ray.training.pinning import pinned_run
+
+    config = pinned_run(load_config(given.config, given.settings))
+    from dipp_ray.encoding.command import encode
 
     def encoders(config):
         connect()  # once all has been looked at
@@ -252,17 +295,17 @@ def run_encode(given) -> None:
 
         return placed_encoders(config, given.actors, print)
 
-    config = pinned_run(load_config(given.config, given.settings))
     encode(config, given.out, encoders, print, given.dtype, given.rows)
 
 
 def run_sample(given) -> None:
-    from dipp_ray.data.prompts import read_prompts
-    from dipp_ray.evaluation.sample_command import sample
-
     if not given.prompt and not given.prompts:
         raise UserError("there is nothing to sample: give --prompt TEXT, or --prompts FILE")
+    from dipp_ray.data.prompts import read_prompts
+
     read = list(read_prompts(given.prompts, "prompt")) if given.prompts else []
+    from dipp_ray.evaluation.sample_command import sample
+
     sample(
         given.pipeline,
         [*given.prompt, *read],
@@ -287,10 +330,10 @@ def run_evaluate(given) -> None:
 
 
 def run_export(given) -> None:
-    from dipp_ray.training.export_command import export_command, push_command
-
     if given.private and not given.push:
         raise UserError("--private is about the repository of --push: give that too, or leave it out")
+    from dipp_ray.training.export_command import export_command, push_command
+
     if given.push:
         push_command(given.checkpoint, given.out, given.push, given.private, print, given.adapter)
     else:
@@ -298,14 +341,13 @@ def run_export(given) -> None:
 
 
 def run_serve_rewards(given) -> None:
+    # Too early to read the configuration anew, and by itself it would end the process.
+    signal.signal(signal.SIGUSR1, lambda *_: None)
     from dipp_ray.serving.deploy.config import ServiceConfig
     from dipp_ray.serving.deploy.pinning import pinned_service
     from dipp_ray.settings import load_settings
 
-    def read() -> ServiceConfig:
-        return pinned_service(load_settings(given.config, given.settings, ServiceConfig))
-
-    config = read()
+    config = pinned_service(load_settings(given.config, given.settings, ServiceConfig))
     from dipp_ray.serving.deploy.check import check_service
 
     check_service(config)  # before Ray is started: bad input answers at once
@@ -317,7 +359,24 @@ def run_serve_rewards(given) -> None:
     if "RAY_ADDRESS" not in os.environ:  # in a running cluster Serve may listen there already
         require_port(config.http)
     connect()
+    from dipp_ray.training.service_room import require_room
+
+    def read() -> ServiceConfig:
+        """The configuration anew: what the cluster cannot hold is refused, at the start as at each reading."""
+        new = pinned_service(load_settings(given.config, given.settings, ServiceConfig))
+        require_room(new)
+        return new
+
+    require_room(config)
     serve_rewards(config, read, given.detach, print)
+
+
+def run_submit(given) -> None:
+    from dipp_ray.submission.cluster import address_of_jobs, open_jobs
+    from dipp_ray.submission.command import run
+
+    require_sane_ray()
+    run(given, lambda: open_jobs(address_of_jobs(given.address)))
 
 
 def run_schema(given) -> None:
@@ -332,58 +391,6 @@ def run_report(given) -> None:
     if not (given.folder / "metrics.jsonl").is_file():
         raise UserError(f"{given.folder} is no run's folder (no metrics.jsonl): give the folder that `train` wrote")
     print(write_report(given.folder))
-
-
-def connect() -> None:
-    """Join the cluster of RAY_ADDRESS (as a Ray job does), or start one on this machine, by Ray's token alone."""
-    # Ray listens on every interface even for a cluster of one machine. Unless RAY_AUTH_MODE says otherwise it makes a
-    # token for a cluster that it starts (~/.ray/auth_token), without which nobody else can run code here.
-    import ray
-    from ray.exceptions import RayError
-
-    if ray.is_initialized():
-        return
-    require_sane_ray()
-    address = os.environ.get("RAY_ADDRESS", "local")
-    local = address == "local"
-    print("starting Ray on this machine" if local else f"joining the Ray cluster at {address}")
-    if local:  # Serve's controller would look at every replica ten times a second, for 3% of a core
-        os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
-    try:
-        if not local:
-            require_listener(address)
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None)
-    except (RayError, RuntimeError, ValueError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        if "AF_UNIX path" in reason:
-            raise UserError(
-                "the folder of RAY_TMPDIR or TMPDIR is too long for the sockets that Ray puts there: set RAY_TMPDIR to "
-                "a short one, such as /tmp/r"
-            ) from None
-        if local:
-            raise UserError(f"Ray did not start: {reason}; its logs are in /tmp/ray/session_latest/logs") from error
-        raise UserError(f"RAY_ADDRESS={address}: {reason}: correct it, or start that cluster") from error
-
-
-def require_sane_ray() -> None:
-    """Raise UserError for what would make Ray start otherwise than meant: a RAY_AUTH_MODE that it does not know turns
-    authentication off without a word, and files called like modules end its processes."""
-    mode = os.environ.get("RAY_AUTH_MODE", "token")
-    if mode not in AUTH_MODES:
-        raise UserError(f"RAY_AUTH_MODE={mode}: write {' or '.join(AUTH_MODES)}, or unset it for a token of Ray's own")
-    refuse_shadows({os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))})
-
-
-def require_listener(address: str) -> None:
-    """Raise OSError where nothing listens at `host:port`: Ray itself would try for a minute and more."""
-    if not address.strip():
-        raise OSError("it is empty, which Ray takes for any cluster that it finds: unset it, or write host:port")
-    if address.startswith(("http://", "https://")):
-        raise OSError("that is where a dashboard takes jobs: write host:port of the cluster, such as 10.0.0.5:6379")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
-            pass
 
 
 if __name__ == "__main__":

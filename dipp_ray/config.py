@@ -16,14 +16,14 @@ from dipp_ray.evaluation.settings import EvaluationSection
 from dipp_ray.reporting.trackers import Name as TrackerName
 from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.role_settings import Between, RoleSection, RolesSection, TrainedRoleSection
-from dipp_ray.settings import Count, Positive, Section, load_settings
+from dipp_ray.settings import Count, LocalPath, ModelPath, Positive, Section, load_settings
 
 __all__ = ["RoleSection", "RolesSection", "RunConfig", "TrainedRoleSection", "allowed_group_sizes", "load_config"]
 
 
 class RunSection(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run's folder.")
-    folder: str = Field("runs", description="Where run folders lie.")
+    folder: LocalPath = Field("runs", validate_default=True, description="Where run folders lie.")
     seed: int = Field(0, ge=0, lt=2**63, description="Keys every draw of noise, time and prompt.")
     steps: int = Field(ge=1, description="Generator updates of the whole run.")
     deterministic: bool = Field(True, description="Bit-equal on one kind of device; costs speed on a GPU.")
@@ -39,10 +39,10 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    teacher: str = Field(
+    teacher: ModelPath = Field(
         description="Diffusers pipeline folder of the frozen teacher, or its hub id: org/name, org/name@REVISION."
     )
-    generator: str | None = Field(
+    generator: ModelPath | None = Field(
         None,
         description="Pipeline folder of the starting generator, its network alone (a folder or file of weights, "
         "safetensors or .bin), or a LoRA on the teacher; of each a hub id too, or a file or folder in a repository; "
@@ -84,7 +84,7 @@ class InitSection(Section):
     score: Literal["teacher", "checkpoint"] = Field(
         "teacher", description="Start the score model from the teacher, or from the one that distillation left."
     )
-    score_checkpoint: str | None = Field(None, description="Run folder or checkpoint whose score model is taken.")
+    score_checkpoint: LocalPath | None = Field(None, description="Run folder or checkpoint whose score model is taken.")
     score_warmup_steps: int = Field(0, ge=0, description="Score-only updates before the first generator update.")
 
     @model_validator(mode="after")
@@ -123,7 +123,9 @@ class RewardSection(Section):
     terms: list[RewardTerm] = Field(default_factory=list, description="Reward models and their parts in the sum.")
     app: str | None = Field(None, description="Shared service, by its Serve application; null: a private one.")
     urls: list[str] = Field(default_factory=list, description="Shared service, by HTTP; several serve the same.")
-    token: str | None = Field(None, description="File of this run's bearer token; null: of DIPP_RAY_REWARD_TOKEN.")
+    token: LocalPath | None = Field(
+        None, description="File of this run's bearer token; null: of DIPP_RAY_REWARD_TOKEN."
+    )
     wire_dtype: Literal["fp32", "fp16"] = Field("fp32", description="Of x0 and its gradient by HTTP.")
     standardise: bool = Field(False, description="Divide by the deviation of the starting generator's reward.")
     standardise_samples: int = Field(256, ge=2, description="Samples that measure mean and deviation.")
@@ -163,7 +165,7 @@ class CheckpointSection(Section):
         ge=1,
         description="Newest checkpoints kept; the best by the held-out reward stays too, if it is above the start's.",
     )
-    url: str | None = Field(None, description="Where checkpoints lie; null: in the run's folder.")
+    url: LocalPath | None = Field(None, description="Where checkpoints lie; null: in the run's folder.")
 
 
 class LogSection(Section):

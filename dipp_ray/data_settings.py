@@ -4,16 +4,16 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dipp_ray.settings import Section
+from dipp_ray.settings import LocalPath, Section
 
 
 class DataSection(Section):
-    prompts: str | list[str] = Field(
+    prompts: LocalPath | list[LocalPath] = Field(
         description="A file of prompts (.parquet, .csv, .tsv, .jsonl, .json, .txt), a folder of such, a pattern, or a "
         "list; local or s3://."
     )
     column: str = Field("prompt", description="Their text column, where they have columns.")
-    embeddings: str | None = Field(
+    embeddings: LocalPath | None = Field(
         None,
         description="Folder that `dipp-ray encode` made of these prompts, or `prompts` itself where that is one; null: "
         "each micro-batch's prompts are encoded as it comes.",

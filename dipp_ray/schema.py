@@ -47,7 +47,8 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Made by `make schema` from the code, where each setting is defined once; do not edit. A file is YAML; any key",
-        "is changed on the command line by `section.key=value`. `[]` after a name: each entry of that list.",
+        "is changed on the command line by `section.key=value`. `[]` after a name: each entry of that list,",
+        "`[0]` on the command line the first.",
     ]
     for name, (_, title) in CONFIGURATIONS.items():
         schema = json.loads(json_schema(name))

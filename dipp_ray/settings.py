@@ -5,22 +5,42 @@ keys are refused with the nearest right one.
 """
 
 import difflib
+import re
 from dataclasses import fields, is_dataclass
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from dipp_ray import strict_yaml
 from dipp_ray.errors import UserError
+from dipp_ray.hub.ids import hub_id
 
 LONGEST_KEY = 200
+KEY = re.compile(r"[^.\[\]]+(\[\d{1,6}\])*(\.[^.\[\]]+(\[\d{1,6}\])*)*")  # section.list[0].key
+STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # of a Section, of a dataclass
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def absolute(path: str) -> str:
+    """A path from here made one that means the same in every folder: a cluster may have been started in another. A URL
+    stays as it is."""
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def absolute_unless_of_the_hub(given: str) -> str:
+    """The same of what may be a hub's id too, which it is where nothing of that name lies here."""
+    return given if not Path(given).exists() and hub_id(given, within=True) else absolute(given)
+
+
+LocalPath = Annotated[str, AfterValidator(absolute)]
+ModelPath = Annotated[str, AfterValidator(absolute_unless_of_the_hub)]
 
 
 class Section(BaseModel):
@@ -68,21 +88,37 @@ def lay_over(data: dict, above: dict) -> None:
 
 
 def apply_override(data: dict, override: str) -> None:
-    """Set one `section.key=value` in the nested mapping `data`; the value is read as YAML."""
+    """Set one `section.key=value` in the nested mapping `data`; the value is read as YAML.
+
+    `list[0]` is an entry of a list that is there: `reward.terms[0].weight=2`.
+    """
     key, separator, value = override.partition("=")
-    if not separator or not key:
+    if not separator or not KEY.fullmatch(key):
         raise UserError(f"'{override}' is no setting: write section.key=value")
-    *sections, last = key.split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise UserError(f"'{override}': '{section}' is a value, not a section")
+    steps = [int(index) if index else name for name, index in STEP.findall(key)]
+    inner: Any = data
+    for step, after in pairwise(steps):
+        inner = inner.setdefault(step, {}) if isinstance(step, str) else inner[step]
+        _require_kind(inner, step, after, override)
     try:
-        data[last] = strict_yaml.load(value)
+        inner[steps[-1]] = strict_yaml.load(value)
     except yaml.YAMLError as error:
         twice = error.problem if isinstance(error, yaml.constructor.ConstructorError) else None
         reason = twice or "the value is not YAML; quote it"
         raise UserError(f"'{override}': {reason}") from None
+
+
+def _require_kind(found: Any, step: str | int, after: str | int, override: str) -> None:
+    """Raise UserError unless what was found at `step` is a section, or a list, of which `after` can be set."""
+    if isinstance(after, str):
+        if isinstance(found, list):
+            raise UserError(f"'{override}': '{step}' is a list: write {step}[0] for its first entry")
+        if not isinstance(found, dict):
+            raise UserError(f"'{override}': '{step}' is a value, not a section")
+    elif not isinstance(found, list):
+        raise UserError(f"'{override}': '{step}' is no list that is there: give the whole of it, {step}=[...]")
+    elif after >= len(found):
+        raise UserError(f"'{override}': '{step}' has {len(found)} entries, counted from 0")
 
 
 def validate(data: dict[str, Any], model: type[Settings], source: str) -> Settings:
@@ -112,7 +148,7 @@ def fault(error: ValidationError, model: type[BaseModel]) -> str:
     first = _first(error)
     if first["type"] in UNKNOWN_KEY:
         return unknown_key(first["loc"], model)
-    where = ".".join(map(str, first["loc"]))
+    where = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 
@@ -120,7 +156,15 @@ def fault(error: ValidationError, model: type[BaseModel]) -> str:
 def _first(error: ValidationError) -> ErrorDetails:
     """The fault to tell: an unknown key before others, for a misspelt one is missing under its right name too."""
     faults = error.errors(include_url=False)
+    # A value that may be a number or a section was tried as both: who wrote a section meant that.
+    meant = [fault for fault in faults if any(map(_is_branch, fault["loc"])) and "constrained-int" not in fault["loc"]]
+    faults = meant if meant and isinstance(faults[0]["input"], dict) else faults
     return next((fault for fault in faults if fault["type"] in UNKNOWN_KEY), faults[0])
+
+
+def _is_branch(part: str | int) -> bool:
+    """Whether it is no key, but pydantic's name of one of several kinds that a value may be."""
+    return part in ("constrained-int", "Between") or str(part).startswith("function-after")
 
 
 def unknown_key(loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
@@ -131,8 +175,21 @@ def unknown_key(loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
     near = nearest_keys(where, model, but=section)
     shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc[:-1]).removeprefix(".")
     return f"unknown key '{leaf}' in {shown or 'the top level'}" + (
-        f": did you mean {near[0]}?" if near else ": remove it"
+        f": did you mean {_with_entries(near[0], loc)}?" if near else ": remove it"
     )
+
+
+def _with_entries(key: str, loc: tuple[str | int, ...]) -> str:
+    """The key with the entries of lists that `loc` leads through, as the command line takes it."""
+    entries: dict[str, str] = {}
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            entries[path] = entries.get(path, "") + f"[{part}]"
+        else:
+            path = f"{path}.{part}".removeprefix(".")
+    parts = key.split(".")
+    return ".".join(part + entries.get(".".join(parts[: i + 1]), "") for i, part in enumerate(parts))
 
 
 def nearest_keys(where: str, model: type[BaseModel], but: str = "") -> list[str]:

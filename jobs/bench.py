@@ -24,8 +24,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dipp_ray.cli import connect, guarded
+from dipp_ray.cli import guarded
 from dipp_ray.config import RunConfig
+from dipp_ray.connecting import connect
 from dipp_ray.reporting.quiet import quiet_libraries
 
 CORES = 2
@@ -42,14 +43,15 @@ def main() -> None:
 
     from dipp_ray.data.prompts import read_prompts
     from dipp_ray.miniature.build import build_miniature
-    from dipp_ray.miniature.demo import cache_folder, fitted_reward, preset
+    from dipp_ray.miniature.runs import align_preset, distil_preset, fitted_reward
+    from dipp_ray.storage.remembered import cache_folder
 
     miniature = build_miniature(cache_folder() / "miniature", print)
-    reward = fitted_reward(miniature, print)
+    fitted_reward(miniature, print)
     with tempfile.TemporaryDirectory() as out:
         # Speed does not depend on how good the generator is: the teacher's weights serve as well as distilled ones.
         untrained = ["model.generator=null", "init.score=teacher", "init.score_checkpoint=null"]
-        config = preset("align", miniature, reward, Path(out), untrained)
+        config = align_preset(miniature, Path(out), distil_preset(miniature, Path(out)), untrained)
         prompts = read_prompts(config.data.prompts, config.data.column)
         ways = {
             "plain loop, 2 threads": Plain(config, prompts, threads=2),

@@ -9,7 +9,9 @@ the sizes of the demo's reward. The base is the same Scorer in one process witho
 rows with the same number of threads. A machine's speed drifts, so both take turns, and a round's ratio is against the
 base right before and right after it; the median of the rounds is shown, with their range. Share lost is what the way to
 the models costs: 1 minus the ratio. `unmerged` is a deterministic service, which never puts calls of several trainers
-into one batch. CPU ms is what a call costs all processes between the trainer and the models, the trainer's included.
+into one batch. `--flood 160` measures fairness instead: one trainer's p50, alone and beside so many connections of
+another one that come again after 50 ms whatever they are told. CPU ms is what a call costs all processes between the
+trainer and the models, the trainer's included.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import numpy as np
 import psutil
 import ray
 import torch
+from flood import measure, tokens_file
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +39,7 @@ CALLERS = (1, 4, 16)
 PROMPTS = [f"a bold upright handwritten {digit}" for digit in ("zero", "one", "two", "three", "four", "five")]
 LONGEST_S = 600.0
 INGRESS = "Rewards"
-BETWEEN = ("ray::Trainer", "ray::ProxyActor", "ray::ServeController")
+BETWEEN = ("ray::Trainer", "ray::FrontActor", "ray::ProxyActor", "ray::ServeController")
 SAME_BATCH_S = 0.05  # answers of one batch lie closer than this, those of two batches further apart
 
 
@@ -210,6 +213,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="largest batch, in rows (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the model (%(default)s)")
     parser.add_argument("--port", type=int, default=8130)
+    parser.add_argument("--flood", type=int, help="connections that ignore Retry-After, beside a trainer")
     parser.add_argument("--out", type=Path, help="write the figures there as JSON too")
     given = parser.parse_args()
     connect()
@@ -226,6 +230,18 @@ def main() -> None:
         merging = ServiceConfig.model_validate(settings | {"name": "merging"})
         # Calls are chunks of their own here: one request at a time, whatever else waits.
         single = ServiceConfig.model_validate(settings | {"name": "single", "deterministic": True})
+        url = f"http://127.0.0.1:{given.port}"
+        if given.flood:
+            http = {"port": given.port, "tokens": tokens_file(Path(folder))}
+            config = ServiceConfig.model_validate(settings | {"name": "flooded", "http": http})
+            start_http(config.http)
+            deploy_rewards(config, "/")
+            try:
+                await_rewards(config.name, config.wait_s, print)
+                measure(url, world.latent, given)
+            finally:
+                stop_rewards(config.name)
+            return
         start_http(merging.http)
         terms = [model.term for model in merging.models]
         same = {"env_vars": KEEP_MEMORY}  # as a replica has it
@@ -234,7 +250,6 @@ def main() -> None:
         ways = [("handle", merging, "fp32", CALLERS), ("direct", merging, "fp32", CALLERS[:1]),
                 ("HTTP", merging, "fp32", CALLERS), ("HTTP, fp16", merging, "fp16", CALLERS[1:2]),
                 ("handle, unmerged", single, "fp32", CALLERS[1:2])]  # fmt: skip
-        url = f"http://127.0.0.1:{given.port}"
         running = None
         try:
             for way, config, dtype, numbers in ways:

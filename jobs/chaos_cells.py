@@ -19,7 +19,8 @@ RANKS = {"generator": "GeneratorRank", "score": "ScoreRank"}
 
 @dataclass(frozen=True)
 class Cell:
-    """victim: whose process; how: kill, stop (SIGSTOP), node (all of its node), drain, two (and a teacher too)."""
+    """victim: whose process; how: kill, stop (SIGSTOP), node (all of its node), return (and another comes),
+    drain, two (and a teacher too)."""
 
     victim: str
     phase: str
@@ -42,7 +43,7 @@ def cells() -> list[Cell]:
         found += [Cell(victim, "train", zero) for victim in STATELESS]
         found += [Cell(rank, "train", zero, "stop") for rank in RANKS]
         found += [Cell("teacher", "guide", zero, "stop")]
-        found += [Cell("score", "train", zero, how) for how in ("node", "drain", "two")]
+        found += [Cell("score", "train", zero, how) for how in ("node", "return", "drain", "two")]
     return found
 
 
@@ -144,13 +145,24 @@ class Strike:
             os.kill(pid, signal.SIGKILL)
         elif cell.how == "stop":
             os.kill(pid, signal.SIGSTOP)
-        elif cell.how == "node":
+        elif cell.how in ("node", "return"):
+            broken = self.run.session
             self.cluster.kill(self._name_of(node))
+            if cell.how == "return":
+                self._give_back(broken)
         elif cell.how == "drain":
             drain(self.cluster.address, node)
         if cell.how == "two":
             os.kill(self._actors("Teacher")[0]["Pid"], signal.SIGKILL)
         self.struck = f"{cell.how} of {cell.victim} (process {pid}) in {cell.phase}, step {self.step} or later"
+
+    def _give_back(self, broken) -> None:
+        """Another node like the lost one, as soon as the run goes on without it."""
+        from local import parse_node
+
+        while not self.ended.is_set() and self.run.session is broken:
+            time.sleep(0.02)
+        self.cluster.add(parse_node("name=back,cpus=1,labels=role:trainer"))
 
     def _name_of(self, node_id: str) -> str:
         import ray

@@ -13,7 +13,7 @@ def as_page(table: list[dict]) -> str:
         "# Faults, and what became of the runs",
         "",
         "Made by `python jobs/chaos.py --seed N`: one row a fault, each on a cluster of four nodes on one machine,",
-        "two generator and two score model ranks, memory_every 2, a checkpoint every 6 of 12 steps. *difference* is",
+        "two generator and two score model ranks, memory_every 2, a checkpoint every 20 of 40 steps. *difference* is",
         "that of the final weights from the undisturbed run's, 0 meaning equal to the bit; where a node went, sizes",
         "changed.",
         "",

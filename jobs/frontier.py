@@ -13,7 +13,8 @@ from pathlib import Path
 import rich
 from rich.table import Table
 
-from dipp_ray.cli import connect, guarded
+from dipp_ray.cli import guarded
+from dipp_ray.connecting import connect
 from dipp_ray.reporting.quiet import quiet_libraries
 
 
@@ -23,20 +24,21 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="+", default=[30.0, 100.0, 300.0])
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folders go (%(default)s)")
     given = parser.parse_args()
-    connect()
+    from dipp_ray.miniature.demo import make
 
-    from dipp_ray.miniature.build import build_miniature
-    from dipp_ray.miniature.demo import align_preset, cache_folder, finish, fitted_reward, preset
+    make(("teacher", "gold", "reward", "distil"), given.out, print, connect)
 
-    miniature = build_miniature(cache_folder() / "miniature", print)
-    reward = fitted_reward(miniature, print)
-    distil = preset("distil", miniature, reward, given.out, [])
-    finish(distil, print)
+    from dipp_ray.miniature.build import Miniature
+    from dipp_ray.miniature.runs import align_preset, distil_preset, finish
+    from dipp_ray.storage.remembered import cache_folder
+
+    miniature = Miniature.at(cache_folder() / "miniature")
+    distil = distil_preset(miniature, given.out)
     table = Table("reward scale", "proxy", "gold", "gold gained", "diversity kept", "digit accuracy", "Frechet")
     rows = []
     for scale in given.scales:
         name = [f"run.name=frontier-{scale:g}", f"objective.reward_scale={scale:g}"]
-        config = align_preset(miniature, reward, given.out, distil, name)
+        config = align_preset(miniature, given.out, distil, name)
         finish(config, print)
         models = json.loads((config.path / "evaluation.json").read_text())["models"]
         if not rows:

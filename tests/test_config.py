@@ -1,13 +1,17 @@
 """The one configuration: bad input ends with one sentence that names the place, and the hash covers the trajectory."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 
 from dipp_ray.config import RunConfig, allowed_group_sizes, load_config
 from dipp_ray.errors import UserError
-from dipp_ray.training.trajectory import difference, trajectory, trajectory_hash
+from dipp_ray.preferences.config import FitConfig
+from dipp_ray.serving.deploy.config import ServiceConfig
+from dipp_ray.storage.hashing import hash_of_json
+from dipp_ray.training.trajectory import _of_format_1, difference, trajectory, trajectory_hash
 
 MINIMAL = {
     "run": {"steps": 10},
@@ -38,8 +42,27 @@ def test_overrides_are_applied_and_typed(path):
     overrides = ["data.batch_size=48", "objective.weight=unit", "run.name=first", "score_optim.betas=[0.9, 0.99]"]
     config = load_config(path, overrides)
     assert (config.data.batch_size, config.micro_batch_size, config.objective.weight) == (48, 4, "unit")
-    assert config.score_optim.betas == (0.9, 0.99) and str(config.path) == "runs/first"
+    assert config.score_optim.betas == (0.9, 0.99) and config.path == Path.cwd() / "runs" / "first"
     assert load_config(path).data.batch_size == 24
+
+
+def test_an_entry_of_a_list_is_set_by_its_number(path):
+    terms = "reward.terms=[{name: a, model: clip, folder: x}, {name: b, model: clip, folder: y}]"
+    config = load_config(path, [terms, "reward.terms[1].weight=2"])
+    assert [term.weight for term in config.reward.terms] == [1, 2]
+    assert load_config(path, ["data.prompts=[a, b]", "data.prompts[0]=/c"]).data.prompts[0] == "/c"
+    for setting, words in (
+        ("reward.terms[2].weight=2", "'terms' has 2 entries, counted from 0"),
+        ("reward.terms.weight=2", "'terms' is a list: write terms[0] for its first entry"),
+        ("reward.terms[0].wieght=2", "unknown key 'wieght' in reward.terms[0]: did you mean reward.terms[0].weight?"),
+        ("reward.terms[0].weight.x=2", "'weight' is a value, not a section"),
+        ("ema[0]=2", "'ema' is no list that is there"),
+        ("reward.terms[0.weight=2", "is no setting: write section.key=value"),
+        ("reward..terms=2", "is no setting: write section.key=value"),
+        ("[0]=2", "is no setting: write section.key=value"),
+    ):
+        assert words in sentence(path, terms, "reward.terms[0].weight=1", setting), setting
+    assert "'terms' is no list that is there" in sentence(path, "reward.terms[0].weight=2")
 
 
 def test_a_later_override_wins_and_defaults_live_in_the_model(path):
@@ -355,7 +378,59 @@ def test_home_is_expanded_in_every_path(path, monkeypatch):
         "/home/me/sd15", "/home/me/runs", "/home/me/p.parquet"
     )  # fmt: skip
     assert config.reward.terms[0].folder == "/home/me/clip"
-    assert load_config(path, ["model.teacher=a~/b"]).model.teacher == "a~/b"
+    assert load_config(path, ["model.teacher=a~/b"]).model.teacher == str(Path.cwd() / "a~" / "b")
+
+
+def test_paths_mean_the_same_wherever_the_cluster_was_started(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "clip").mkdir(parents=True)
+    terms = "reward.terms=[{name: a, model: clip, folder: org/clip}, {name: b, model: clip, folder: org/other}]"
+    settings = [
+        "model.generator=./first/it/pipeline/", "init={score: checkpoint, score_checkpoint: first/it}", terms,
+        "data.prompts=[a.txt, 's3://bucket/*.txt']", "evaluation.prompts=b.txt", "checkpoint.url=s3://bucket/it",
+        "reward.token=token",
+    ]  # fmt: skip
+    config = load_config(path, settings)
+    assert config.run.folder == f"{tmp_path}/runs", "a default is a path too"
+    assert config.model.teacher == f"{tmp_path}/teacher"
+    assert config.model.generator == f"{tmp_path}/first/it/pipeline"
+    assert config.init.score_checkpoint == f"{tmp_path}/first/it"
+    assert (config.data.prompts, config.evaluation.prompts) == (
+        [f"{tmp_path}/a.txt", "s3://bucket/*.txt"], f"{tmp_path}/b.txt"
+    )  # fmt: skip
+    assert (config.checkpoint.url, config.reward.token) == ("s3://bucket/it", f"{tmp_path}/token")
+    folders = [term.folder for term in config.reward.terms]
+    assert folders == [f"{tmp_path}/org/clip", "org/other"], "what does not lie here is a hub's id"
+    assert load_config(path, ["checkpoint.url=saved"]).checkpoint.url == f"{tmp_path}/saved"
+
+
+def test_paths_of_a_fit_and_of_a_service_are_made_absolute_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip").mkdir()
+    fit = FitConfig(base="clip", pairs="a.jsonl", held_out="b.jsonl", out="out")
+    assert [fit.base, fit.pairs, fit.held_out, fit.out] == [
+        f"{tmp_path}/{name}" for name in ("clip", "a.jsonl", "b.jsonl", "out")
+    ]
+    model = {"name": "a", "model": "clip", "folder": "clip"}
+    service = ServiceConfig.model_validate({"models": [model], "vae": "clip", "http": {"tokens": "tokens"}})
+    assert [service.models[0].folder, service.vae, service.http.tokens] == [
+        f"{tmp_path}/{name}" for name in ("clip", "clip", "tokens")
+    ]
+
+
+def test_a_record_with_paths_from_here_goes_on(path, monkeypatch, tmp_path):
+    """As they were written before paths were made absolute."""
+    config = load_config(path, [REWARD])
+    before = trajectory(config)
+    before["model"]["teacher"], before["data"]["prompts"] = "teacher", "prompts.parquet"
+    before["reward"]["terms"][0]["folder"] = "reward"
+    assert difference({"trajectory": before}, config) is None
+    hashed = hash_of_json(_of_format_1(before))
+    assert difference({"trajectory_hash": hashed}, config) is None
+    assert difference({"trajectory_hash": hash_of_json(_of_format_1(trajectory(config)))}, config) is None
+    monkeypatch.chdir(tmp_path)
+    assert "model.teacher was" in difference({"trajectory": before}, config)
+    assert "other settings" in difference({"trajectory_hash": hashed}, config)
 
 
 @pytest.mark.parametrize("value", ["001", "1.5", "true", "2024-01-01"])

@@ -266,6 +266,14 @@ class CheckpointStore:
         return FileRecord(name, *write_file(self.fs, f"{self.folder(step)}/{name}", chunks, FULL))
 
 
+def newest_checkpoint(given: str) -> tuple[str, Checkpoint] | None:
+    """(URL, checkpoint) of the newest whole one in a run's folder or a folder of checkpoints; None: there is none."""
+    for url in (f"{given.rstrip('/')}/checkpoints", given.rstrip("/")):
+        if (latest := CheckpointStore(url, say=lambda _: None).latest()) is not None:
+            return url, latest
+    return None
+
+
 def _check_shares(folder: str, files: tuple[FileRecord, ...]) -> None:
     """Raises UserError unless each group has both files of each of its shares, once."""
     groups: dict[str, list] = {}

@@ -2,13 +2,15 @@
 
 from pydantic import Field, model_validator
 
-from dipp_ray.settings import Count, Section
+from dipp_ray.settings import Count, LocalPath, ModelPath, Section
 
 Channels = tuple[float, float, float]
 
 
 class FeatureSettings(Section):
-    network: str = Field(description="TorchScript file of (images [B, 3, H, W]) -> features [B, D]; or a CLIP folder.")
+    network: ModelPath = Field(
+        description="TorchScript file of (images [B, 3, H, W]) -> features [B, D]; or a CLIP folder."
+    )
     size: Count | None = Field(
         None, description="Side to which its images are brought, pixels; null: CLIP's own, or as the images are."
     )
@@ -18,8 +20,8 @@ class FeatureSettings(Section):
         "[0, 0, 0] and std [0.00392157, 0.00392157, 0.00392157].",
     )
     std: Channels | None = Field(None, description="Divides the channels after that; null: CLIP's own.")
-    images: str | None = Field(None, description="Folder of the images to compare with, as deep as it is.")
-    statistics: str | None = Field(
+    images: LocalPath | None = Field(None, description="Folder of the images to compare with, as deep as it is.")
+    statistics: LocalPath | None = Field(
         None, description="Their statistics, .npz: read where the file is there, else written from `images`."
     )
 
@@ -33,10 +35,10 @@ class FeatureSettings(Section):
 
 
 class EvaluationSection(Section):
-    prompts: str | list[str] | None = Field(None, description="As data.prompts; null: those of training.")
+    prompts: LocalPath | list[LocalPath] | None = Field(None, description="As data.prompts; null: those of training.")
     samples: int = Field(500, ge=2, description="Images of each model.")
     judge: str | None = Field(None, description="`package.module:function` (images, prompts) -> {metric: value}.")
-    clip: str | None = Field(None, description="CLIP folder, or hub id, that measures diversity too; null: none.")
+    clip: ModelPath | None = Field(None, description="CLIP folder, or hub id, that measures diversity too; null: none.")
     features: FeatureSettings | None = Field(None, description="What the Frechet distance is of; null: none.")
     workers: int = Field(
         1, ge=1, description="Actors that share the images, each with the resources of a generator's rank."

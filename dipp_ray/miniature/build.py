@@ -1,7 +1,7 @@
 """The miniature: a small world of real parts, built by code on first use and cached."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from dipp_ray.miniature.digits import SPLIT_SEED, load_scans
 from dipp_ray.miniature.gold import GoldRecipe, GoldReward, classifier_accuracy, train_classifier
 from dipp_ray.miniature.pairs import PairsRecipe, draw_candidates, make_pairs
 from dipp_ray.miniature.reward_base import RewardBaseRecipe, save_reward_base
-from dipp_ray.miniature.stages import Progress, build_stage, only_builder
+from dipp_ray.miniature.stages import Progress, build_stage, computing_threads
 from dipp_ray.miniature.teacher import TeacherRecipe, train_teacher
 
 REPORT = "report.json"
+# On more, a teacher of this size spends its time at their barriers as soon as another process runs.
+THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,24 @@ class Miniature:
         )
 
 
-def build_miniature(folder: Path, progress: Progress, recipe: MiniatureRecipe | None = None) -> Miniature:
+def build_miniature(
+    folder: Path, progress: Progress, recipe: MiniatureRecipe | None = None, only: Collection[str] | None = None
+) -> Miniature:
     """Build in `folder` what is not there yet and give the paths. A stage whose recipe has changed is built anew.
 
-    The same bits come out on one kind of machine with one number of threads. After an interruption the next call goes
-    on at the first stage that is not finished. `progress` takes lines for a person.
+    only: names of the stages to build (their folders' names), whose ingredients are there already; None: all of them.
+    The same bits come out on one kind of machine. After an interruption the next call goes on at the first stage that
+    is not finished. `progress` takes lines for a person.
     """
     recipe = recipe or MiniatureRecipe()
     paths = Miniature.at(folder)
     if paths.root.exists() and not paths.root.is_dir():
         raise UserError(f"the miniature's folder {paths.root} is a file: name another folder")
     paths.root.mkdir(parents=True, exist_ok=True)
-    with only_builder(paths.root, progress):
+    with computing_threads(THREADS):
         for stage, ingredients, make in stages(paths, recipe, progress):
-            build_stage(stage, {"version": recipe.version, "split_seed": SPLIT_SEED} | ingredients, make, progress)
+            if only is None or stage.name in only:
+                build_stage(stage, {"version": recipe.version, "split_seed": SPLIT_SEED} | ingredients, make, progress)
     return paths
 
 

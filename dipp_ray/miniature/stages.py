@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,22 +23,34 @@ def is_built(folder: Path, recipe: dict) -> bool:
 
 
 def build_stage(folder: Path, recipe: dict, make: Callable[[Path], None], progress: Progress) -> bool:
-    """Have `make` fill a folder aside, seal it and rename it to `folder`, unless it is built. True if it was made."""
-    if is_built(folder, recipe):
-        return False
-    started = time.monotonic()
-    with whole_folder(folder) as aside:
-        make(aside)
-        (aside / SEAL).write_text(json.dumps({"hash": hash_of_json(recipe), "recipe": recipe}, indent=2) + "\n")
-    progress(f"miniature: {folder.name} built in {time.monotonic() - started:.1f} s")
-    return True
+    """Have `make` fill a folder aside, seal it and rename it to `folder`, unless it is built. True if it was made.
+
+    Two programs that want the same stage do not build it twice: the second waits for the first, and says so.
+    """
+
+    def waits() -> None:
+        progress(f"miniature: another program is building {folder}; waiting for it")
+
+    with in_turn(folder.with_name(f".{folder.name}.lock"), waits):
+        if is_built(folder, recipe):
+            return False
+        started = time.monotonic()
+        with whole_folder(folder) as aside:
+            make(aside)
+            (aside / SEAL).write_text(json.dumps({"hash": hash_of_json(recipe), "recipe": recipe}, indent=2) + "\n")
+        progress(f"miniature: {folder.name} built in {time.monotonic() - started:.1f} s")
+        return True
 
 
-def only_builder(root: Path, progress: Progress) -> AbstractContextManager[None]:
-    """Hold the folder's lock, so that two programs that want the same miniature do not build it twice."""
-    return in_turn(
-        root / ".lock", lambda: progress(f"miniature: another program is building in {root}; waiting for it")
-    )
+@contextmanager
+def computing_threads(count: int) -> Iterator[None]:
+    """torch with `count` threads inside: what comes out depends on it in its last bits, not on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -17,3 +17,19 @@ def read_object(path: Path, otherwise: str) -> dict:
     if not isinstance(said, dict):
         raise UserError(f"{otherwise}: {path.name} holds no JSON object")
     return said
+
+
+def index_of(folder: Path) -> dict:
+    """model_index.json, whose components must be names within the folder: exports are written under them.
+
+    Raises UserError where `folder` is no pipeline's.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give a diffusers pipeline folder (one with model_index.json)")
+    index = read_object(folder / "model_index.json", f"{folder} is no diffusers pipeline")
+    for name, entry in index.items():
+        if isinstance(entry, list) and not (
+            name.isidentifier() and len(entry) == 2 and all(isinstance(part, str | None) for part in entry)
+        ):
+            raise UserError(f"{folder} is no diffusers pipeline: its model_index.json says {name}: {entry}")
+    return index

@@ -15,7 +15,7 @@ from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import configurations, weights_of
 from dipp_ray.models.denoiser import DTYPES, Denoiser
 from dipp_ray.models.families import Family, family_of
-from dipp_ray.models.json_files import read_object
+from dipp_ray.models.json_files import index_of, read_object
 from dipp_ray.models.vae_folder import find_vae
 
 # Read beside the weights by whoever samples or trains on from an exported folder.
@@ -39,9 +39,7 @@ def read_frame(
     folder's are those that it was trained with, and another's are its own.
     """
     folder = local(folder, configurations)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give a diffusers pipeline folder (one with model_index.json)")
-    index = _index(folder)
+    index = index_of(folder)
     kind = family_of(str(index.get("_class_name")), folder, family)
     if kind.network_part not in index:
         raise UserError(f"{folder}: its model_index.json names no {kind.network_part} to train")
@@ -78,17 +76,6 @@ def _completed(network: dict, network_class: str) -> dict:
     parameters = inspect.signature(getattr(diffusers, network_class).__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and not p.name.startswith("_")}
     return json.loads(json.dumps(defaults)) | network  # tuples become lists
-
-
-def _index(folder: Path) -> dict:
-    """model_index.json, whose components must be names within the folder: exports are written under them."""
-    index = read_object(folder / "model_index.json", f"{folder} is no diffusers pipeline")
-    for name, entry in index.items():
-        if isinstance(entry, list) and not (
-            name.isidentifier() and len(entry) == 2 and all(isinstance(part, str | None) for part in entry)
-        ):
-            raise UserError(f"{folder} is no diffusers pipeline: its model_index.json says {name}: {entry}")
-    return index
 
 
 def one_step_of_folder(folder: str | Path) -> dict | None:

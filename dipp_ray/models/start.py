@@ -72,5 +72,15 @@ def _refuse_another(network, config: RunConfig, frame: Family) -> None:
 
 def check_adapters(config: RunConfig, frame: Family) -> None:
     """Raise UserError, from names and shapes alone, where an adapter does not fit the teacher's network."""
-    for group in ("generator", "score"):
-        _adapt(empty_model(frame), config, group, frame)
+    groups: tuple[GroupName, ...] = ("generator", "score")
+    for group in groups:
+        meta_network(config, group, frame)
+
+
+def meta_network(config: RunConfig, group: GroupName, frame: Family) -> Any:
+    """The network that `group` trains on the meta device, without weights, with gradients for what is trained."""
+    network = empty_model(frame)
+    _adapt(network, config, group, frame)
+    if getattr(config.adapters, group) is None:
+        network.requires_grad_(True)
+    return network

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 import rich
 
 from dipp_ray.preferences.calibration import tables
-from dipp_ray.preferences.config import load_fit_config
+from dipp_ray.preferences.config import FitConfig
 from dipp_ray.preferences.fit import prepared
 from dipp_ray.reporting.progress import ProgressLine, duration
 from dipp_ray.reporting.waiting import waiting
@@ -15,9 +14,8 @@ from dipp_ray.reporting.waiting import waiting
 SHOWN = (("accuracy", "held_out/accuracy"), ("log_loss", "held_out/log loss"))
 
 
-def fit_command(path: Path, overrides: list[str], connect: Callable[[], None]) -> None:
-    """Fit as the YAML file `path` says, and print the figures. `connect` joins Ray, once all input is known good."""
-    config = load_fit_config(path, overrides)
+def fit_command(config: FitConfig, connect: Callable[[], None]) -> None:
+    """Fit, and print the figures. `connect` joins Ray, once all input is known good."""
     with prepared(config, print) as fit:
         record = fit.record
         if record is not None:

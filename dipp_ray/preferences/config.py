@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dipp_ray.settings import Positive, Section, load_settings
+from dipp_ray.settings import LocalPath, ModelPath, Positive, Section, load_settings
 
 
 class ColumnSettings(Section):
@@ -82,19 +82,21 @@ class CheckpointSettings(Section):
 
 
 class FitConfig(Section):
-    base: str = Field(description="Folder or hub id of the CLIPModel to start from, safetensors, with its tokenizer.")
-    pairs: str = Field(
+    base: ModelPath = Field(
+        description="Folder or hub id of the CLIPModel to start from, safetensors, with its tokenizer."
+    )
+    pairs: LocalPath = Field(
         description="File of training pairs, local or s3://: parquet, JSONL or a list in JSON, with the columns below; "
         "or Pick-a-Pic v2, HPDv2, HPDv3 or ImageRewardDB as they are published."
     )
-    held_out: str | None = Field(None, description="File of pairs to measure on; null: some of `pairs`.")
+    held_out: LocalPath | None = Field(None, description="File of pairs to measure on; null: some of `pairs`.")
     held_out_share: float = Field(
         0.1,
         gt=0,
         lt=1,
         description="Share of the prompts of `pairs` set aside where held_out is null, with all theirs.",
     )
-    out: str = Field(description="Folder to leave the fitted model in; every worker's node must see the same.")
+    out: LocalPath = Field(description="Folder to leave the fitted model in; every worker's node must see the same.")
     replace: bool = Field(False, description="Whether a fit of another configuration in `out` gives way to this one.")
     columns: ColumnSettings = ColumnSettings()
     fit: FitSettings = FitSettings()

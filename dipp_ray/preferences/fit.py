@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dipp_ray.errors import NonFiniteError
+from dipp_ray.head import watched_head
 from dipp_ray.hub.revisions import pinned
 from dipp_ray.preferences.config import FitConfig
 from dipp_ray.preferences.dataset import split
@@ -74,7 +75,8 @@ class RewardFit:
         if resumed < self.config.fit.steps:
             resume = found[0] if found else None
             try:
-                train_session(self.config, self.work.next_session(resume), resume, progress, self.say)
+                with watched_head(self.say, "the same command goes on from the last checkpoint"):
+                    train_session(self.config, self.work.next_session(resume), resume, progress, self.say)
             except NonFiniteError:
                 self.work.forget()  # its checkpoints lead there again
                 raise

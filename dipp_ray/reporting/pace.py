@@ -1,7 +1,9 @@
 """Saying how far something is, now and then: not at every step, and not in silence."""
 
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 
 
 class Pace:
@@ -25,20 +27,49 @@ class Pace:
         return True
 
 
+class Remaining:
+    """How long what is left will take, by the pace of late: of the last 50 intervals the slowest is left out, for a
+    stall is no pace. `done` are done already; two points that are kept lie at least `apart_s` seconds apart."""
+
+    KEPT = 51
+
+    def __init__(self, done: int = 0, apart_s: float = 0.0):
+        self.apart_s = apart_s
+        self.points = deque([(time.monotonic(), done)], maxlen=self.KEPT)
+
+    def at(self, done: int) -> None:
+        """So much is done now."""
+        now, (then, before) = time.monotonic(), self.points[-1]
+        if done > before and now - then >= self.apart_s:
+            self.points.append((now, done))
+
+    def seconds(self, left: int) -> float | None:
+        """The time that `left` more will take, or None where nothing is known yet."""
+        paces = sorted(
+            ((now - then) / (done - before), done - before) for (then, before), (now, done) in pairwise(self.points)
+        )
+        kept = paces[:-1] or paces
+        if not kept:
+            return None
+        return left * sum(pace * count for pace, count in kept) / sum(count for _, count in kept)
+
+
 class Ticker:
     """A line every few seconds: what, how far, elapsed and remaining time."""
 
     EVERY_S = 5.0
+    APART_S = 0.5  # of two points that the time left is told by
 
     def __init__(self, say: Callable[[str], None], what: str, total: int):
         self.say, self.what, self.total = say, what, total
-        self.pace = Pace(self.EVERY_S)
+        self.pace, self.remaining = Pace(self.EVERY_S), Remaining(apart_s=self.APART_S)
 
     def tick(self, done: int, note: str = "") -> None:
         """`done` of `total` are done; `note` is added to the line."""
+        self.remaining.at(done)
         if not self.pace.due():
             return
-        elapsed = self.pace.elapsed
-        left = elapsed / done * (self.total - done)
-        line = f"{self.what} {done:,}/{self.total:,}, {elapsed:.0f} s, {left:.0f} s left"
+        line = f"{self.what} {done:,}/{self.total:,}, {self.pace.elapsed:.0f} s"
+        if (left := self.remaining.seconds(self.total - done)) is not None:
+            line += f", {left:.0f} s left"
         self.say(f"{line}, {note}" if note else line)

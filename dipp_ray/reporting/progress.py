@@ -2,8 +2,6 @@
 
 import math
 import sys
-import time
-from collections import deque
 
 import rich
 from rich.live import Live
@@ -11,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dipp_ray.reporting.pace import Pace
+from dipp_ray.reporting.pace import Pace, Remaining
 
 PLAIN_EVERY = 2.0  # shortest time between two plain lines, seconds
 SHOWN = (
@@ -36,13 +34,13 @@ class ProgressLine:
         self.total, self.step, self.label = total_steps, start_step, label
         self._values: dict[str, float | None] = {}
         self._looked: dict[str, int] = {}  # the step at which each held-out reward was measured
-        self._times = deque([(time.monotonic(), start_step)], maxlen=50)
+        self._remaining = Remaining(start_step)
         self._live: Live | None = None
         self._printed_step: int | None = None
         self._pace = Pace(PLAIN_EVERY, first_s=0.0)
 
     def __enter__(self) -> "ProgressLine":
-        self._times[0] = (time.monotonic(), self.step)
+        self._remaining = Remaining(self.step)
         if on_terminal():
             self._live = Live(get_renderable=self._render, console=rich.get_console(), refresh_per_second=4)
             self._live.start()
@@ -59,7 +57,7 @@ class ProgressLine:
         self.step = step
         self._values |= values
         self._looked |= {key: step for key in values if key.startswith("held_out/")}
-        self._times.append((time.monotonic(), step))
+        self._remaining.at(step)
         if not self._live and (self._pace.due() or step >= self.total):
             self._print()
 
@@ -92,10 +90,7 @@ class ProgressLine:
         return "· " + " · ".join(parts) if parts else ""
 
     def _seconds_left(self) -> float | None:
-        (first_time, first_step), (last_time, last_step) = self._times[0], self._times[-1]
-        if last_step <= first_step or self.step >= self.total:
-            return None
-        return (self.total - last_step) * (last_time - first_time) / (last_step - first_step)
+        return self._remaining.seconds(self.total - self.step) if self.step < self.total else None
 
     def _render(self) -> Table:
         line = Table.grid(padding=(0, 1))

@@ -13,6 +13,7 @@ import yaml
 from dipp_ray.errors import UserError
 from dipp_ray.reporting.chart import Series, chart, panels, series
 from dipp_ray.reporting.differences import Difference, apart, signed
+from dipp_ray.reporting.events import read_events
 from dipp_ray.reporting.findings import findings, held_out_keys
 from dipp_ray.reporting.key_settings import key_settings
 from dipp_ray.reporting.metrics import read_metrics
@@ -41,7 +42,8 @@ def write_report(run_folder: Path) -> Path:
         _notes(findings(records, config)),
         samples_section(folder, config),
         _evaluation(folder, evaluation),
-        _curves(records),
+        _curves(records, read_events(folder)),
+        _events(read_events(folder)),
         _settings(config, config_text),
         _card(_text(folder / "pipeline" / "README.md")),
     ]
@@ -127,7 +129,8 @@ def _evaluation(folder: Path, evaluation: dict) -> str:
     return f"<section><h2>Evaluation</h2>{evaluation_table(evaluation)}{picture}</section>"
 
 
-def _curves(records: list[dict]) -> str:
+def _curves(records: list[dict], events: list[dict]) -> str:
+    happened = [(event["step"], event["event"]) for event in events if event["event"] != "recovered"]
     best = [(int(value), "best") for _, value in series(records, "best_step", "").finite][-1:]
 
     def lines(*keys: str) -> list[Series]:
@@ -142,7 +145,7 @@ def _curves(records: list[dict]) -> str:
         panels("Score matching loss", "", lines("score_loss")),
         panels("Gradient norms", "before clipping", lines("grad_norm/generator", "grad_norm/score")),
         panels("Pull on a sample", "mean norm", _pull(records)),
-        chart("Speed", "images/s", lines("images_per_second")),
+        chart("Speed", "images/s", lines("images_per_second"), happened),
     ]
     drawn = "".join(charts)
     note = (
@@ -154,6 +157,16 @@ def _curves(records: list[dict]) -> str:
         if drawn
         else ""
     )
+
+
+def _events(events: list[dict]) -> str:
+    """Faults, recoveries and moves, each with its reason, in the order in which they came."""
+    items = "".join(
+        f"<li>{time.strftime('%H:%M:%S', time.localtime(event['time']))}, step {event['step']:,}: "
+        f"{escape(event['event'])}, {escape(event['reason'])}</li>"
+        for event in events
+    )
+    return f"<section><h2>What happened</h2><ul>{items}</ul></section>" if items else ""
 
 
 def _pull(records: list[dict]) -> list[Series]:

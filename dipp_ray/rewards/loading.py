@@ -3,16 +3,16 @@
 import difflib
 import importlib
 from pathlib import Path
-from typing import Protocol
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Protocol
 
 from dipp_ray.errors import UserError
 from dipp_ray.hub.fetch import local
 from dipp_ray.hub.revisions import named_here
 from dipp_ray.hub.selection import of_reward
 from dipp_ray.rewards.terms import RewardTerm
+
+if TYPE_CHECKING:  # what a person misspelt is said before torch is loaded
+    import torch
 
 # Imported when asked for: transformers takes a second.
 MODELS = {
@@ -32,7 +32,7 @@ class Reward(Protocol):
     """What every reward model is. An attribute `differentiable`, a bool, says whether it has a gradient in the images;
     without it, it has."""
 
-    def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def reward(self, images: "torch.Tensor", prompts: list[str]) -> "torch.Tensor":
         """Images [B, 3, H, W] in [0, 1] and B prompts -> rewards [B]; row i depends on image i and prompt i alone."""
 
 
@@ -49,6 +49,8 @@ def load_reward(term: RewardTerm) -> Reward:
     may say in an attribute FILE which file of weights is its own.
     Raises UserError where folder, files, class or method are missing.
     """
+    from torch import nn
+
     check_term(term)
     model = _construct(reward_class(term), term)
     if not callable(getattr(model, "reward", None)):
@@ -61,29 +63,31 @@ def check_term(term: RewardTerm) -> None:
 
     A class may say itself, in a static method check_folder(folder), what its folder must hold.
     """
-    where = f"reward '{term.name}'"
-    if term.model in MODELS and (term.folder is None) != (term.model in WITHOUT_FOLDER):
-        if term.folder is None:
-            raise UserError(f"{where}: model {term.model} needs the folder of its weights: set its folder")
-        raise UserError(f"{where}: model {term.model} reads no folder: remove its folder")
+    require_named(term)
     folder = _folder(term)
     if folder is not None and not Path(folder).is_dir():
-        raise UserError(f"{where}: there is no folder {term.folder}: correct its folder")
+        raise UserError(f"reward '{term.name}': there is no folder {term.folder}: correct its folder")
     check_folder = getattr(reward_class(term), "check_folder", None)
     if check_folder is not None and folder is not None:
         check_folder(folder)
 
 
+def require_named(term: RewardTerm) -> None:
+    """Raise UserError where a term's model is no name of one, or its folder is missing or one too many; nothing is
+    imported."""
+    where = f"reward '{term.name}'"
+    _named(term)
+    if term.model in MODELS and (term.folder is None) != (term.model in WITHOUT_FOLDER):
+        if term.folder is None:
+            raise UserError(f"{where}: model {term.model} needs the folder of its weights: set its folder")
+        raise UserError(f"{where}: model {term.model} reads no folder: remove its folder")
+    if term.folder is not None and named_here(term.folder) is None and not Path(term.folder).is_dir():
+        raise UserError(f"{where}: there is no folder {term.folder}: correct its folder")
+
+
 def reward_class(term: RewardTerm) -> type:
     """The class that a term's model names. Raises UserError where there is none."""
-    module, separator, name = MODELS.get(term.model, term.model).partition(":")
-    if not separator or not module or not name:
-        near = difflib.get_close_matches(term.model, MODELS, n=1)
-        meant = f": did you mean {near[0]}?" if near else ""
-        names = ", ".join(MODELS)
-        raise UserError(
-            f"reward '{term.name}': model '{term.model}' is neither package.module:Class nor one of {names}{meant}"
-        )
+    module, name = _named(term)
     try:
         found = importlib.import_module(module)
     except ImportError as error:
@@ -94,6 +98,19 @@ def reward_class(term: RewardTerm) -> type:
     if not hasattr(found, name):
         raise UserError(f"reward '{term.name}': module {module} has no class {name}: correct its model")
     return getattr(found, name)
+
+
+def _named(term: RewardTerm) -> tuple[str, str]:
+    """Module and class of a term's model. Raises UserError where it names none."""
+    module, separator, name = MODELS.get(term.model, term.model).partition(":")
+    if separator and module and name:
+        return module, name
+    near = difflib.get_close_matches(term.model, MODELS, n=1)
+    meant = f": did you mean {near[0]}?" if near else ""
+    names = ", ".join(MODELS)
+    raise UserError(
+        f"reward '{term.name}': model '{term.model}' is neither package.module:Class nor one of {names}{meant}"
+    )
 
 
 def _construct(kind: type, term: RewardTerm) -> Reward:

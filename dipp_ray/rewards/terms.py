@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
-from dipp_ray.settings import Positive, Section
+from dipp_ray.settings import ModelPath, Positive, Section
 
 
 class SumTerm(Section):
@@ -29,7 +29,7 @@ class SumTerm(Section):
 
 class RewardTerm(SumTerm):
     model: str = Field(description="A name that `rewards/loading.py` knows, such as `clip`, or `package.module:Class`.")
-    folder: str | None = Field(None, description="Folder of its weights, or a hub id.")
+    folder: ModelPath | None = Field(None, description="Folder of its weights, or a hub id.")
 
     @property
     def part(self) -> SumTerm:

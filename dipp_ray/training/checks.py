@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dipp_ray.alignment.hyperparameters import Objective
-from dipp_ray.checkpoints.store import CheckpointStore
+from dipp_ray.checkpoints.store import newest_checkpoint
 from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.data.prompts import Prompts, prompts_of
 from dipp_ray.diffusion.one_step import generator_diffusion, same_reading
@@ -13,7 +13,7 @@ from dipp_ray.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
 from dipp_ray.diffusion.times import mass
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.evaluator import check_networks
-from dipp_ray.evaluation.measure import evaluation_prompts, load_judge
+from dipp_ray.evaluation.measure import load_judge
 from dipp_ray.hub.fetch import local
 from dipp_ray.models.adapter_files import is_adapter
 from dipp_ray.models.bare import check_bare, is_bare
@@ -24,6 +24,7 @@ from dipp_ray.models.schedulers import output_scale
 from dipp_ray.models.start import check_adapters
 from dipp_ray.reporting.trackers import require_trackers
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
+from dipp_ray.training.first_look import first_look, no_checkpoint
 from dipp_ray.training.folder import check_folder
 from dipp_ray.training.text_checks import check_embeddings, text_line
 
@@ -34,6 +35,7 @@ LEAST_MASS = 1e-9  # of a distribution of times within its range
 def check(config: RunConfig) -> Prompts:
     """The prompts, after everything that needs no cluster has been found in order. Raises UserError otherwise."""
     require_trackers(config.log.trackers)
+    first_look(config)
     frame = frame_of(config.model)
     if one_step_of_folder(config.model.teacher):
         raise UserError(
@@ -68,7 +70,6 @@ def check(config: RunConfig) -> Prompts:
         check_embeddings(config, frame)
     prompts = prompts_of(config)
     load_judge(config.evaluation.judge)  # what is read after training is looked at before it
-    evaluation_prompts(config)
     check_networks(config.evaluation)
     check_folder(config)
     return prompts
@@ -145,13 +146,12 @@ def check_generator(config: RunConfig, frame) -> None:
 
 def score_checkpoint(config: RunConfig) -> tuple[str, int]:
     """(URL, step) of the checkpoint whose score model the run starts from: a run's folder or its checkpoints."""
-    given = (config.init.score_checkpoint or "").rstrip("/")
-    for url in (f"{given}/checkpoints", given):
-        latest = CheckpointStore(url, say=lambda _: None).latest()
-        if latest is not None:
-            check_score_adapter(config, latest.record)
-            return url, latest.step
-    raise UserError(f"init.score_checkpoint: {given} holds no committed checkpoint: give the folder of a finished run")
+    given = config.init.score_checkpoint or ""
+    if (found := newest_checkpoint(given)) is None:
+        raise UserError(no_checkpoint(given))
+    url, latest = found
+    check_score_adapter(config, latest.record)
+    return url, latest.step
 
 
 def check_score_adapter(config: RunConfig, record: Mapping) -> None:

@@ -4,6 +4,8 @@ import re
 import traceback
 from pathlib import Path
 
+from ray.exceptions import RayTaskError
+
 from dipp_ray.diffusion.noise import BARRIER
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.training.tasks import Role, Task
@@ -50,7 +52,8 @@ def overdue(role: Role, index: int, running: Task, timeout_s: float) -> RoleFail
 def broke(error: Exception, cause: BaseException, log: Path) -> RoleFailure:
     """Of an error that nobody foresaw: a person is told what it was and who met it; Ray's account of it and the
     traceback go into the file `log`."""
-    where = "; ".join(getattr(error, "__notes__", [])) or "raised by a role"
+    by = "a role" if isinstance(error, RayTaskError) else "the driver"
+    where = "; ".join(getattr(error, "__notes__", [])) or f"raised by {by}"
     said = (plain(str(cause)).strip().splitlines() or ["without a word"])[0][:LONGEST]
     try:
         log.write_text(plain("".join(traceback.format_exception(error))), encoding="utf-8")
@@ -58,6 +61,16 @@ def broke(error: Exception, cause: BaseException, log: Path) -> RoleFailure:
     except OSError:  # the run's folder is gone, or full
         pass
     return RoleFailure(f"{type(cause).__name__}: {said} ({where}); {GOES_ON}")
+
+
+def resumable(error: Exception, step: int | None) -> Exception:
+    """The same error of a run that had begun, whose sentence says how it goes on; step: its newest checkpoint's."""
+    if GOES_ON in str(error):
+        return error
+    how = (
+        f"the same command goes on from step {step}" if step else "nothing is saved yet: the same command begins again"
+    )
+    return type(error)(f"{error}; {how}")
 
 
 def plain(text: str) -> str:

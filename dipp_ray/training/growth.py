@@ -11,18 +11,19 @@ from dipp_ray.training.placement import Placement
 from dipp_ray.training.plan import Request, group_requests
 from dipp_ray.training.sizes import Sizes, next_larger
 
+GROWTH = "there is room for more ranks"
 LOOK_S = 1.0  # seconds between two looks at the cluster
 
 
 class Demand:
     """Room for the ranks that a session lacks to its next larger size, asked of Ray and not waited for.
 
-    A pending placement group is what makes an autoscaler start nodes.
+    A pending placement group is what makes an autoscaler start nodes. sizes: the session's; None asks for nothing.
     """
 
-    def __init__(self, config: RunConfig, sizes: Sizes):
-        larger = next_larger(config, sizes)
-        held = {(request.role, request.index) for request in group_requests(config, sizes)}
+    def __init__(self, config: RunConfig, sizes: Sizes | None):
+        larger = next_larger(config, sizes) if sizes else None
+        held = {(request.role, request.index) for request in (group_requests(config, sizes) if sizes else ())}
         wanted = group_requests(config, larger) if larger else []
         self.requests: list[Request] = [r for r in wanted if (r.role, r.index) not in held and r.amounts]
         self.group: PlacementGroup | None = None
@@ -49,10 +50,10 @@ class Demand:
 
 
 class Surroundings:
-    """What changes around one session, looked at once a second at most."""
+    """What changes around one session, looked at once a second at most. asks: for room for more ranks."""
 
-    def __init__(self, config: RunConfig, sizes: Sizes, placements: list[Placement]):
-        self.placements, self.demand = placements, Demand(config, sizes)
+    def __init__(self, config: RunConfig, sizes: Sizes, placements: list[Placement], asks: bool):
+        self.demand = Demand(config, sizes if asks else None)
         self.said: str | None = None
         self.looked = time.monotonic()
         self.nodes = {node for placement in placements for node in placement.node_ids()}
@@ -63,7 +64,7 @@ class Surroundings:
         now = time.monotonic()
         if self.said is None and now - self.looked >= LOOK_S:
             self.looked = now
-            self.said = self._draining() or ("there is room for more ranks" if self.demand.met else None)
+            self.said = self._draining() or (GROWTH if self.demand.met else None)
         return self.said
 
     def _draining(self) -> str | None:

@@ -5,7 +5,6 @@ from contextlib import suppress
 
 import yaml
 
-from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import UserError
 from dipp_ray.hub.revisions import named_here, pinned
@@ -41,6 +40,8 @@ def _is_open(given: str | None) -> bool:
 
 def _recorded(config: RunConfig) -> Mapping:
     """The settings that the run was started with: of its newest checkpoint, or of its folder."""
+    from dipp_ray.checkpoints.store import CheckpointStore  # with torch: only a run by the hub needs it here
+
     url = config.checkpoint.url or str(config.path.resolve() / "checkpoints")
     with suppress(UserError):  # damaged ones: said when the run is resumed
         checkpoint = CheckpointStore(url, lambda _: None).latest()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import ray
-from ray._private.state import available_resources_per_node  # the public answer is summed over all nodes
+from ray._private.state import available_resources_per_node, state  # the public answer is summed over all nodes
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -34,13 +34,13 @@ def living_nodes() -> set[str]:
     return {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]} - draining_nodes().keys()
 
 
-def cluster_nodes(given_back: "Placement | None" = None) -> list[Node]:
+def cluster_nodes(given_back: "Sequence[Placement]" = ()) -> list[Node]:
     """The living nodes of the connected cluster that are to stay, with what is used of each.
 
     given_back: room that its holder gives up for what is planned: it counts as free.
     """
     free, leaving = available_resources_per_node(), draining_nodes()
-    ours = given_back.amounts_by_node() if given_back else {}
+    ours = [placement.amounts_by_node() for placement in given_back]
     nodes = []
     for entry in ray.nodes():
         if not entry["Alive"] or entry["NodeID"] in leaving:
@@ -49,8 +49,9 @@ def cluster_nodes(given_back: "Placement | None" = None) -> list[Node]:
         # Only the node's own resources: the others are keys that placement groups make up. A resource that is used
         # up is not listed; a node that is not listed at all has not reported yet, and counts as free.
         used = {name: amount - left.get(name, 0.0) for name, amount in total.items()} if left is not None else {}
-        for name, amount in ours.get(entry["NodeID"], {}).items():
-            used[name] = used.get(name, 0.0) - amount
+        for amounts in ours:
+            for name, amount in amounts.get(entry["NodeID"], {}).items():
+                used[name] = used.get(name, 0.0) - amount
         used = {name: amount for name, amount in used.items() if amount > 1e-6}
         name = entry["NodeName"] or entry["NodeManagerAddress"]
         nodes.append(Node(entry["NodeID"], name, total, used, dict(entry["Labels"])))
@@ -127,27 +128,47 @@ def reserve(
 ) -> Placement:
     """Hold the room of the first of the choices that the cluster can give now, waiting up to `wait_s` seconds for any.
 
-    The plan is made anew at every look, for nodes come, go and fill up. instead_of: room that is given up for it, at
-    once where there is some for a choice. Raises UserError with the table when the time is over; nothing is held then.
+    The plan is made anew at every look, for nodes come, go and fill up. While it waits, the smallest choice is asked of
+    Ray, which is what makes an autoscaler start nodes. instead_of: room that is given up for it, at once where there is
+    some for a choice. Raises UserError with the table when the time is over; nothing is held then.
     """
     pace = Pace(REPEAT_S, first_s=0.0)
-    while True:
-        current = best_plan(choices, cluster_nodes(instead_of))
-        waited = pace.elapsed
-        if current.possible and not current.waits:
-            if instead_of is not None:
-                instead_of.release()
-            placement = _hold(current, max(POLL_S, wait_s - waited))
-            if placement is not None:
-                return placement
-        if waited >= wait_s:
-            raise UserError(
-                f"after {waited:.0f} s the cluster still has no room for this run: ask for less, free or add nodes, "
-                f"or raise roles.wait_s\n{as_text(current.table())}"
-            )
-        if pace.due():
-            say(_waiting(current, waited, wait_s))
-        time.sleep(POLL_S * random.uniform(0.5, 1.5))  # two runs that are in each other's way do not stay in step
+    asked: Placement | None = None  # pending, or come: ours to give up in either case
+    try:
+        while True:
+            given_up = [placement for placement in (instead_of, asked) if placement is not None]
+            current = best_plan(choices, cluster_nodes(given_up))
+            waited = pace.elapsed
+            if current.possible and not current.waits:
+                for placement in given_up:
+                    placement.release()
+                found = _hold(current, max(POLL_S, wait_s - waited))
+                if found is not None:
+                    return found
+            if waited >= wait_s:
+                raise UserError(
+                    f"after {waited:.0f} s the cluster still has no room for this run: ask for less, free or add "
+                    f"nodes, or raise roles.wait_s\n{as_text(current.table())}"
+                )
+            if pace.due():
+                say(_waiting(current, waited, wait_s))
+            if asked is None or not asked.held:
+                asked = _ask(current, choices[-1])
+            time.sleep(POLL_S * random.uniform(0.5, 1.5))  # two runs that are in each other's way do not stay in step
+    finally:
+        if asked is not None:
+            asked.release()
+
+
+def _ask(current: Plan, requests: list[Request]) -> Placement:
+    """Demand for these workers, wherever they fit: a placement group that is not waited for."""
+    asked = [request for request in requests if request.amounts]
+    return Placement(current, [(_group(asked, [request.labels for request in asked]), asked)] if asked else [])
+
+
+def can_grow() -> bool:
+    """Whether an autoscaler may add nodes to the connected cluster (version 2, as KubeRay runs it, says so)."""
+    return state.get_cluster_config() is not None
 
 
 def _hold(current: Plan, timeout: float) -> Placement | None:

@@ -12,7 +12,7 @@ from dipp_ray.reporting.events import record_event
 from dipp_ray.reporting.metrics import MetricsLog, grid_of
 from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.training.checks import score_checkpoint
-from dipp_ray.training.controller import Controller
+from dipp_ray.training.controller import Controller, StepResult
 from dipp_ray.training.memory import InMemory
 from dipp_ray.training.session import Session
 from dipp_ray.training.sessions import Sessions
@@ -29,11 +29,21 @@ GENERATIONS = 4  # of what the run remembers beside states in memory: two, and t
 class Run:
     """A training run in its folder, over one session or several. `train` is the way in."""
 
-    def __init__(self, config: RunConfig, sessions: Sessions, store: CheckpointStore, say: Say):
+    def __init__(
+        self,
+        config: RunConfig,
+        sessions: Sessions,
+        store: CheckpointStore,
+        say: Say,
+        contents: dict[str, str] | None = None,
+    ):
+        """contents: of what the settings name, as `contents_of` gives them; checkpoints record it."""
+        self.contents = contents or {}
         self.config, self.sessions, self.store, self.say = config, sessions, store, say
         self.states: dict[int, RunState] = {}  # after each step whose groups' state is kept in memory
         self.state = RunState()
         self.interrupted = False
+        self.saved = 0  # finished steps of the last checkpoint
         self.stopping = False  # an interrupt that was seen when the step in hand was listed
         self.moving: str | None = None  # why the session in hand gives way to another after the step that was listed
 
@@ -87,6 +97,7 @@ class Run:
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
         self.state = RunState.from_record(checkpoint.record).but(next_step=checkpoint.step)
+        self.saved = checkpoint.step
         self.compare_service(self.sessions.roles.service)
         best = self.state.best
         if best and best.step == checkpoint.step:
@@ -136,7 +147,7 @@ class Run:
                 self.session.end_ranks()
             except RoleFailure as fault:
                 self.sessions.survive(fault, done)
-            checkpoint = self.store.latest(thorough=True)
+            checkpoint = self.store.latest()  # who reads it compares checksums
             done = self.start(checkpoint)
             metrics.resume(done or -1)
             self.say(f"goes on from step {done} with {self.session.sizes}")
@@ -161,6 +172,7 @@ class Run:
             looked = step.last and self.is_due(done)
             metrics.write(done, values, grid_of(self.config.path, done) if looked else None)
             progress.update(done, values)
+            self.tell(step, speed)
             if self.sessions.memory.is_due(done):
                 self.remember(done)
             if step.last and self.moving and self.sessions.memory.every:
@@ -169,6 +181,18 @@ class Run:
             if step.last and self.sessions.memory.lost:
                 self.sessions.memory.attach(self.controller.actors, self.say)
             yield done
+
+    def tell(self, step: StepResult, speed: float) -> None:
+        """The step in numbers, for who watches the cluster."""
+        telemetry, sizes = self.sessions.telemetry, self.session.sizes
+        telemetry.add("dipp_ray_steps")
+        telemetry.set("dipp_ray_step", step.step + 1)
+        telemetry.set("dipp_ray_images_per_second", speed)
+        actors = {"generator": sizes.generator, "score": sizes.score, "teacher": sizes.teacher, "text": 1, "reward": 1}
+        telemetry.busy(step.busy, actors, self.config.data.batch_size / speed)
+        telemetry.set("dipp_ray_state_age_steps", step.step + 1 - max([self.saved, *self.states]))
+        if "keep_seconds" in step.metrics:
+            telemetry.set("dipp_ray_keep_seconds", step.metrics["keep_seconds"])
 
     def remember(self, done: int) -> None:
         """What belongs to the groups' state that is kept in memory after `done` steps."""
@@ -195,7 +219,9 @@ class Run:
         last = self.stopping or done >= self.config.run.steps or self.gives_up
         last = last or (self.moving is not None and not self.sessions.memory.every)
         if last or best or done % self.config.checkpoint.every == 0:
+            began = time.perf_counter()
             self.save(done)
+            self.sessions.telemetry.set("dipp_ray_checkpoint_seconds", time.perf_counter() - began)
             if best and self.state.best:
                 self.store.mark_best(self.state.best.step, self.state.best.mean)
             self.store.prune(self.config.checkpoint.keep)
@@ -219,7 +245,9 @@ class Run:
         record = {
             "trajectory": trajectory(self.config),
             "trajectory_hash": trajectory_hash(self.config),
+            "contents": self.contents,
             "sizes": {group: self.controller.actors.count(group) for group in GROUPS},
             **self.state.to_record(),
         }
         self.store.commit(done, record, [file for share in shares for file in share])
+        self.saved = done

@@ -9,9 +9,10 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import RoleFailure, UserError
 from dipp_ray.reporting.events import record_event
+from dipp_ray.reporting.telemetry import Telemetry
 from dipp_ray.training.attempts import Attempts
 from dipp_ray.training.faults import GOES_ON
-from dipp_ray.training.growth import Surroundings
+from dipp_ray.training.growth import GROWTH, Surroundings
 from dipp_ray.training.memory import StateMemory
 from dipp_ray.training.placement import Placement, living_nodes, reserve
 from dipp_ray.training.plan import group_requests
@@ -39,6 +40,8 @@ class Sessions:
         self.surroundings: Surroundings | None = None
         self.attempts = Attempts(config.roles.failures)
         self.memory, self.spares = StateMemory(config), Spares(config)
+        self.ranks, self.grows = 0, False
+        self.telemetry = Telemetry(config.run.name)
         self.broke: tuple[float, int] | None = None  # when a fault was seen, and the steps that were finished then
 
     def say_by(self, say: Callable[[str], None]) -> None:
@@ -52,9 +55,12 @@ class Sessions:
 
         Raises RoleFailure where a process is lost meanwhile, or where there is no room within roles.wait_s.
         """
-        if self.current is not None:
-            self.roles.move(self.config, self.say)
-        room = self.room or self._room_for_another()
+        try:
+            if self.current is not None:
+                self.roles.move(self.config, self.say)
+            room = self.room or self._room_for_another()
+        except UserError as error:
+            raise NoRoom(f"{error}\n{GOES_ON}") from None
         self.room = None
         state = self._newest(checkpoint, remembered)
         self.current = Session.open(
@@ -78,19 +84,22 @@ class Sessions:
         teachers = len(self.roles.teachers)
         sizes = dict.fromkeys(replace(sizes, teacher=teachers) for sizes in allowed_sizes(self.config))
         choices = [group_requests(self.config, size) for size in sizes]
-        try:
-            return reserve(choices, self.config.roles.wait_s, self.say, instead_of=given_up)
-        except UserError as error:
-            raise NoRoom(f"{error}\n{GOES_ON}") from None
+        return reserve(choices, self.config.roles.wait_s, self.say, instead_of=given_up)
 
     def _look_around(self, session: Session) -> None:
+        before, self.ranks = self.ranks, session.sizes.ranks
+        grew_in_vain = self.grows and self.ranks <= before  # Ray had room, and the plan did not: it would be so again
+        self.grows = False
         if self.surroundings:
             self.surroundings.close()
-        self.surroundings = Surroundings(self.config, session.sizes, [session.placement, self.roles.placement])
+        placements = [session.placement, self.roles.placement]
+        self.surroundings = Surroundings(self.config, session.sizes, placements, asks=not grew_in_vain)
 
     def reason_to_move(self) -> str | None:
         """Why the session in hand is to give way to another at the next boundary, or None."""
-        return self.surroundings.reason_to_move() if self.surroundings else None
+        reason = self.surroundings.reason_to_move() if self.surroundings else None
+        self.grows = reason == GROWTH
+        return reason
 
     def survive(self, fault: RoleFailure, done: int) -> None:
         """End what is left of the session that broke after `done` steps. Raises `fault` after too many in a row."""
@@ -114,6 +123,9 @@ class Sessions:
             told = f"{lost} steps lost, {seconds:.1f} s from the fault to the next finished step"
             record_event(self.config.path, "recovered", done, told, steps_lost=lost, seconds=round(seconds, 3))
             self.say(f"recovered: {told}")
+            self.telemetry.add("dipp_ray_recoveries")
+            self.telemetry.add("dipp_ray_steps_lost", lost)
+            self.telemetry.set("dipp_ray_recovery_seconds", seconds)
 
     def close(self) -> None:
         """End the session, if one is open, and give all room back."""

@@ -1,6 +1,9 @@
 """The sizes that a run's elastic roles may have together: pure, from the configuration alone."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from dipp_ray.config import RunConfig, allowed_group_sizes
 from dipp_ray.role_settings import RoleSection
@@ -13,6 +16,12 @@ class Sizes:
     generator: int
     score: int
     teacher: int
+
+    @staticmethod
+    def of(requests: Iterable[Any]) -> "Sizes":
+        """Those of a plan's requests."""
+        roles = Counter(request.role for request in requests)
+        return Sizes(roles["generator"], roles["score"], roles["teacher"])
 
     @property
     def ranks(self) -> int:

@@ -6,29 +6,31 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from ray.exceptions import RayTaskError
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
+from dipp_ray.errors import RoleFailure, RunFolderLost
+from dipp_ray.head import watched_head
 from dipp_ray.models.reading import settled
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.storage.aside import whole_file
 from dipp_ray.storage.locks import Held
 from dipp_ray.training.checks import check, doubt_about_start
+from dipp_ray.training.contents import contents_of
 from dipp_ray.training.evaluation import evaluate_placed
 from dipp_ray.training.export import export_run, exported_step
-from dipp_ray.training.faults import broke
+from dipp_ray.training.faults import GOES_ON, TOLD, broke, resumable
 from dipp_ray.training.folder import only_trainer, require_folder
 from dipp_ray.training.pinning import pinned_run
-from dipp_ray.training.placement import cluster_nodes, reserve
+from dipp_ray.training.placement import can_grow, cluster_nodes, reserve
 from dipp_ray.training.plan import GROUPS, best_plan, requests
 from dipp_ray.training.roles import start_roles
 from dipp_ray.training.run import Run, Say
 from dipp_ray.training.sessions import Sessions
 from dipp_ray.training.sizes import allowed_sizes
-from dipp_ray.training.trajectory import difference
+from dipp_ray.training.trajectory import difference, trajectory
 
 
 def train(config: RunConfig, say: Say = print, evaluates: bool = False) -> Path:
@@ -42,7 +44,7 @@ def train(config: RunConfig, say: Say = print, evaluates: bool = False) -> Path:
     """
     config = settled(pinned_run(config))
     prompts = check(config)
-    with only_trainer(config) as lock:
+    with only_trainer(config) as lock, watched_head(say, GOES_ON):
         return _train(config, prompts, say, lock, evaluates)
 
 
@@ -61,14 +63,16 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
     choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
     planned = best_plan(choices, cluster_nodes())
     print_table(planned.table())
-    planned.require()
+    if not can_grow():
+        planned.require()
+    contents = contents_of(trajectory(config))  # before anything is reserved, for it may take a while once
     room, rest = reserve(choices, config.roles.wait_s, say).split(GROUPS)
     with whole_file(config.path / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     roles = run = None
     try:
         roles = start_roles(config, rest, say)
-        run = Run(config, Sessions(config, roles, room, prompts, store, say), store, say)
+        run = Run(config, Sessions(config, roles, room, prompts, store, say), store, say, contents)
         done = run.start(checkpoint)
         if done:
             say(f"resumed from the checkpoint of step {done}")
@@ -85,7 +89,11 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
             raise KeyboardInterrupt
         if run.gives_up:
             say(f"stopped at step {done}: {run.state.in_words()}")
-        export_run(config, store, store.require(done), prompts, say, run.controller)
+        try:
+            export_run(config, store, store.require(done), prompts, say, run.controller)
+        except RoleFailure as failure:  # the weights are on disk: the comparison is with the checkpoint's then
+            say(f"exporting without the ranks: {failure}")
+            export_run(config, store, store.require(done), prompts, say)
         if evaluates:
             evaluate_placed(config, say, run)
     except BaseException as error:
@@ -96,12 +104,21 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
                 run.close()
             if roles is not None:
                 roles.stop()
-        if isinstance(error, RayTaskError):
-            raise broke(error, error.cause or error, config.path / "error.txt") from None
+        if isinstance(error, TOLD):
+            raise resumable(error, _saved(store)) from None
+        if isinstance(error, Exception) and not isinstance(error, (RoleFailure, RunFolderLost)):
+            raise broke(error, getattr(error, "cause", None) or error, config.path / "error.txt") from None
         raise
     run.close()
     roles.stop()
     return config.path
+
+
+def _saved(store: CheckpointStore) -> int | None:
+    """The newest committed step, if it can be told."""
+    with suppress(Exception):
+        return max(store.steps(), default=None)
+    return None
 
 
 @contextmanager

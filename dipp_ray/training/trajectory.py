@@ -6,12 +6,14 @@ finished run can be made longer.
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from dipp_ray.config import RunConfig
 from dipp_ray.storage.hashing import hash_of_json
+from dipp_ray.training.contents import contents_of, moved
 
 ELSEWHERE: dict[str, Any] = {
     "run": {"name", "folder", "steps"},
@@ -21,6 +23,8 @@ ELSEWHERE: dict[str, Any] = {
     "evaluation": True,
     "reward": {"deadline_s", "replicas", "app", "urls", "token"},
 }
+# Settings that name what can be moved, or hold such names.
+MOVABLE = {"model.teacher", "model.generator", "init.score_checkpoint", "data.prompts", "reward.terms"}
 ROLES_WITH_DTYPE = ("generator", "score", "teacher", "reward", "text")
 
 # The keys of the trajectory when checkpoints held its hash alone.
@@ -49,33 +53,57 @@ def trajectory(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def trajectory_hash(config: RunConfig) -> str:
+def trajectory_hash(config: RunConfig, absolute: bool = False) -> str:
     """The hash by which alone checkpoints of format 1 know their run: SHA-256 of the settings that there were then,
-    or, where a younger one has not its default, of all."""
+    or, where a younger one has not its default, of all. Paths below the current folder are as they were written then,
+    from here; absolute: as a run of another folder, or whoever wrote them out, had them."""
     settings = trajectory(config)
     old = _of_format_1(settings)
-    return hash_of_json(old if _completed(old) == settings else settings)
+    hashed = old if _completed(old) == settings else settings
+    return hash_of_json(hashed if absolute else _from_here(hashed))
+
+
+def _from_here(settings: Any) -> Any:
+    """The settings with the paths below the current folder relative to it."""
+    match settings:
+        case dict():
+            return {key: _from_here(value) for key, value in settings.items()}
+        case list():
+            return [_from_here(value) for value in settings]
+        case str():
+            return settings.removeprefix(f"{Path.cwd()}/")
+        case _:
+            return settings
 
 
 def difference(record: Mapping, config: RunConfig) -> str | None:
     """The first setting in which the run that wrote a checkpoint's `record` differs from this one, such as
     'objective.guidance_scale was 1.5 and is 3.0'; None where none does.
 
-    A setting that did not exist when the checkpoint was written had its default.
+    A setting that did not exist when the checkpoint was written had its default. A model, a prompt file or a reward
+    that lies elsewhere now is the same where the same lies there.
     """
     before, now = record.get("trajectory"), trajectory(config)
     if before is None:
-        same = record.get("trajectory_hash") == trajectory_hash(config)
+        same = record.get("trajectory_hash") in (trajectory_hash(config), trajectory_hash(config, absolute=True))
         return None if same else "it was written under other settings (an old format, which does not say which)"
-    old, new = _flat(_completed(before)), _flat(now)
-    for key in {**new, **old}:
-        if old.get(key) != new.get(key):
-            return f"{key} was {_shown(old.get(key))} and is {_shown(new.get(key))}"
-    return None
+    settings = _completed(before)
+    differing = _differing(settings, now)
+    differing = [one for one in differing if one[0] not in MOVABLE] or differing
+    if differing and settings is not before and differing[0][0] in MOVABLE:
+        contents = contents_of(settings) | record.get("contents", {})
+        differing = _differing(moved(settings, contents, now, contents_of(now)), now)
+    return next((f"{key} was {_shown(was)} and is {_shown(value)}" for key, was, value in differing), None)
+
+
+def _differing(before: Mapping, now: Mapping) -> list[tuple[str, Any, Any]]:
+    """(key, what it was, what it is) of the settings that differ."""
+    old, new = _flat(before), _flat(now)
+    return [(key, old.get(key), new.get(key)) for key in {**new, **old} if old.get(key) != new.get(key)]
 
 
 def _completed(before: Mapping) -> Mapping:
-    """The settings with the defaults of those that are younger than they."""
+    """The settings with the defaults of those that are younger than they, and paths from here made absolute."""
     settings = {key: value for key, value in before.items() if key != "dtype"}
     roles = {name: {"dtype": dtype} for name, dtype in before.get("dtype", {}).items()}
     try:

@@ -126,3 +126,8 @@ def test_a_store_that_cannot_be_read_is_one_sentence(monkeypatch, error, words):
 
     monkeypatch.setattr("dipp_ray.data.files.url_to_fs", lambda path: (Store(), path))
     assert words in fault("s3://bucket/prompts.parquet")
+
+
+def test_a_row_is_counted_through_the_row_groups(tmp_path):
+    parquet(tmp_path / "a.parquet", {"prompt": ["one", "two", "three", "four", "\u3000\n"]}, groups=2)
+    assert "a.parquet, row 5: the prompt is empty" in fault(tmp_path / "a.parquet")

@@ -1,41 +1,20 @@
-import hashlib
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import DiffusionPipeline, PixArtAlphaPipeline
+from miniature_worlds import TINY, checksums, silent
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
 from dipp_ray.miniature import build
-from dipp_ray.miniature.autoencoder import AutoencoderRecipe, decode, encode
-from dipp_ray.miniature.build import Miniature, MiniatureRecipe, build_miniature, load_teacher
+from dipp_ray.miniature.autoencoder import decode, encode
+from dipp_ray.miniature.build import Miniature, build_miniature, load_teacher
 from dipp_ray.miniature.digits import ALL_PROMPTS, load_scans
-from dipp_ray.miniature.gold import GoldRecipe, GoldReward
-from dipp_ray.miniature.pairs import PairsRecipe, from_png
-from dipp_ray.miniature.teacher import PROMPT_TOKENS, TeacherRecipe, encode_prompts, sample_teacher
-
-TINY = MiniatureRecipe(
-    autoencoder=AutoencoderRecipe(steps=4, batch=8, width=8),
-    teacher=TeacherRecipe(steps=3, batch=4, layers=1, heads=2, head_width=12, text_width=16),
-    gold=GoldRecipe(steps=30, batch=64, width=4),
-    pairs=PairsRecipe(train=300, test=40, samples=8, sample_steps=(1, 2)),
-)
-
-
-def silent(line: str) -> None:
-    pass
-
-
-def checksums(folder) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Miniature:
-    return build_miniature(tmp_path_factory.mktemp("world"), silent, TINY)
+from dipp_ray.miniature.gold import GoldReward
+from dipp_ray.miniature.pairs import from_png
+from dipp_ray.miniature.teacher import PROMPT_TOKENS, encode_prompts, sample_teacher
 
 
 def test_an_interrupted_build_goes_on_at_the_first_missing_stage(world, tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ import pytest
 
 import dipp_ray
 from dipp_ray.errors import UserError
+from dipp_ray.models.export import write_one_step
 from dipp_ray.models.families import FAMILIES
-from dipp_ray.models.pipeline import read_frame
+from dipp_ray.models.pipeline import one_step_of, read_frame
 from tiny_families import save_family
 
 PACKAGE = Path(dipp_ray.__file__).parent
@@ -36,3 +37,11 @@ def test_a_scale_is_told_only_to_a_network_that_reads_one(tmp_path, name, refuse
         frame = read_frame(folder, embedded_guidance=2.0)
         assert frame.guidance_arguments(1) == {"guidance_scale": 2.0}
         assert frame.guidance_arguments(4.5)["true_cfg_scale"] == 4.5
+
+
+def test_an_export_goes_on_being_told_the_scale_that_it_was_trained_with(tmp_path):
+    folder = save_family("flux", tmp_path / "flux")
+    frame = read_frame(folder, embedded_guidance=2.0)
+    write_one_step(frame, one_step_of(frame, 1000, "sigma"), folder)
+    assert read_frame(folder).guidance_arguments(0) == {"guidance_scale": 2.0}
+    assert read_frame(folder, embedded_guidance=3.0).guidance_arguments(0) == {"guidance_scale": 3.0}

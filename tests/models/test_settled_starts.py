@@ -157,7 +157,7 @@ def test_a_rank_keeps_the_teachers_frame_beside_the_generators(config, monkeypat
     monkeypatch.setattr("dipp_ray.roles.trained.prepare", lambda role, deterministic: torch.device("cpu"))
     monkeypatch.setattr("dipp_ray.roles.trained.quiet_libraries", lambda: None)
     run = config("sd15", None, "model.t_star=440", "model.prediction=sample")
-    rank = TrainedRank(run, run.roles.score, run.score_optim, 0)
+    rank = TrainedRank(run, run.roles.score, run.score_optim)
     assert rank.diffusion is rank.frame.diffusion and rank.diffusion.kind == "epsilon"
     assert rank.one_step.diffusion.kind == "sample"
 

@@ -73,6 +73,15 @@ def test_a_full_memory_loses_no_prompt_of_the_batch(pixart):
     assert len(forgetful._known) == 1
 
 
+def test_the_oldest_prompt_is_forgotten_first(pixart):
+    text = TextEncoder(pixart, CPU)
+    for prompt in ("a", "b"):
+        text([prompt])
+    text.remember = text._bytes
+    text(["c"])
+    assert list(text._known) == ["b", "c"]
+
+
 @pytest.mark.parametrize("zeros", [True, False])
 def test_the_null_prompt_of_sdxl_is_that_of_diffusers(tmp_path, zeros):
     folder = sdxl_pipeline(tmp_path / "sdxl", force_zeros_for_empty_prompt=zeros)
@@ -131,5 +140,5 @@ def test_encoders_that_the_network_was_not_trained_with_are_refused(name, key, t
     path = next(path for part in ("unet", "transformer") if (path := folder / part / "config.json").exists())
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {key: settings[key] + 16}))
-    with pytest.raises(UserError, match=rf"reads text of \d+ numbers .*{key}.*text_encoder.* give \d+: take the enc"):
+    with pytest.raises(UserError, match=rf"reads text of \d+ numbers .*{key}.*text_encoder.* gives? \d+: take the enc"):
         read_frame(folder, resolution=(32, 32))

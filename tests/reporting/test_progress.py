@@ -3,7 +3,7 @@ import pty
 import subprocess
 import sys
 
-from dipp_ray.reporting import progress
+from dipp_ray.reporting import pace
 from dipp_ray.reporting.progress import ProgressLine, duration, number
 
 RUN = """
@@ -48,7 +48,7 @@ def test_a_terminal_gets_one_live_line():
 
 def test_plain_lines_are_two_seconds_apart(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
     with ProgressLine(100, 0, "train") as line:
         for step in range(1, 51):
             now[0] += 0.5

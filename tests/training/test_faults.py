@@ -2,8 +2,8 @@
 
 from ray.exceptions import RayTaskError
 
-from dipp_ray.errors import RoleFailure
-from dipp_ray.training.faults import broke, plain
+from dipp_ray.errors import NonFiniteError, RewardUnavailableError, RoleFailure
+from dipp_ray.training.faults import GOES_ON, broke, plain, resumable
 
 ACCOUNT = (
     "\x1b[36mray::GeneratorRank.backward()\x1b[39m (pid=7, repr=<generator.GeneratorRank object at 0x7f93dfe2fd90>)\n"
@@ -33,3 +33,19 @@ def test_a_person_is_told_in_one_sentence_and_the_rest_is_in_a_file(tmp_path):
 def test_without_a_folder_it_is_told_all_the_same(tmp_path):
     assert "its traceback" not in str(met(tmp_path, "gone/error.txt"))
     assert plain("\x1b[1;31mred\x1b[0m at 0xab12") == "red"
+
+
+def test_what_ends_a_run_says_how_it_goes_on():
+    said = resumable(NonFiniteError("the loss is not finite at step 7"), 5)
+    assert isinstance(said, NonFiniteError)
+    assert str(said) == "the loss is not finite at step 7; the same command goes on from step 5"
+    said = resumable(RewardUnavailableError("no answer"), None)
+    assert str(said) == "no answer; nothing is saved yet: the same command begins again"
+    already = RewardUnavailableError(f"no answer; {GOES_ON}")
+    assert resumable(already, 5) is already
+
+
+def test_an_error_of_the_drivers_is_said_to_be_its(tmp_path):
+    assert str(broke(KeyError("x"), KeyError("x"), tmp_path / "e")).startswith(
+        "KeyError: 'x' (raised by the driver; its"
+    )

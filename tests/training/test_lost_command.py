@@ -69,6 +69,32 @@ def test_a_killed_rank_ends_the_command_with_one_sentence(config, kind, name):
     assert not [process for process in mine if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
+def test_a_killed_head_ends_the_command_with_one_sentence(config):
+    folder = tempfile.mkdtemp(prefix="drh-", dir="/tmp")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder, "RAY_gcs_rpc_server_reconnect_timeout_s": "12"}
+    command = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "train", str(written(config))],
+        cwd=config.path.parent, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = config.path / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.05)
+    mine = psutil.Process(command.pid).children(recursive=True)
+    next(process for process in mine if "gcs_server" in process.name()).send_signal(signal.SIGKILL)
+    out, error = command.communicate(timeout=120)
+    assert command.returncode == 1
+    said = error.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("dipp-ray: the head of the Ray cluster ("), error
+    assert said[0].endswith("the same command goes on from the last checkpoint")
+    assert "waiting for the head of the Ray cluster" in out and "Traceback" not in out
+    _, left = psutil.wait_procs(mine, timeout=30)
+    # Ray's own agents look for their raylet once a while.
+    assert not [process for process in left if process.is_running() and "Agent" not in process.name()]
+
+
 LOST_NODE = """
 import sys, threading, time
 sys.path[:0] = sys.argv[1:3]

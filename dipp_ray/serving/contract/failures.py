@@ -10,7 +10,7 @@ class WireError(CallError):
 
 
 class QueueFull(Exception):
-    """The bound of a trainer, or of all, is reached. `retry_after_s`: when it is worth trying again."""
+    """There is no room for the call now. `retry_after_s`: when it is worth trying again."""
 
     def __init__(self, message: str, retry_after_s: float):
         super().__init__(message, retry_after_s)
@@ -18,6 +18,10 @@ class QueueFull(Exception):
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+class TrainerFull(QueueFull):
+    """The bound of this trainer alone: others are not touched."""
 
 
 class DeadlineError(Exception):

@@ -45,14 +45,16 @@ class TensorRecord(Record):
     """A tensor in JSON: row-major, little-endian, in base64."""
 
     dtype: Literal["fp32", "fp16", "uint8"]
-    shape: list[Annotated[int, Field(ge=1, le=2**31)]] = Field(min_length=1, max_length=MOST_AXES)
-    data: str
+    shape: list[Annotated[int, Field(ge=1, le=2**31)]] = Field(
+        min_length=1, max_length=MOST_AXES, json_schema_extra={"minItems": 4, "maxItems": 4}
+    )
+    data: str = Field(min_length=1)
 
 
 class JsonCall(ScoreOptions):
     """A call for people and scripts: `images` as base64 of PNG or JPEG files of one size, or the tensor `x`."""
 
-    images: list[str] | None = Field(None, min_length=1)
+    images: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
     x: TensorRecord | None = None
 
     @model_validator(mode="after")

@@ -219,6 +219,10 @@ class RewardIngress:
         held_out = [term.name for term in terms if term.held_out]
         return IngressReply(combine(terms, answers, gradient), held_out, failed)
 
+    def require_room(self, trainer: str) -> None:
+        """Raise TrainerFull where this trainer's bound is reached already, whatever it would send."""
+        self._scheduler.require_room(trainer)
+
     def _count_batch(self, batch) -> None:
         self.metrics.batch_rows.observe(sum(chunk.rows for chunk in batch))
         self.metrics.batch_callers.observe(len(batch))

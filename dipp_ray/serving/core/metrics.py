@@ -1,5 +1,7 @@
 """What the service counts, for Prometheus."""
 
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from dipp_ray.errors import CallError
@@ -34,6 +36,15 @@ class ServiceMetrics:
             return OTHERS
         self._trainers.add(name)
         return name
+
+    @contextmanager
+    def before_a_call(self, trainer: str):
+        """Count what ends before it is a call: a body that is none, or one for which there is no room."""
+        try:
+            yield
+        except Exception as error:
+            self.calls.labels(self.trainer(trainer), outcome_of(error)).inc()
+            raise
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

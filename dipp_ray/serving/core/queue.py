@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from dipp_ray.errors import CallError
-from dipp_ray.serving.contract.failures import QueueFull
+from dipp_ray.serving.contract.failures import QueueFull, TrainerFull
 from dipp_ray.serving.contract.records import MIB
 from dipp_ray.settings import Count, Positive, Section
 
@@ -20,7 +20,10 @@ MOST_AWAY = 1024  # trainers without waiting work whose place is remembered; cal
 
 
 class QueueSection(Section):
-    rows: Count = Field(1024, description="Rows that one trainer may have waiting; more are answered 503.")
+    rows: Count = Field(1024, description="Rows that one trainer may have waiting; more are answered 429.")
+    calls: Count = Field(
+        64, description="Calls that one trainer, known by its token, may have open; more are answered 429, unread."
+    )
     mib: Positive = Field(1024.0, description="What may wait of all trainers together, MiB.")
 
 
@@ -68,18 +71,23 @@ class FairQueue:
     def rows_of(self, trainer: str) -> int:
         return sum(chunk.rows for chunk in self._waiting.get(trainer, ()))
 
+    def require_rows(self, trainer: str, rows: int, rows_a_second: float) -> None:
+        """Raise TrainerFull where `rows` more would be too many of this trainer's."""
+        waiting = self.rows_of(trainer)
+        if waiting + rows > self._rows:
+            raise TrainerFull(
+                f"trainer '{trainer}' has {waiting} rows waiting of at most {self._rows}: send fewer at a time, or "
+                "give the service more replicas",
+                self._advice(rows_a_second),
+            )
+
     def put(self, chunks: list[Chunk], rows_a_second: float) -> None:
         """Take all chunks of a call, or none: raises QueueFull where a bound would be passed.
 
         rows_a_second: the speed of late, for the advice when to come again.
         """
         trainer, rows, size = chunks[0].trainer, sum(c.rows for c in chunks), sum(c.size for c in chunks)
-        if self.rows_of(trainer) + rows > self._rows:
-            raise QueueFull(
-                f"trainer '{trainer}' has {self.rows_of(trainer)} rows waiting of at most {self._rows}: send fewer at "
-                "a time, or give the service more replicas",
-                self._advice(rows_a_second),
-            )
+        self.require_rows(trainer, rows, rows_a_second)
         if size > self._size:
             raise CallError(f"a call of {size / MIB:.1f} MiB was sent: at most {self._size / MIB:g} MiB may wait")
         own = sum(chunk.size for chunk in self._waiting.get(trainer, ()))

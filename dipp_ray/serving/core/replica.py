@@ -44,9 +44,7 @@ class ModelReplica:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product.
             torch.use_deterministic_algorithms(True)
         decoder = LatentDecoder.from_folder(vae, checkpoint=checkpoint_decoder) if vae is not None else None
-        self._scorer = ModelScorer(
-            RewardTerm(**term), decoder, device, torch.bfloat16 if role.dtype == "bf16" else None
-        )
+        self._scorer = _made(RewardTerm(**term), decoder, device, torch.bfloat16 if role.dtype == "bf16" else None)
         _require_finite_weights(self._scorer.name, self._scorer.model)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
         self._stuck_s = stuck_s
@@ -107,6 +105,19 @@ class ModelReplica:
         answer = await self._run(x, prompts, space, False, float("inf"))
         if not np.isfinite(answer.score).all():
             raise NonFiniteError(f"reward '{self._scorer.name}': a row that was finite before no longer is")
+
+
+def _made(term: RewardTerm, *how) -> ModelScorer:
+    """The scorer of a term. Raises UserError that names the model, whatever its class raises when it is made."""
+    try:
+        return ModelScorer(term, *how)
+    except UserError as error:
+        if f"'{term.name}'" in str(error):
+            raise
+        raise UserError(f"reward '{term.name}': {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"reward '{term.name}': {term.model} cannot be made ({reason}): correct it") from error
 
 
 def _require_finite_weights(name: str, model) -> None:

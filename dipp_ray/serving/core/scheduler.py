@@ -66,6 +66,10 @@ class Scheduler:
     def in_flight(self) -> int:
         return len(self._tasks)
 
+    def require_room(self, trainer: str) -> None:
+        """Raise TrainerFull where not one more row of this trainer may wait."""
+        self.queue.require_rows(trainer, 1, self._speed)
+
     async def score(self, call: Call, trainer: str, expires_s: float) -> list[dict[str, Outcome]]:
         """What each model of the call's terms returned, for one chunk of `batch_rows` rows after the other.
 

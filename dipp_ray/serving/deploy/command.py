@@ -19,6 +19,11 @@ from dipp_ray.serving.deploy.overview import how_to_call, models_table
 from dipp_ray.serving.deploy.reloading import reloaded
 from dipp_ray.serving.deploy.signals import ending_by_exception, until_ended
 
+UNBOUNDED = (
+    "warning: Ray Serve was started elsewhere, and its HTTP proxy bounds neither headers nor calls: put a proxy in "
+    "front that does (docs/rewards.md)"
+)
+
 
 def serve_rewards(config: ServiceConfig, read: Callable[[], ServiceConfig], detach: bool, say: Say) -> None:
     """Serve `config` until SIGINT, SIGTERM or SIGHUP; with `detach` leave it in the cluster and return.
@@ -29,7 +34,8 @@ def serve_rewards(config: ServiceConfig, read: Callable[[], ServiceConfig], deta
     """
     with ending_by_exception():
         try:
-            start_http(config.http)
+            if not start_http(config.http):
+                say(UNBOUNDED)
             there = require_name(config.name, detach)
             try:
                 _deploy(config)

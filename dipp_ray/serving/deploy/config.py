@@ -8,7 +8,7 @@ from dipp_ray.config import RoleSection
 from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.serving.contract.limits import LimitsSection
 from dipp_ray.serving.core.queue import QueueSection
-from dipp_ray.settings import Count, Positive, Section
+from dipp_ray.settings import Count, LocalPath, ModelPath, Positive, Section
 
 
 class ServedModel(RewardTerm):
@@ -42,7 +42,7 @@ class ServedModel(RewardTerm):
 class HttpSection(Section):
     host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback tokens are required.")
     port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
-    tokens: str | None = Field(
+    tokens: LocalPath | None = Field(
         None,
         description="File of `name:token` lines, one a trainer; DIPP_RAY_REWARD_TOKENS adds to it.",
     )
@@ -62,7 +62,7 @@ class ServiceConfig(Section):
         "rewards", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the Serve application (`reward.app`)."
     )
     models: list[ServedModel] = Field(min_length=1, description="Reward models, and where each runs.")
-    vae: str | None = Field(
+    vae: ModelPath | None = Field(
         None, description="Folder or hub id of a pipeline or VAE that decodes latents; null: images only."
     )
     checkpoint_decoder: bool = Field(False, description="Recompute the decoder's activations: less memory, more time.")

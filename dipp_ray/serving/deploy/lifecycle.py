@@ -12,6 +12,8 @@ from dipp_ray.reporting.pace import Pace
 from dipp_ray.reporting.quiet import SERVE_LOGGING
 from dipp_ray.serving.deploy.application import application
 from dipp_ray.serving.deploy.config import ServiceConfig
+from dipp_ray.serving.deploy.fronting import tell_front
+from dipp_ray.serving.http.tokens import read_tokens
 
 POLL_S, SAY_EVERY_S = 0.1, 10.0
 FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
@@ -31,13 +33,15 @@ def deploy_rewards(config: ServiceConfig, route: str | None = None) -> None:
     """Ask Serve for the application `config.name` without waiting for it. Needs Ray.
 
     Starts Serve without its HTTP proxy if it does not run yet, and leaves it running. An application of that name is
-    brought to this configuration: what did not change of it goes on.
+    brought to this configuration: what did not change of it goes on. With a route, the front is told who may call.
     """
     start_serve(proxy_location="Disabled")
     target = serve.RunTarget(
         target=application(config), name=config.name, route_prefix=route, logging_config=SERVE_LOGGING
     )
     serve.run_many([target], wait_for_applications_running=False)
+    if route is not None:
+        tell_front(read_tokens(config.http.tokens), config.queue)
 
 
 def await_rewards(name: str, wait_s: float, say: Say) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from dipp_ray.connecting import logs_folder
 from dipp_ray.rewards.loading import is_differentiable, reward_class
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.serving.http.document import example
@@ -62,6 +63,6 @@ def how_to_call(config: ServiceConfig) -> list[str]:
         for model in config.models
         if not model.held_out and not is_differentiable(reward_class(model.term))
     ]
-    lines.append("what a model raises stands in its replica's log: /tmp/ray/session_latest/logs/serve on its node")
+    lines.append(f"what a model raises stands in its replica's log: {logs_folder()}/serve on its node")
     lines.append(f"try: {example(url, bool(_trainers(config)))}")
     return lines

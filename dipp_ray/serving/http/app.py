@@ -3,9 +3,11 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from typing import Any
 
+import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPBearer
@@ -18,21 +20,22 @@ from dipp_ray.serving.contract.records import (
     JSON,
     MIB,
     SAFETENSORS,
-    ErrorBody,
     ErrorReply,
     HealthRecord,
     JsonReply,
+    ScoreOptions,
     ServiceRecord,
 )
 from dipp_ray.serving.core.ingress import RewardIngress
+from dipp_ray.serving.http.admission import Admission
 from dipp_ray.serving.http.bodies import parse, rendered
-from dipp_ray.serving.http.document import BINARY, MEANINGS, REQUEST_CONTENT, TEXT_CONTENT, page
+from dipp_ray.serving.http.document import BINARY, MEANINGS, TEXT_CONTENT, page, request_content, secured
 from dipp_ray.serving.http.errors import HttpError, as_http
-from dipp_ray.serving.http.tokens import trainer_of
+from dipp_ray.serving.http.tokens import bearer, trainer_of
 from dipp_ray.serving.http.uploads import Uploads, announced, body_of, require_length
 
 AT_A_TIME = 2  # bodies that are read: a file of one colour is a thousand times smaller than its pixels
-ANYBODY = ""  # where no tokens are, callers say who they are in the body
+ANYBODY = "anonymous"  # where no tokens are, callers say who they are in the body
 log = logging.getLogger("ray.serve")
 
 
@@ -52,8 +55,10 @@ def build_http(service: RewardIngress) -> FastAPI:
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
     )
-    bearer = [Depends(HTTPBearer(auto_error=False))]  # says in the document how to identify oneself
-    limits = service.settings.limits
+    identify = [Depends(HTTPBearer(auto_error=False))]  # says in the document how to identify oneself
+    limits, calls = service.settings.limits, service.settings.queue.calls
+    latents = service.settings.latent_channels is not None
+    admission = Admission()
     readers = ThreadPoolExecutor(AT_A_TIME, "read")  # a thread that reads goes on where its caller is gone
     uploads = Uploads(int(service.settings.queue.mib * MIB))
     errors: dict[int | str, dict[str, Any]] = {
@@ -62,34 +67,52 @@ def build_http(service: RewardIngress) -> FastAPI:
     refusals: dict[int | str, dict[str, Any]] = {status: errors[status] for status in (401, 403)}
     answer: dict[str, Any] = {"model": JsonReply, "content": {SAFETENSORS: {"schema": BINARY}}}
 
+    @contextmanager
+    def room_for(trainer: str | None):
+        """The place of one more call of a trainer, from the header alone: before its body is read. Raises TrainerFull.
+
+        Without tokens nobody is known before the body is."""
+        if trainer is None:
+            yield
+            return
+        with ExitStack() as held:
+            with service.metrics.before_a_call(trainer):
+                held.enter_context(admission.call(f"trainer '{trainer}'", calls))
+                service.require_room(trainer)
+            yield
+
+    async def read(request: Request, kind: str, trainer: str) -> tuple[np.ndarray, ScoreOptions]:
+        """(x, what is asked about it) of a body that is bounded on its way."""
+        most = int(limits.body_mib * MIB)
+        require_length(request, most)
+        with uploads.body(trainer, announced(request, most)) as held:
+            body = await body_of(request, held, most, limits.upload_s)
+            return await asyncio.get_running_loop().run_in_executor(readers, parse, kind, body, limits)
+
     @app.post(
         "/v1/score",
-        dependencies=bearer,
+        dependencies=identify,
         summary="Score images or latents, and differentiate the weighted reward by them.",
         response_description="Rewards, scores and, if asked for, the gradient, in the form of the call.",
         responses={200: answer, **errors},
-        openapi_extra={"requestBody": {"required": True, "content": REQUEST_CONTENT}},
+        openapi_extra={"requestBody": {"required": True, "content": request_content(limits, latents)}},
     )
     async def score(request: Request) -> Response:
         trainer = identified(request, service)
-        kind = content_type(request)
-        most = int(limits.body_mib * MIB)
-        require_length(request, most)
-        with uploads.room(trainer or ANYBODY, announced(request, most)):
-            body = await body_of(request, most, limits.upload_s)
-            loop = asyncio.get_running_loop()
-            x, options = await loop.run_in_executor(readers, parse, kind, body, limits)
-            del body
-        reply = await service.answer(
-            x,
-            options.prompts,
-            Question(options.space, options.gradient, options.held_out),
-            trainer or options.trainer,
-            options.deadline_s,
-        )
+        with room_for(trainer):
+            with service.metrics.before_a_call(trainer or ANYBODY):
+                kind = content_type(request)
+                x, options = await read(request, kind, trainer or ANYBODY)
+            reply = await service.answer(
+                x,
+                options.prompts,
+                Question(options.space, options.gradient, options.held_out),
+                trainer or options.trainer,
+                options.deadline_s,
+            )
         return await asyncio.to_thread(rendered, kind, reply, options)
 
-    @app.get("/v1/models", dependencies=bearer, response_description="What it serves.", responses=refusals)
+    @app.get("/v1/models", dependencies=identify, response_description="What it serves.", responses=refusals)
     async def models(request: Request) -> ServiceRecord:
         """The models, their part in the sum, and the limits."""
         identified(request, service)
@@ -106,7 +129,7 @@ def build_http(service: RewardIngress) -> FastAPI:
 
     @app.get(
         "/metrics",
-        dependencies=bearer,
+        dependencies=identify,
         response_class=Response,
         response_description="Counters and histograms.",
         responses={200: {"content": TEXT_CONTENT}, **refusals},
@@ -116,13 +139,19 @@ def build_http(service: RewardIngress) -> FastAPI:
         identified(request, service)
         return Response(service.metrics_text(), media_type="text/plain; version=0.0.4")
 
+    whole = app.openapi
+
+    def document() -> dict[str, Any]:
+        return secured(whole(), bool(service.tokens))
+
+    app.openapi = document  # type: ignore[method-assign]
+
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         return HTMLResponse(page(app.openapi(), str(request.base_url).rstrip("/"), bool(service.tokens)))
 
     def answered(error: HttpError) -> Response:
-        reply = ErrorReply(error=ErrorBody(code=error.code, message=str(error)))
-        return Response(reply.model_dump_json(), error.status, error.headers, JSON)
+        return Response(error.body, error.status, error.headers, JSON)
 
     @app.exception_handler(HttpError)
     async def told(request: Request, error: HttpError) -> Response:
@@ -150,8 +179,7 @@ def identified(request: Request, service: RewardIngress) -> str | None:
         if on_loopback(request):
             return None
         raise HttpError(403, "no_tokens", "no tokens are configured, so only callers on the same machine are answered")
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    trainer = trainer_of(token.strip(), service.tokens) if scheme.lower() == "bearer" else None
+    trainer = trainer_of(bearer(request.headers.get("authorization", "")), service.tokens)
     if trainer is None:
         raise HttpError(
             401, "unauthorised", "send one of the service's tokens: Authorization: Bearer TOKEN",

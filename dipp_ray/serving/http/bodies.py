@@ -25,10 +25,12 @@ from dipp_ray.serving.contract.records import (
 )
 from dipp_ray.serving.contract.wire import pack, tensor_of, tensor_record, to_half, unpack
 from dipp_ray.serving.core.joining import IngressReply
+from dipp_ray.serving.http.keys import check_keys
 from dipp_ray.serving.http.pictures import pixels_of
 from dipp_ray.settings import fault, unknown_key
 
-PUNCTUATION = 64  # commas of a record beside those in its prompts, and of a row beside its prompt
+MOST_KEYS = 64  # keys and texts beside prompts and pictures
+PUNCTUATION = 64  # commas and quotes of a record beside those in its prompts, and of a row beside its prompt
 Options = TypeVar("Options", bound=ScoreOptions)
 
 
@@ -61,8 +63,10 @@ def record_of(model: type[Options], text: bytes, limits: LimitsSection) -> Optio
 
     Its size in values, and the keys and lists that may grow, are looked at first: pydantic makes an error of each.
     """
-    if text.count(b",") > limits.rows * (limits.prompt_chars + PUNCTUATION) + PUNCTUATION:
+    most = limits.rows * (limits.prompt_chars + PUNCTUATION) + PUNCTUATION
+    if text.count(b",") > most or text.count(b'"') > most:
         raise CallError("the record holds more values than any call")
+    check_keys(text, 2 * limits.rows + MOST_KEYS)  # a prompt and a picture a row
     try:
         data = from_json(text)
     except ValueError:

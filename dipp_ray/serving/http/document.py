@@ -1,11 +1,13 @@
 """What the OpenAPI document says of bodies, and the page that shows it."""
 
+import copy
 import html
 import json
 from collections.abc import Iterable
 
 from pydantic import BaseModel
 
+from dipp_ray.serving.contract.limits import LimitsSection
 from dipp_ray.serving.contract.records import JSON, REPLY, REQUEST, SAFETENSORS, JsonCall, ReplyRecord, ScoreOptions
 
 
@@ -23,7 +25,10 @@ MEANINGS = {
     413: "The body is too long.",
     415: "The body's type is neither of the two.",
     422: "No call that can be answered; the message says why.",
+    429: "This trainer's bound is reached: send fewer at a time, and again after Retry-After seconds.",
+    431: "The headers are too long.",
     500: "A model failed.",
+    502: "The service gives no answer now: try again after Retry-After seconds.",
     503: "The queue is full, replicas are lost, or the service is being stopped: try again after Retry-After seconds.",
     504: "The deadline has passed.",
 }
@@ -44,8 +49,50 @@ STYLE = (
     "h2{margin-top:2.5rem}h3{margin:2rem 0 0}p{margin:.4rem 0}"
 )
 BINARY = {"type": "string", "format": "binary"}
-REQUEST_CONTENT = {JSON: {"schema": schema_of(JsonCall)}, SAFETENSORS: {"schema": BINARY}}
 TEXT_CONTENT = {"text/plain": {"schema": {"type": "string"}}}
+
+
+def request_content(limits: LimitsSection, latents: bool) -> dict:
+    """The bodies of a call, as the OpenAPI document has them: what is taken. latents: whether there is a VAE."""
+    schema = schema_of(JsonCall)
+    said = schema["properties"]
+    text = {"type": "string", "maxLength": limits.prompt_chars}
+    said["prompts"] |= {"items": text, "maxItems": limits.rows}
+    files, tensor = said["images"]["anyOf"][0], said["x"]["anyOf"][0]
+    files["maxItems"] = limits.rows
+    said["reply_dtype"] = {"const": "fp32", "default": "fp32", "description": said["reply_dtype"]["description"]}
+    said["space"] |= {"enum": ["images", "latents"] if latents else ["images"]}
+    # One of both: files of images, a tensor of images, or a tensor of latents, which are no uint8.
+    null, pixels = {"type": "null"}, {"const": "images"}
+    halves = {"properties": {"dtype": {"enum": ["fp32", "fp16"]}}}
+    schema["oneOf"] = [
+        {"required": ["images"], "properties": {"images": files, "x": null, "space": pixels}},
+        {"required": ["x"], "properties": {"x": tensor, "images": null, "space": pixels}},
+    ]
+    if latents:
+        given = {"x": {"allOf": [tensor, halves]}, "images": null, "space": {"const": "latents"}}
+        schema["oneOf"].append({"required": ["x", "space"], "properties": given})
+    return {JSON: {"schema": schema}, SAFETENSORS: {"schema": BINARY}}
+
+
+def secured(document: dict, tokens: bool) -> dict:
+    """The OpenAPI document as it holds where there are tokens, or where there are none: then none is asked for."""
+    document = copy.deepcopy(document)
+    if not tokens:
+        document["components"].pop("securitySchemes", None)
+    for verbs in document["paths"].values():
+        for route in verbs.values():
+            if not tokens:
+                route.pop("security", None)
+            route["responses"].pop("403" if tokens else "401", None)
+    return document
+
+
+# An answer to that call, of a service with a CLIP model and a class of one's own.
+EXAMPLE_REPLY = (
+    '{"held_out":[],"failed":{},"reward":[-0.6312019228935242],'
+    '"scores":{"clip":[-3.221104860305786],"mean":[0.48967525362968445]},"gradient":null}'
+)
 
 
 def example(url: str, tokens: bool) -> str:
@@ -91,6 +138,7 @@ def page(document: dict, url: str, tokens: bool) -> str:
         f"<h1>{title}</h1><p>{html.escape(document['info']['description'])} "
         "The machine-readable document is <a href='openapi.json'>openapi.json</a>.</p>"
         f"<h2>Try it</h2><p>From a shell:</p><pre>{html.escape(example(url, tokens))}</pre>"
+        f"<p>It is answered, for instance:</p><pre>{html.escape(EXAMPLE_REPLY)}</pre>"
         f"<p>From Python, by safetensors:</p><pre>{html.escape(program(url, tokens))}</pre>"
         f"<p>{BODIES}</p>{''.join(routes)}<h2>Records</h2>{''.join(map(record, schemas, schemas.values()))}"
     )

@@ -25,6 +25,12 @@ def trainer_of(token: str, digests: dict[str, str]) -> str | None:
     return found
 
 
+def bearer(authorization: str) -> str:
+    """The token of an Authorization header, empty where there is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 

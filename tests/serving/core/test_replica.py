@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dipp_ray.config import RoleSection
+from dipp_ray.errors import UserError
 from dipp_ray.serving.core.replica import ModelReplica
 
 IMAGES = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
@@ -43,3 +44,31 @@ def test_a_call_that_it_refuses_does_not_make_it_ill():
         await made.check_health()
 
     asyncio.run(run())
+
+
+class Unmade:
+    """Raises when it is made."""
+
+    def __init__(self):
+        raise ValueError("two\n  lines")
+
+    def reward(self, images, prompts): ...
+
+
+class Unwilling(Unmade):
+    def __init__(self):
+        raise UserError("there is no such file: correct it")
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("Unmade", r"^reward 'it': test_replica:Unmade cannot be made \(ValueError: two lines\): correct it$"),
+        ("Unwilling", "^reward 'it': there is no such file: correct it$"),
+    ],
+)
+def test_a_class_that_raises_when_it_is_made_names_its_model(made, message):
+    with pytest.raises(UserError, match=message):
+        ModelReplica(
+            {"name": "it", "model": f"test_replica:{made}", "folder": None}, None, False, RoleSection(), False, 600
+        )

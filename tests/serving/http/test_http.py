@@ -1,6 +1,7 @@
 """The routes in front of an ingress in this process: answers are what the models say."""
 
 import base64
+import html
 import io
 import re
 import urllib.request
@@ -30,11 +31,11 @@ from http_calls import (
     with_tokens,
 )
 
-from dipp_ray.serving.contract.failures import ModelError, QueueFull
-from dipp_ray.serving.contract.records import JSON, SAFETENSORS, JsonReply, ServiceRecord
+from dipp_ray.serving.contract.failures import ModelError
+from dipp_ray.serving.contract.limits import LimitsSection
+from dipp_ray.serving.contract.records import JSON, SAFETENSORS, JsonReply, ServiceRecord, TensorRecord
 from dipp_ray.serving.contract.wire import from_half, tensor_of, tensor_record
-from dipp_ray.serving.http.document import program
-from dipp_ray.serving.http.uploads import Uploads
+from dipp_ray.serving.http.document import EXAMPLE_REPLY, program, request_content, schema_of
 from tiny_models import PROMPTS
 
 
@@ -219,14 +220,16 @@ def test_the_program_of_the_docs_is_one_that_runs(service, monkeypatch, capsys):
     assert "(2, 3, 64, 64)" in capsys.readouterr().out
 
 
-def test_the_openapi_document_says_what_the_routes_do(web):
-    reply = web.get("/openapi.json")
+@pytest.mark.parametrize("tokens", [False, True])
+def test_the_openapi_document_says_what_the_routes_do(tokens):
+    reply = client(with_tokens(ann=TOKEN) if tokens else made()).get("/openapi.json")
     document = reply.json()
     assert reply.status_code == 200 and document["openapi"].startswith("3.")
     assert document["paths"].keys() == {"/v1/score", "/v1/models", "/healthz", "/metrics"}
     score = document["paths"]["/v1/score"]["post"]
     assert score["requestBody"]["content"].keys() == {JSON, SAFETENSORS} == score["responses"]["200"]["content"].keys()
-    assert {"400", "401", "403", "413", "415", "422", "500", "503", "504"} <= score["responses"].keys()
+    assert {"400", "413", "415", "422", "429", "431", "500", "502", "503", "504"} <= score["responses"].keys()
+    assert ("401" in score["responses"], "403" in score["responses"]) == (tokens, not tokens)
     known = document["components"]["schemas"]
     references = re.findall(r'"#/components/schemas/([^"]+)"', reply.text)
     assert references and set(references) <= known.keys()
@@ -235,20 +238,60 @@ def test_the_openapi_document_says_what_the_routes_do(web):
         r["description"] for verbs in document["paths"].values() for r in verbs.popitem()[1]["responses"].values()
     ]
     assert not {"Successful Response", "Bad Request", "Forbidden"} & set(described)
-    assert secured == {"/v1/score", "/v1/models", "/metrics"}  # health is asked for by who has no token
+    # Health is asked for by who has no token, and none is asked for where there is none.
+    assert secured == ({"/v1/score", "/v1/models", "/metrics"} if tokens else set())
+    assert ("securitySchemes" in document["components"]) == tokens
 
 
-def test_bodies_on_their_way_are_bounded_together_and_shared():
-    uploads = Uploads(100)
-    with uploads.room("a", 40):
-        with pytest.raises(QueueFull, match="too many calls are being sent"), uploads.room("a", 11):
-            pass  # 49 would be free, and a would hold 51
-        with uploads.room("a", 10), uploads.room("b", 50):
-            pass
-        with pytest.raises(QueueFull), uploads.room("b", 61):
-            pass
-    with uploads.room("a", 100):
-        pass
+def test_the_page_shows_an_answer_that_is_one():
+    JsonReply.model_validate_json(EXAMPLE_REPLY)
+    assert EXAMPLE_REPLY in html.unescape(client(made()).get("/docs").text)
+
+
+def test_what_is_asked_for_follows_the_tokens_of_the_moment():
+    service = made()
+    with client(service) as web:
+        assert "securitySchemes" not in web.get("/openapi.json").json()["components"]
+        service.tokens = with_tokens(ann=TOKEN).tokens
+        assert "securitySchemes" in web.get("/openapi.json").json()["components"]
+        service.tokens = {}
+        assert "securitySchemes" not in web.get("/openapi.json").json()["components"]
+
+
+TENSOR = {"dtype": "fp32", "shape": [1, 3, 2, 2], "data": "AAAA"}
+HALVES = TENSOR | {"dtype": "uint8"}
+
+
+@pytest.mark.parametrize(
+    ("call", "latents", "taken"),
+    [
+        ({"images": ["AAAA"]}, False, True),
+        ({"images": ["AAAA"], "x": None}, False, True),
+        ({"images": [""]}, False, False),
+        ({"images": []}, False, False),
+        ({"images": ["AAAA"] * 9, "prompts": ["a"] * 9}, False, False),
+        ({"images": ["AAAA"], "x": TENSOR}, False, False),
+        ({"images": None}, False, False),
+        ({}, False, False),
+        ({"images": ["AAAA"], "space": "latents"}, True, False),
+        ({"images": ["AAAA"], "reply_dtype": "fp16"}, False, False),
+        ({"images": ["AAAA"], "prompts": ["a" * 101]}, False, False),
+        ({"x": TENSOR}, False, True),
+        ({"x": TENSOR, "images": None}, False, True),
+        ({"x": TENSOR | {"shape": [3, 2, 2]}}, False, False),
+        ({"x": TENSOR | {"data": ""}}, False, False),
+        ({"x": TENSOR, "space": "latents"}, True, True),
+        ({"x": TENSOR, "space": "latents"}, False, False),
+        ({"x": HALVES}, False, True),
+        ({"x": HALVES, "space": "latents"}, True, False),
+    ],
+)
+def test_the_document_describes_what_is_taken_and_nothing_else(call, latents, taken):
+    from jsonschema import Draft202012Validator
+
+    content = request_content(LimitsSection(rows=8, prompt_chars=100), latents)
+    schema = content[JSON]["schema"] | {"components": {"schemas": {"TensorRecord": schema_of(TensorRecord)}}}
+    assert Draft202012Validator(schema).is_valid({"prompts": ["a"]} | call) == taken
 
 
 def test_what_a_model_raised_is_told_to_callers_from_outside_by_its_kind_alone():

@@ -67,7 +67,7 @@ def test_other_kinds_of_files_are_refused(small, kind):
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("", "no PNG or JPEG"),
+        ("====", "not base64|no PNG or JPEG"),
         (base64.b64encode(b"%!PS-Adobe-3.0 EPSF").decode(), "no PNG or JPEG"),
         (base64.b64encode(b"\x89PNG\r\n\x1a\n").decode(), "no PNG or JPEG"),
         ("data:image/png;base64," + encoded(pixels(1)[0]), "not base64"),

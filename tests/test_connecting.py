@@ -1,0 +1,124 @@
+"""Joining Ray: tokens are kept from others, and shown to a cluster that asks for one."""
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from dipp_ray import connecting
+from dipp_ray.errors import UserError
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_a_token_is_made_for_its_owner_alone(home):
+    before = os.umask(0)
+    try:
+        connecting.keep_token()
+    finally:
+        os.umask(before)
+    path = home / ".ray" / "auth_token"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and len(path.read_text()) == 64
+    assert [*path.parent.iterdir()] == [path]
+    made = path.read_text()
+    path.chmod(0o644)  # as Ray itself leaves it
+    connecting.keep_token()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.read_text() == made
+
+
+def test_two_starts_at_once_have_one_token(home):
+    with ThreadPoolExecutor(8) as pool:
+        [*pool.map(lambda _: connecting.keep_token(), range(8))]
+    assert len((home / ".ray" / "auth_token").read_text()) == 64
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_none_is_made_beside_one_that_is_given(home, monkeypatch, name):
+    monkeypatch.setenv(name, "given")
+    connecting.keep_token()
+    assert not (home / ".ray").exists()
+
+
+class Cluster(grpc.GenericRpcHandler):
+    """Answers as Ray's GCS does: with a token of its own, nobody who shows none."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def service(self, details):
+        def answer(request, context):
+            if self.token:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer) if details.method == connecting.QUESTION else None
+
+
+@pytest.fixture
+def cluster():
+    servers = []
+
+    def start(token):
+        server = grpc.server(ThreadPoolExecutor(1), handlers=[Cluster(token)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(None)
+
+
+def test_a_cluster_with_a_token_is_joined_or_the_sentence_says_how(home, cluster, monkeypatch):
+    import ray._private.authentication.authentication_token_setup as rays
+
+    there = []
+    monkeypatch.setattr(rays, "maybe_enable_token_auth_if_token_available", lambda warn_if_disabled: bool(there))
+    locked = cluster(token=True)
+    with pytest.raises(UserError, match=rf"asks for a token: set RAY_AUTH_MODE=token, and leave .*{home}/.ray"):
+        connecting.bring_token(locked)
+    there.append("a token")
+    connecting.bring_token(locked)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(UserError, match=r"asks for a token: set RAY_AUTH_MODE=token, or unset it"):
+        connecting.bring_token(locked)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    connecting.bring_token("127.0.0.1:1")  # nothing is asked
+
+
+def test_a_cluster_without_a_token_is_shown_none(home, cluster, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    connecting.bring_token(cluster(token=False))
+    connecting.bring_token("127.0.0.1:1")  # what is no cluster is for Ray to say
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [({}, "/tmp"), ({"TMPDIR": "/scratch/"}, "/scratch"), ({"TMPDIR": "/scratch", "RAY_TMPDIR": "/r"}, "/r")],
+)
+def test_logs_are_named_where_they_are(monkeypatch, capsys, variables, folder):
+    import ray
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False), monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    def init(**options):
+        raise RuntimeError("the raylet did not start\nand a paragraph")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(
+        UserError, match=rf"the raylet did not start; its logs are in {folder}/ray/session_latest/logs$"
+    ):
+        connecting.connect()

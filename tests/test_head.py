@@ -1,0 +1,66 @@
+"""A head that is lost is said, and ends the program with one sentence before Ray ends it with a line of its own."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from dipp_ray import head
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(head, "PROBE_S", 0.02)
+    monkeypatch.setattr(head, "SAY_AFTER_S", 0.1)
+    monkeypatch.setattr(head, "SAY_EVERY_S", 0.1)
+
+
+def listening(port=0):
+    server = socket.create_server(("127.0.0.1", port))
+    return server, f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def until(condition):
+    ends = time.monotonic() + 30
+    while not condition() and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_a_lost_head_ends_the_program_with_one_sentence(capsys):
+    said, ended = [], []
+    server, address = listening()
+    with head.watched_head(said.append, "the same command goes on", address, patience=0.5, end=ended.append):
+        time.sleep(0.2)
+        assert (said, ended) == ([], [])
+        server.close()
+        until(lambda: ended)
+    assert ended == [1]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith(f"dipp-ray: the head of the Ray cluster ({address}) has not ")
+    assert error.endswith("the same command goes on\n")
+    assert said and all(line.startswith("waiting for the head of the Ray cluster") for line in said)
+
+
+def test_a_head_that_comes_back_in_time_ends_nothing(capsys):
+    said, ended = [], []
+    server, address = listening()
+    with head.watched_head(said.append, "", address, patience=5, end=ended.append):
+        server.close()
+        until(lambda: said)
+        server, _ = listening(int(address.rpartition(":")[2]))
+        time.sleep(0.2)
+        count = len(said)
+        time.sleep(0.3)
+        assert len(said) == count
+    server.close()
+    assert ended == [] and capsys.readouterr().err == ""
+    assert not [thread for thread in threading.enumerate() if thread.name == "head"]
+
+
+def test_it_is_seen_before_rays_own_patience_ends(monkeypatch):
+    monkeypatch.delenv(head.RAYS_PATIENCE, raising=False)
+    assert 30 < head.patience_s() < 60
+    monkeypatch.setenv(head.RAYS_PATIENCE, "12")
+    assert head.patience_s() == 10
