@@ -184,8 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
         if cluster.jobs_address:
             print(f"jobs address  {cluster.jobs_address}")
             print(
-                f"submit        RAY_AUTH_MODE={given.auth} ray job submit --address {cluster.jobs_address} "
-                "--working-dir . -- python jobs/align.py CONFIG"
+                f"submit        RAY_AUTH_MODE={given.auth} dipp-ray submit --address {cluster.jobs_address} "
+                "-- python jobs/align.py CONFIG"
             )
         print("Ctrl-C ends it.", flush=True)
         stop.wait()

@@ -12,6 +12,7 @@ from pathlib import Path
 from dipp_ray.connecting import connect, require_sane_ray
 from dipp_ray.errors import (
     CallError,
+    JobFailed,
     NonFiniteError,
     RewardUnavailableError,
     RoleFailure,
@@ -46,9 +47,11 @@ def as_setting(verb: str, unknown: list[str]) -> str:
     from dipp_ray.config import RunConfig
     from dipp_ray.settings import nearest_keys
 
+    if verb == "submit":
+        return f"submit does not know {unknown[0]}: write -- before the command that the job runs"
     name, _, value = unknown[0].lstrip("-").partition("=")
     value = value or next((word for word in unknown[1:2] if not word.startswith("-")), "VALUE")
-    near = nearest_keys(name.replace("-", "_"), RunConfig) if verb in ("train", "check") else []
+    near = nearest_keys(name.replace("-", "_"), RunConfig) if verb in ("train", "check", "evaluate") else []
     if not near:
         return f"{verb} does not know {unknown[0]}: see dipp-ray {verb} --help"
     return f"{verb} does not know {unknown[0]}: settings are written without dashes: {near[0]}={value}"
@@ -75,7 +78,7 @@ def _exit_status(work: Callable[[], None]) -> int:
     except (UserError, CallError) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteError, RewardUnavailableError, RoleFailure, RunFolderLost) as error:
+    except (JobFailed, NonFiniteError, RewardUnavailableError, RoleFailure, RunFolderLost) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
@@ -141,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--family", help="package.module:Class, where it was trained as a family of your own")
     evaluate = verb(run_evaluate, "Rewards, judge and diversity of a pipeline: a table, JSON and a side-by-side grid.")
     evaluate.add_argument("pipeline", help="pipeline folder, a run's folder, or a hub's id")
+    evaluate.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override the run's")
     evaluate.add_argument("--against", help="pipeline to compare with: a folder, or a hub's id")
     evaluate.add_argument("--config", type=Path, help="whose rewards and prompts (default: the run's config.yaml)")
     evaluate.add_argument("--out", type=Path, help="folder of evaluation.json and the grid (default: the run's)")
@@ -156,6 +160,19 @@ def parser() -> argparse.ArgumentParser:
         "settings", nargs="*", metavar="section.key=value", help="settings that override it, or YAML files of such"
     )
     service.add_argument("--detach", action="store_true", help="leave it in the cluster of RAY_ADDRESS and return")
+    job = verb(run_submit, "A command as a job on a cluster: its log is shown until it ends.")
+    job.add_argument("command", nargs="*", help="behind --, as in: -- python jobs/align.py CONFIG")
+    job.add_argument("--address", help="the dashboard's URL (default: RAY_API_SERVER_ADDRESS, or this machine's)")
+    job.add_argument("--working-dir", type=Path, default=Path("."), help="folder that the job runs in a copy of")
+    job.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="variable of the job's")
+    job.add_argument("--on", metavar="head|LABEL=VALUE", help="node that the command runs on")
+    job.add_argument("--retries", type=count, default=0, help="submit it again so often when it fails (%(default)s)")
+    job.add_argument("--detach", action="store_true", help="return when it is submitted")
+    instead = job.add_mutually_exclusive_group()
+    instead.add_argument("--follow", metavar="JOB", help="show the log of a job until it ends")
+    instead.add_argument("--status", metavar="JOB", help="say how a job is")
+    instead.add_argument("--stop", metavar="JOB", help="end a job; submitted again, training goes on")
+    instead.add_argument("--list", action="store_true", help="every job of the cluster")
     schema = verb(run_schema, "The JSON schema of a configuration, by which an editor completes and checks it.")
     schema.add_argument(
         "configuration", nargs="?", choices=("run", "service", "fit"), default="run", help="(%(default)s)"
@@ -171,6 +188,11 @@ def positive(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
+
+
+def count(text: str) -> int:
+    """An argument that is 0 or more."""
+    return 0 if text == "0" else positive(text)
 
 
 def run_demo(given) -> None:
@@ -299,7 +321,12 @@ def run_sample(given) -> None:
 def run_evaluate(given) -> None:
     from dipp_ray.evaluation.evaluate import evaluate_command
 
-    evaluate_command(given.pipeline, given.against, given.config, given.out, print, connect)
+    def placed(config, say):
+        from dipp_ray.training.evaluation import evaluators
+
+        return evaluators(config, say)
+
+    evaluate_command(given.pipeline, given.against, given.config, given.out, given.settings, print, connect, placed)
 
 
 def run_export(given) -> None:
@@ -342,6 +369,14 @@ def run_serve_rewards(given) -> None:
 
     require_room(config)
     serve_rewards(config, read, given.detach, print)
+
+
+def run_submit(given) -> None:
+    from dipp_ray.submission.cluster import address_of_jobs, open_jobs
+    from dipp_ray.submission.command import run
+
+    require_sane_ray()
+    run(given, lambda: open_jobs(address_of_jobs(given.address)))
 
 
 def run_schema(given) -> None:

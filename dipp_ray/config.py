@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from dipp_ray.alignment.hyperparameters import Decay, Objective, Optimiser
 from dipp_ray.data_settings import DataSection
+from dipp_ray.evaluation.settings import EvaluationSection
+from dipp_ray.reporting.trackers import Name as TrackerName
 from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.role_settings import Between, RoleSection, RolesSection, TrainedRoleSection
 from dipp_ray.settings import Count, LocalPath, ModelPath, Positive, Section, load_settings
@@ -170,7 +172,11 @@ class LogSection(Section):
     samples_every: int = Field(50, ge=1, description="Steps between sample grids and held-out scores.")
     samples: int = Field(36, ge=1, description="Images of a grid, from fixed noises and prompts.")
     held_out_samples: int = Field(128, ge=1, description="Samples scored by the held-out reward.")
-    tensorboard: bool = Field(True, description="Metrics and grids for TensorBoard too, in the run's folder.")
+    trackers: list[TrackerName] = Field(
+        default_factory=list,
+        description="Who is told metrics and grids beside the run's own record, each an extra of the package; wandb "
+        "and mlflow are set by their own variables, such as WANDB_MODE=offline and MLFLOW_TRACKING_URI.",
+    )
     stop_patience: int = Field(
         0,
         ge=0,
@@ -178,15 +184,21 @@ class LogSection(Section):
         "included, by more than noise (95 % interval over the same samples); 0: never.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, given):
+        """Folders of runs hold configurations with what `trackers` took the place of."""
+        if not isinstance(given, dict) or "tensorboard" not in given or "trackers" in given:
+            return given
+        rest = {key: value for key, value in given.items() if key != "tensorboard"}
+        return rest | {"trackers": ["tensorboard"] if given["tensorboard"] else []}
 
-class EvaluationSection(Section):
-    prompts: LocalPath | list[LocalPath] | None = Field(None, description="As data.prompts; null: those of training.")
-    samples: int = Field(500, ge=2, description="Images of each model.")
-    judge: str | None = Field(None, description="`package.module:function` (images, prompts) -> {metric: value}.")
-    teacher_steps: int = Field(25, ge=1, description="Steps of the teacher that is shown beside.")
-    teacher_guidance: float | None = Field(
-        None, ge=0, description="Guidance scale of that teacher; null: objective.guidance_scale."
-    )
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: list[str]) -> list[str]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"log.trackers={trackers} names one twice: keep it once")
+        return trackers
 
 
 class RunConfig(Section):

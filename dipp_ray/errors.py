@@ -26,3 +26,7 @@ class RoleFailure(RuntimeError):
 
 class RunFolderLost(RuntimeError):
     """The folder of a run was removed while it trained. The message says what is left."""
+
+
+class JobFailed(RuntimeError):
+    """A job on a cluster failed, was stopped, or is out of sight. The message says which."""

@@ -10,8 +10,8 @@ from dipp_ray.settings import Count, Positive, Section
 class Between(Section):
     """As many as the cluster can give, from min to max."""
 
-    min: Count
-    max: Count
+    min: Count = Field(description="The fewest.")
+    max: Count = Field(description="The most.")
 
     @model_validator(mode="after")
     def _in_order(self):

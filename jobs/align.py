@@ -1,6 +1,6 @@
 """Align a one-step generator with a reward:
 
-ray job submit --working-dir . -- python jobs/align.py CONFIG [section.key=value ...] [--generator RUN]
+dipp-ray submit -- python jobs/align.py CONFIG [section.key=value ...] [--generator RUN]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Distil a teacher into a one-step generator, without a reward:
 
-ray job submit --working-dir . -- python jobs/distil.py CONFIG [section.key=value ...]
+dipp-ray submit -- python jobs/distil.py CONFIG [section.key=value ...]
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What the entry scripts share: a configuration that fits the script, then `dipp-ray train`."""
+"""What the entry scripts share: `dipp-ray` by its verb, refused where a job's results would be lost with the job."""
 
 import argparse
 import os
@@ -25,19 +25,39 @@ def main(text: str, refuse: Callable[[RunConfig], str | None], arguments: list[s
         settings = [*settings, *settings_of_run(given.generator)]
     try:
         config = load_config(given.config, settings)
-        if sentence := refuse(config) or lost_with_the_job(config):
+        if sentence := refuse(config) or lost_with_the_job("run.folder", config.run.folder):
             raise UserError(sentence)
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     return cli.main(["train", str(given.config), *settings])
 
 
-def lost_with_the_job(config: RunConfig) -> str | None:
+def verb(name: str, results: Callable[[argparse.Namespace], tuple[str, str | Path]], arguments: list[str]) -> int:
+    """Run `dipp-ray NAME ARGUMENTS`. Exit status as `dipp-ray`'s.
+
+    results: what says where they go, and where that is, of the verb's parsed arguments.
+    """
+    given, rest = cli.parser().parse_known_args([name, *arguments])
+    given.settings = [*getattr(given, "settings", []), *rest]
+    try:
+        if sentence := lost_with_the_job(*results(given)):
+            raise UserError(sentence)
+    except UserError as error:
+        return refused(error)
+    return cli.main([name, *arguments])
+
+
+def refused(error: UserError) -> int:
+    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    return 2
+
+
+def lost_with_the_job(name: str, folder: str | Path) -> str | None:
     """Ray runs a job in a copy of the working directory, and deletes it afterwards."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and Path(config.run.folder).is_relative_to(Path.cwd()):
+    inside = "://" not in str(folder) and Path(folder).resolve().is_relative_to(Path.cwd())
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and inside:
         return (
-            f"run.folder={config.run.folder} lies in the job's copy of the working directory, which is deleted with "
+            f"{name}={folder} lies in the job's copy of the working directory, which is deleted with "
             "it: give an absolute path elsewhere, on storage that every node sees"
         )
     return None

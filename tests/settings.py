@@ -39,7 +39,7 @@ def tiny_config(folder: Path, pipeline: Path, prompts: Path, *overrides: str) ->
         "score_optim": {"lr": 2e-3, "grad_clip": 10.0},
         "reward": {"terms": [{"name": "ink", "model": "settings:InkReward"}]},
         "checkpoint": {"every": 10},
-        "log": {"samples_every": 10, "samples": 4, "held_out_samples": 8, "tensorboard": False},
+        "log": {"samples_every": 10, "samples": 4, "held_out_samples": 8},
     }
     for override in overrides:
         apply_override(data, override)

@@ -87,7 +87,7 @@ def test_the_resolved_copy_gives_the_same_configuration(path, tmp_path):
         ("data.reward_scale=1", "data", "objective.reward_scale"),  # misplaced
         ("data.steps=1", "data", "run.steps"),
         ("t_star=1", "the top level", "model.t_star"),
-        ("checkpoint.tensorboard=true", "checkpoint", "log.tensorboard"),
+        ("checkpoint.trackers=[]", "checkpoint", "log.trackers"),
     ],
 )
 def test_an_unknown_key_names_its_section_and_the_nearest_right_key(path, override, section, nearest):
@@ -96,6 +96,14 @@ def test_an_unknown_key_names_its_section_and_the_nearest_right_key(path, overri
     leaf = override.partition("=")[0].split(".")
     leaf = leaf[0] if section == "the top level" else leaf[-1]
     assert f"unknown key '{leaf}' in {section}: did you mean {nearest}?" in message
+
+
+def test_trackers_are_named_once_and_an_old_configuration_is_read(path):
+    assert load_config(path).log.trackers == []
+    assert load_config(path, ["log.tensorboard=true"]).log.trackers == ["tensorboard"]
+    assert load_config(path, ["log.tensorboard=false"]).log.trackers == []
+    assert "names one twice" in sentence(path, "log.trackers=[wandb, mlflow, wandb]")
+    assert "log.trackers" in sentence(path, "log.trackers=[neptune]")
 
 
 def test_an_unknown_key_like_no_other_is_to_be_removed(path):
@@ -293,7 +301,7 @@ def test_the_hash_changes_with_the_trajectory(path, override):
         "reward.app=shared",
         "reward.deadline_s=1",
         "log.samples=4",
-        "log.tensorboard=false",
+        "log.trackers=[wandb]",
         "checkpoint.every=7",
         "checkpoint.url=s3://bucket/run",
     ],

@@ -3,11 +3,12 @@
     .parquet            the column, in any number of row groups, which are read by range
     .csv, .tsv          the column; the first row names the columns
     .jsonl              an object a line, or a text a line
-    .json               a list of objects or of texts
+    .json               a list of objects or of texts, or COCO's captions
     .txt                a prompt a line; empty lines are passed over
 
-A folder stands for all such files in it, in the order of their names; `*`, `?` and `[]` make a pattern; a list stands
-for its files one after the other. Of parquet a bounded part is in memory; the others are read whole.
+PartiPrompts and DrawBench are read as they are published, though their columns are called otherwise. A folder stands
+for all such files in it, in the order of their names; `*`, `?` and `[]` make a pattern; a list stands for its files one
+after the other. Of parquet a bounded part is in memory; the others are read whole.
 """
 
 import csv
@@ -22,6 +23,7 @@ import pyarrow.compute
 from pyarrow import types
 
 from dipp_ray.data.files import files_of, suffix_of, whole_content
+from dipp_ray.data.published_prompts import published_column, published_list
 from dipp_ray.data.row_groups import Groups, ParquetRows
 from dipp_ray.errors import UserError
 
@@ -76,6 +78,8 @@ def _text_of(value: object, shown: str, where: str) -> str:
 def _parquet(fs: Any, file: str, shown: str, column: str) -> ParquetRows:
     """A parquet file, of whose column every row has been looked at."""
     rows = ParquetRows(fs, file, shown, [column])
+    if (published := published_column(rows.schema.names, column)) != column:
+        rows, column = ParquetRows(fs, file, shown, [published]), published
     _require_column(rows.schema.names, column, shown)
     number = 0
     for table in Groups(rows.counts, rows.read).each():
@@ -100,6 +104,7 @@ def _first_fault(column: pyarrow.ChunkedArray) -> int | None:
 def _table(content: bytes, column: str, shown: str, delimiter: str, quoting: Literal[0, 3]) -> Rows:
     lines = csv.reader(io.StringIO(_text(content, shown), newline=""), delimiter=delimiter, quoting=quoting)
     header = next(lines, [])
+    column = published_column(header, column)
     _require_column(header, column, shown)
     position = header.index(column)
     for row in lines:
@@ -124,9 +129,12 @@ def _jsonl(content: bytes, column: str, shown: str) -> Rows:
 
 
 def _json(content: bytes, column: str, shown: str) -> Rows:
-    data = _parsed(_text(content, shown), shown)
+    data, column = published_list(_parsed(_text(content, shown), shown), column)
     if not isinstance(data, list):
-        raise UserError(f"prompt file {shown} holds no list: expected one of prompts, or of objects with '{column}'")
+        raise UserError(
+            f"prompt file {shown} holds no list: expected one of prompts, of objects with '{column}', or COCO's "
+            "annotations"
+        )
     for number, value in enumerate(data, start=1):
         yield f"entry {number}", _of_object(value, column, f"{shown}, entry {number}")
 

@@ -1,10 +1,14 @@
 """Models side by side on the same prompts and noises: a table, evaluation.json and a grid."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import rich
 import torch
 from rich.table import Table
@@ -12,15 +16,13 @@ from torch import Tensor
 
 from dipp_ray.config import RunConfig, load_config
 from dipp_ray.errors import UserError
-from dipp_ray.evaluation.evaluator import Evaluates, Evaluator, batch_of, how_to_sample, texts_of
+from dipp_ray.evaluation.evaluator import Evaluates, Evaluator, batch_of, check_networks, how_to_sample, texts_of
 from dipp_ray.evaluation.folders import pipeline_of, run_of
-from dipp_ray.evaluation.measure import (
-    Units,
-    about,
-    differences,
-    intervals,
-    means,
-)
+from dipp_ray.evaluation.frechet import Gaussian
+from dipp_ray.evaluation.kept import Kept, shards_of, stamp_of
+from dipp_ray.evaluation.measure import Units, about, differences, intervals, joined, means
+from dipp_ray.evaluation.pngs import from_pngs
+from dipp_ray.evaluation.reference import reference_of
 from dipp_ray.hub.fetch import local
 from dipp_ray.models.bare import is_bare
 from dipp_ray.models.pipeline import frame_of
@@ -34,7 +36,7 @@ from dipp_ray.storage.aside import whole_file
 Say = Callable[[str], None]
 GRID_PROMPTS = 16
 GRID_COLUMNS = 8
-JSON, GRID = "evaluation.json", "evaluation_grid.png"
+JSON, GRID, IMAGES = "evaluation.json", "evaluation_grid.png", "evaluation"
 COMPARED = ("base", "aligned")
 
 
@@ -51,33 +53,38 @@ def evaluate(
     95 % interval}}, "difference": {key: {"mean", "within"}} of aligned minus base over the same samples, "metrics":
     {key: {"label", "better", "unit"}}, "made": {name: how}, "grid"}. A key without units has no interval.
     Exported one-step folders take one step without guidance, others `evaluation.teacher_steps` with
-    `evaluation.teacher_guidance`.
-    With a folder `out`, evaluation.json and evaluation_grid.png are written there. evaluator: who does the work; None:
-    this process.
-    Raises UserError, before anything is sampled, for a folder, prompt file, reward or judge that is not there.
+    `evaluation.teacher_guidance`. images_per_second is of one worker.
+    With a folder `out`, evaluation.json and evaluation_grid.png are written there, and the images into evaluation/: an
+    evaluation that was broken off goes on where it was. evaluator: who does the work; None: this process.
+    Raises UserError, before anything is sampled, for a folder, prompt file, reward, network or judge that is not there.
     """
     for folder in models.values():
         frame_of(config.model, folder)
+    check_networks(config.evaluation)
     evaluator = evaluator or Evaluator(config)
     texts = texts_of(config)
-    with waiting("the rewards and the judge"):
+    with waiting("the rewards, networks and the judge"):
         terms = evaluator.prepare()
+    reference = compared_with(config, evaluator, say)
+    measures_by = [terms_as_json(terms), config.evaluation.model_dump(mode="json", exclude={"workers", "judge"})]
     values, units, shown = {}, {}, {}
-    picked = (
-        [i * len(texts) // GRID_PROMPTS for i in range(GRID_PROMPTS)]
-        if len(texts) > GRID_PROMPTS
-        else list(range(len(texts)))
-    )
-    for name, folder in models.items():
-        with waiting(f"the weights of {name}"):
+    picked = picked_of(len(texts))
+    with folder_of(out) as root:
+        for name, folder in models.items():
+            how = how_to_sample(folder, config)
+            images_by = [texts, config.run.seed, how, batch_of(config), config.model.model_dump(mode="json")]
+            shards = shards_of(texts, batch_of(config))
+            kept = Kept(root / name, shards, [*images_by, stamp_of(local(folder))], measures_by)
             evaluator.open(folder)
-        seconds = sampled(evaluator, name, len(texts), batch_of(config), say)
-        with waiting(f"the measures of {name}"):
-            units[name], shown[name], said = evaluator.measures(picked)
-        for line in said:
-            say(line)
-        values[name] = means(units[name]) | {"images_per_second": len(texts) / seconds}
-        say(f"evaluated {name} ({in_words(*how_to_sample(folder, config))}): {summary(values[name])}")
+            units[name] = measured(kept, evaluator, name, reference, say)
+            if config.evaluation.judge:
+                with waiting(f"the judge of {name}"):
+                    units[name] |= evaluator.judged(kept.images(list(range(len(texts)))))
+            seconds = sum(kept.seconds(shard) for shard in range(len(shards)))
+            shown[name] = from_pngs(kept.images(picked))
+            values[name] = means(units[name]) | {"images_per_second": len(texts) / seconds}
+            kept.drop_measures()
+            say(f"evaluated {name} ({in_words(*how)}): {summary(values[name])}")
     result = {
         "prompts": len(set(texts)),
         "samples": len(texts),
@@ -96,22 +103,81 @@ def evaluate(
     return result
 
 
+@contextmanager
+def folder_of(out: Path | None) -> Iterator[Path]:
+    """Where the images go: beside the results, or nowhere that lasts."""
+    if out is not None:
+        yield out / IMAGES
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def picked_of(count: int) -> list[int]:
+    """The images of the grid, evenly spread."""
+    shown = min(count, GRID_PROMPTS)
+    return [i * count // shown for i in range(shown)]
+
+
+def terms_as_json(terms: list) -> list:
+    return [term.model_dump(mode="json") if hasattr(term, "model_dump") else asdict(term) for term in terms]
+
+
+def compared_with(config: RunConfig, evaluator: Evaluates, say: Say) -> Gaussian | None:
+    """What the Frechet distances are to."""
+    settings = config.evaluation.features
+    if settings is None:
+        return None
+
+    def features_of(parts: Iterator[list[bytes]], count: int) -> np.ndarray:
+        ticker, found, done = Ticker(say, "features of the images to compare with", count), {}, 0
+        for index, features in evaluator.each("features_of", ((part,) for part in parts)):
+            found[index] = features
+            done += len(features)
+            ticker.tick(done)
+        return np.concatenate([found[index] for index in sorted(found)])
+
+    reference = reference_of(settings, features_of, say)
+    fewest, size = min(reference.count, config.evaluation.samples), len(reference.mean)
+    if fewest <= size:
+        say(
+            f"Frechet distance: {fewest:,} images are few for {size:,} features, and it falls with their number: "
+            "compare it with distances of as many alone"
+        )
+    return reference
+
+
+def measured(kept: Kept, evaluator: Evaluates, name: str, reference: Gaussian | None, say: Say) -> Units:
+    """Have all shards of the model sampled and measured that are not yet, and say how far it is."""
+    files = {shard: kept.has_images(shard) for shard in range(len(kept.shards))}
+    found = {shard: one for shard in files if files[shard] and (one := kept.measured(shard)) is not None}
+    left = [shard for shard in files if shard not in found]
+    todo = [(shard, kept.shards[shard]) for shard in left]
+    total = sum(len(numbers) for _, numbers in todo)
+    if there := sum(len(kept.shards[shard]) for shard in files if files[shard]):
+        say(f"{there:,} images of {name} are there already, in {kept.folder}")
+    ticker, done = Ticker(say, f"samples of {name}", total), 0
+    calls = ((numbers, kept.images(numbers) if files[shard] else None) for shard, numbers in todo)
+    for index, made in evaluator.each("shard", calls):
+        shard = left[index]
+        if not files[shard]:
+            kept.keep_images(shard, made.pngs, made.seconds)
+        kept.keep_measures(shard, made.measured)
+        found[shard] = made.measured
+        for line in made.said:
+            say(line)
+        done += len(kept.shards[shard])
+        ticker.tick(done)
+    order = [number for shard in kept.shards for number in shard]
+    return joined([found[shard] for shard in sorted(found)], order, reference)
+
+
 def compared(units: dict[str, Units]) -> dict[str, dict[str, float]]:
     """Aligned minus base, of each measure that has an interval; {} where one of them is not there."""
     if not all(name in units for name in COMPARED):
         return {}
     base, aligned = (units[name] for name in COMPARED)
     return {key: asdict(difference) for key, difference in differences(base, aligned).items()}
-
-
-def sampled(evaluator: Evaluates, name: str, count: int, batch: int, say: Say) -> float:
-    """Have `count` images sampled, `batch` at a time, and say how far it is; returns the seconds that it took."""
-    ticker, seconds = Ticker(say, f"samples of {name}", count), 0.0
-    for start in range(0, count, batch):
-        stop = min(count, start + batch)
-        seconds += evaluator.sample(start, stop)
-        ticker.tick(stop)
-    return seconds
 
 
 def in_words(steps: int, guidance_scale: float) -> str:
@@ -143,13 +209,17 @@ def evaluate_command(
     against: str | Path | None,
     config_path: Path | None,
     out: Path | None,
+    settings: list[str],
     say: Say,
     connect: Callable,
+    placed: Callable[[RunConfig, Say], AbstractContextManager[Evaluates]],
 ) -> dict:
-    """`dipp-ray evaluate`: a run's folder, a pipeline folder or a hub's id, by a run's configuration or the one given.
+    """`dipp-ray evaluate`: a run's folder, a pipeline folder or a hub's id, by a run's configuration or the one given,
+    with its overrides.
 
-    Prints the table and writes evaluation.json and the grid to `out`, by default the run's folder. Raises UserError
-    that says what to give where configuration or folder cannot be told. connect: joins the cluster, if it is needed.
+    Prints the table and writes evaluation.json, the grid and the images to `out`, by default the run's folder. Raises
+    UserError that says what to give where configuration or folder cannot be told. connect: joins the cluster, if it is
+    needed. placed: the actors that work where RAY_ADDRESS names a cluster, or several are asked for.
     """
     run = run_of(pipeline)
     if run is not None:
@@ -158,14 +228,17 @@ def evaluate_command(
         raise UserError(f"{pipeline} lies in no run's folder: give --config with its rewards and prompts")
     if out is None:
         raise UserError(f"{pipeline} lies in no run's folder: give --out for evaluation.json and the grid")
-    config = load_config(config_path)
-    if config.reward.app:
+    config = load_config(config_path, settings)
+    models = models_of(config, pipeline_of(pipeline), pipeline_of(against) if against else None)
+    check_networks(config.evaluation)
+    in_actors = config.evaluation.workers > 1 or "RAY_ADDRESS" in os.environ
+    if config.reward.app or in_actors:
         connect()  # a Serve application answers in its cluster alone
     out.mkdir(parents=True, exist_ok=True)
-    models = models_of(config, pipeline_of(pipeline), pipeline_of(against) if against else None)
-    result = evaluate(models, config, say, out)
+    with placed(config, say) if in_actors else nullcontext() as evaluator:
+        result = evaluate(models, config, say, out, evaluator)
     rich.print(as_table(result))
-    say(f"{out / JSON}, {out / GRID}")
+    say(f"{out / JSON}, {out / GRID}, {out / IMAGES}")
     return result
 
 

@@ -1,29 +1,54 @@
 """Who samples and measures the models of an evaluation: one process, this one or a placed actor's."""
 
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from dipp_ray.config import RunConfig
+from dipp_ray.errors import UserError
+from dipp_ray.evaluation.features import FeatureNetwork
+from dipp_ray.evaluation.kept import Measured
 from dipp_ray.evaluation.measure import Units, evaluation_prompts, load_judge, measure, spread
+from dipp_ray.evaluation.pngs import from_picture, from_pngs, to_pngs
+from dipp_ray.evaluation.reference import check_reference
 from dipp_ray.evaluation.rewards import scorer_of
 from dipp_ray.evaluation.sampling import sample_images
+from dipp_ray.evaluation.settings import EvaluationSection, FeatureSettings
 from dipp_ray.models.pipeline import device_of_this_process, frame_of, one_step_of_folder
 from dipp_ray.models.plain_pipeline import load_pipeline
+from dipp_ray.rewards.clip import clip_files, require_clip
+from dipp_ray.rewards.pictures import PictureError
 
 LARGEST_BATCH = 64
 
 
+@dataclass(frozen=True)
+class Shard:
+    """What was made of one shard: its files, the seconds that their sampling took (0 of such as were there), what was
+    measured, and what the rewards said meanwhile."""
+
+    pngs: list[bytes]
+    seconds: float
+    measured: Measured
+    said: list[str]
+
+
 class Evaluates(Protocol):
-    """An `Evaluator`, in whichever process."""
+    """One `Evaluator`, or several in their processes."""
 
     def prepare(self) -> list: ...
     def open(self, folder: str | Path) -> None: ...
-    def sample(self, start: int, stop: int) -> float: ...
-    def measures(self, picked: list[int]) -> tuple[Units, Tensor, list[str]]: ...
+    def each(self, method: str, calls: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
+        """(index of a call, what `method` gave for its arguments), as they are done."""
+        ...
+
+    def judged(self, pngs: list[bytes]) -> Units: ...
 
 
 class Evaluator:
@@ -37,37 +62,74 @@ class Evaluator:
         self.device = device or device_of_this_process()
         self.texts = texts_of(config)
         self.said: list[str] = []
+        self.folder: str | Path = ""
         self.pipeline: Any = None
-        self.images: list[Tensor] = []
 
     def prepare(self) -> list:
-        """Load judge and rewards; returns the rewards' terms. Raises UserError where one is not there."""
-        self.judge = load_judge(self.config.evaluation.judge)
+        """Load judge, networks and rewards; returns the rewards' terms. Raises UserError where one is not there."""
+        settings = self.config.evaluation
+        self.judge = load_judge(settings.judge)
+        self.clip = FeatureNetwork.load(clip_settings(settings.clip), self.device) if settings.clip else None
+        self.network = FeatureNetwork.load(settings.features, self.device) if settings.features else None
         self.scorer = scorer_of(self.config, batch_of(self.config), self.device, self.said.append, self.application)
         return self.scorer.terms if self.scorer else []
 
     def open(self, folder: str | Path) -> None:
-        """Load the pipeline of the next model, and sample one image: the first call is slower."""
-        self.pipeline, self.images = None, []  # the one before need not lie beside it
-        self.pipeline = load_pipeline(folder, self.device, frame_of(self.config.model, folder))
-        self.how = how_to_sample(folder, self.config)
+        """What is sampled from now on. It is loaded when the first image is asked for."""
+        self.folder, self.pipeline = folder, None  # the one before need not lie beside it
+
+    def each(self, method: str, calls: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
+        for index, arguments in enumerate(calls):
+            yield index, getattr(self, method)(*arguments)
+
+    def shard(self, numbers: list[int], pngs: list[bytes] | None) -> Shard:
+        """Sample and measure the images with these numbers, or measure the files that were made of them."""
+        texts, seconds = [self.texts[number] for number in numbers], 0.0
+        if pngs is None:
+            self._load()
+            clock = time.perf_counter()
+            images = sample_images(
+                self.pipeline, texts, self.config.run.seed, *self.how, batch_of(self.config), numbers
+            )
+            seconds, pngs = time.perf_counter() - clock, to_pngs(images)
+        measured = measure(from_pngs(pngs), texts, self.scorer, self.clip, self.network)
+        said, self.said[:] = list(self.said), []
+        return Shard(pngs, seconds, measured, said)
+
+    def features_of(self, files: list[bytes]) -> np.ndarray:
+        """Features [N, D] of pictures of any size."""
+        assert self.network is not None
+        try:
+            pictures = [from_picture(file) for file in files]
+        except PictureError as error:
+            raise UserError(f"evaluation.features.images: one of its files {error}: remove it") from None
+        alike = [torch.stack(list(some)) for _, some in groupby(pictures, lambda picture: picture.shape)]
+        return np.concatenate([self.network.features(images) for images in alike])
+
+    def judged(self, pngs: list[bytes]) -> Units:
+        """What the judge says of all images."""
+        if self.judge is None:
+            return {}
+        return {name: np.asarray(one, np.float64) for name, one in self.judge(from_pngs(pngs), self.texts).items()}
+
+    def _load(self) -> None:
+        """The pipeline of the model, and one image of it: the first call is slower."""
+        if self.pipeline is not None:
+            return
+        self.pipeline = load_pipeline(self.folder, self.device, frame_of(self.config.model, self.folder))
+        self.how = how_to_sample(self.folder, self.config)
         sample_images(self.pipeline, self.texts[:1], self.config.run.seed, 1 if self.how[0] == 1 else 2, self.how[1], 1)
 
-    def sample(self, start: int, stop: int) -> float:
-        """Sample the images start .. stop - 1, which follow those sampled before; returns the seconds it took."""
-        clock = time.perf_counter()
-        batch = max(1, stop - start)
-        self.images.append(
-            sample_images(self.pipeline, self.texts[start:stop], self.config.run.seed, *self.how, batch, first=start)
-        )
-        return time.perf_counter() - clock
 
-    def measures(self, picked: list[int]) -> tuple[Units, Tensor, list[str]]:
-        """All measures of the model's images, those images that are `picked`, and what rewards said meanwhile."""
-        images = torch.cat(self.images)
-        units = measure(images, self.texts, self.scorer, self.judge)
-        said, self.said[:] = list(self.said), []
-        return units, images[picked], said
+def check_networks(settings: EvaluationSection) -> None:
+    """Raise UserError where a network of the evaluation is not there, or not that of the statistics."""
+    if settings.clip:
+        require_clip(clip_files(settings.clip))
+    check_reference(settings.features)
+
+
+def clip_settings(folder: str) -> FeatureSettings:
+    return FeatureSettings.model_construct(network=folder, size=None, mean=None, std=None)
 
 
 def texts_of(config: RunConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is measured on a set of images: rewards, diversity within a prompt, and whatever the judge says.
+"""What is measured on a set of images: rewards, diversity within a prompt, colours, features, and what the judge says.
 
 A measure is the mean of its units, one a sample or one a prompt, by which it has a 95 % interval; a judge that gives a
 number alone gives it without one.
@@ -6,7 +6,6 @@ number alone gives it without one.
 
 import importlib
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,6 +15,11 @@ from torch import Tensor
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.errors import UserError
+from dipp_ray.evaluation.colours import contrast, saturation
+from dipp_ray.evaluation.features import FeatureNetwork
+from dipp_ray.evaluation.frechet import Gaussian, frechet, gaussian_of
+from dipp_ray.evaluation.kept import Measured
+from dipp_ray.evaluation.pairs import pair_units, pairs_of
 from dipp_ray.evaluation.rewards import ServiceScorer
 from dipp_ray.reporting.differences import Difference, half_width, paired
 from dipp_ray.rewards.terms import RewardTerm
@@ -26,8 +30,11 @@ Judge = Callable[[Tensor, list[str]], dict[str, float | Sequence[float]]]
 Units = dict[str, np.ndarray]  # fp64, [samples] or [prompts]; [] of a number that has none
 
 IMAGES_A_PROMPT = 4  # at least, on average: diversity within a prompt is measured over pairs
-LABELS = {
+LABELS: dict[str, tuple[str, str | None]] = {
     "diversity": ("Diversity within a prompt", "higher"),
+    "clip_diversity": ("Diversity within a prompt, CLIP", "higher"),
+    "saturation": ("Saturation", None),
+    "contrast": ("Contrast", None),
     "frechet": ("Fréchet distance", "lower"),
     "images_per_second": ("Speed", "higher"),
 }
@@ -86,33 +93,42 @@ def diversity(images: Tensor, prompts: list[str]) -> float:
 
 
 def diversity_units(images: Tensor, prompts: list[str]) -> np.ndarray:
-    """A value a prompt that has two images or more, in order of appearance, whose mean is the diversity.
-
-    Each is the diversity and what the prompt's pairs add to or take from it: the ratio estimator, linearised.
-    """
-    rows = defaultdict(list)
-    for i, prompt in enumerate(prompts):
-        rows[prompt].append(i)
-    flat = images.flatten(1)
-    distances = [torch.nn.functional.pdist(flat[same]).double().numpy() for same in rows.values() if len(same) > 1]
-    if not distances:
-        return np.empty(0)
-    counts = np.array([len(pairs) for pairs in distances])
-    mean = np.concatenate(distances).mean()
-    own = np.array([pairs.mean() for pairs in distances])
-    return mean + counts / counts.mean() * (own - mean)
+    """A value a prompt that has two images or more, in order of appearance, whose mean is the diversity."""
+    return pair_units(pairs_of(images, prompts))
 
 
-def measure(images: Tensor, prompts: list[str], scorer: Scorer | ServiceScorer | None, judge: Judge | None) -> Units:
-    """The units of all measures of images [B, 3, H, W] in [0, 1]. The judge's own names win."""
-    units: Units = {}
+def measure(
+    images: Tensor,
+    prompts: list[str],
+    scorer: Scorer | ServiceScorer | None,
+    clip: FeatureNetwork | None,
+    network: FeatureNetwork | None,
+) -> Measured:
+    """All measures of images [B, 3, H, W] in [0, 1] of whole prompts, but for the judge's."""
+    measured = Measured()
     if scorer:
         scores = scorer.score(images, prompts, "images", gradient=False).scores
-        units = {name: score.double().cpu().numpy() for name, score in scores.items()}
-    units["diversity"] = diversity_units(images, prompts)
-    if judge:
-        units |= {name: np.asarray(value, np.float64) for name, value in judge(images, prompts).items()}
-    return units
+        measured.units |= {name: score.double().cpu().numpy() for name, score in scores.items()}
+    measured.pairs["diversity"] = pairs_of(images, prompts)
+    if clip:  # 1 - cos is half the square of unit features' distance
+        pairs = pairs_of(torch.from_numpy(clip.features(images)), prompts, power=2.0)
+        measured.pairs["clip_diversity"] = pairs * [0.5, 1.0]
+    measured.units |= {"saturation": saturation(images), "contrast": contrast(images)}
+    if network:
+        measured.features = network.features(images)
+    return measured
+
+
+def joined(parts: list[Measured], order: list[int], reference: Gaussian | None) -> Units:
+    """The units of all images, in the order of their numbers; `order` holds the number of each row of the parts."""
+    rows = np.argsort(order)
+    units = {name: np.concatenate([part.units[name] for part in parts])[rows] for name in parts[0].units}
+    loud = {name: units.pop(name) for name in ("saturation", "contrast")}
+    units |= {name: pair_units(np.concatenate([part.pairs[name] for part in parts])) for name in parts[0].pairs}
+    if reference is not None:
+        features = np.concatenate([part.features for part in parts])
+        units["frechet"] = np.asarray(frechet(gaussian_of(features), reference))
+    return units | loud
 
 
 def means(units: Units) -> dict[str, float | None]:

@@ -1,17 +1,18 @@
-"""Preference pairs as they lie in a file: parquet or JSONL, local or on an object store.
+"""Preference pairs as they lie in a file: parquet, JSONL or a list in JSON, local or on an object store.
 
-Each row has a prompt, two images and a label. An image is a file's bytes, the {bytes, path} that the `datasets` library
-writes, base64 (JSONL), or a path relative to the pairs' file.
+Each row has a prompt, two images and a label; or the file is of one of the forms in `published.py`. An image is a
+file's bytes, the {bytes, path} that the `datasets` library writes, base64 (JSON), or a path beside the pairs' file.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import sched_getaffinity
 from posixpath import isabs, normpath
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -21,6 +22,7 @@ from fsspec.core import url_to_fs
 from dipp_ray.errors import UserError
 from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.images import decode, from_base64
+from dipp_ray.preferences.published import IMAGES, ROLES, Form, form_of
 
 ROWS = 64  # read, fetched and decoded together
 WORDS = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -130,38 +132,110 @@ def _probability(label, path: str, where: str) -> float:
 
 
 def _rows(path: str, names: tuple[str, ...], columns: ColumnSettings) -> Iterator[tuple]:
-    """(where, the values of `names`) of each row."""
+    """(where, the values of `names`) of each pair."""
     fs, inside = _file_system(path)
     with _said(path), fs.open(inside, "rb") as file:
         is_parquet = file.read(4) == b"PAR1"
         file.seek(0)
-        yield from (_parquet_rows if is_parquet else _json_rows)(file, path, names, columns)
+        if is_parquet:
+            yield from _parquet_rows(file, path, names, columns)
+            return
+        first = next(_objects(file, path), None)
+        file.seek(0)
+        form = _published(first[1], columns) if first else None
+        if form is None:
+            for where, row in _objects(file, path):
+                _require(row, f"{path}, {where}", columns)
+                yield where, *(row[name] for name in names)
+        else:
+            marked = ((where, _marked(row, form, path, where)) for where, row in _objects(file, path))
+            own = inside.rpartition(".")[0]
+            within = f"{own.rpartition('/')[2]}/" if form.own_folder and fs.isdir(own) else ""
+            yield from _pairs(form, marked, names, columns, path, within)
+
+
+def _published(present: Iterable[str], columns: ColumnSettings) -> Form | None:
+    """The published form of a file that has not the columns which were asked for."""
+    return None if set(columns.names) <= set(present) else form_of(present)
+
+
+def _marked(row: dict, form: Form, path: str, where: str) -> dict:
+    if missing := sorted(form.marks - row.keys()):
+        raise UserError(f"preference pairs {path}, {where}: no {', '.join(missing)}, as in {form.name}: remove it")
+    return row
+
+
+def _pairs(
+    form: Form,
+    rows: Iterable[tuple[str, dict]],
+    names: tuple[str, ...],
+    columns: ColumnSettings,
+    path: str,
+    within: str = "",
+) -> Iterator[tuple]:
+    """(where, the values of `names`) of each pair; within: the folder of its images, beside the file."""
+    roles = [ROLES[columns.names.index(name)] for name in names]
+    try:
+        for where, pair in form.pairs(rows):
+            if within:
+                pair |= {role: f"{within}{pair[role]}" for role in IMAGES}
+            yield where, *(pair[role] for role in roles)
+    except UserError as error:
+        said = str(error)
+        raise UserError(said if said.startswith("preference pairs") else f"preference pairs {path}, {said}") from None
 
 
 def _parquet_rows(file, path: str, names: tuple[str, ...], columns: ColumnSettings) -> Iterator[tuple]:
     parquet = pyarrow.parquet.ParquetFile(file)
-    _require(parquet.schema_arrow.names, path, columns)
+    present = parquet.schema_arrow.names
+    form = _published(present, columns)
+    if form is None:
+        _require(present, path, columns)
+        for where, row in _numbered(parquet, list(names)):
+            yield where, *(row[name] for name in names)
+    else:
+        roles = [ROLES[columns.names.index(name)] for name in names]
+        rows = _numbered(parquet, form.columns(roles, present))
+        yield from _pairs(form, rows, names, columns, path)
+
+
+def _numbered(parquet: pyarrow.parquet.ParquetFile, names: list[str]) -> Iterator[tuple[str, dict]]:
     number = 0
-    for batch in parquet.iter_batches(batch_size=ROWS, columns=list(names)):
-        for values in zip(*(batch[name].to_pylist() for name in names), strict=True):
-            yield f"row {number}", *values
+    for batch in parquet.iter_batches(batch_size=ROWS, columns=names):
+        for row in batch.to_pylist():
+            yield f"row {number}", row
             number += 1
 
 
-def _json_rows(file, path: str, names: tuple[str, ...], columns: ColumnSettings) -> Iterator[tuple]:
+def _objects(file, path: str) -> Iterator[tuple[str, dict]]:
+    """(where, object) of a list in JSON, or of JSONL."""
+    found: Iterable[tuple[str, Any]]
+    begins = file.read(1)
+    file.seek(0)
+    if begins == b"[":
+        try:
+            rows = json.load(file)
+        except ValueError as error:
+            raise UserError(f"preference pairs {path}: it is not JSON ({error})") from None
+        found = ((f"entry {number}", row) for number, row in enumerate(rows, start=1))
+    else:
+        found = _lines(file, path)
+    for where, row in found:
+        if not isinstance(row, dict):
+            raise UserError(f"preference pairs {path}, {where}: no object: write {{...}} with its keys")
+        yield where, row
+
+
+def _lines(file, path: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            yield f"line {number}", json.loads(line)
         except ValueError:
             raise UserError(
                 f"preference pairs {path}, line {number}: neither JSON nor parquet: write one object a line"
             ) from None
-        if not isinstance(row, dict):
-            raise UserError(f"preference pairs {path}, line {number}: no object: write {{...}} with its keys")
-        _require(row, f"{path}, line {number}", columns)
-        yield f"line {number}", *(row[name] for name in names)
 
 
 def _require(present, source: str, columns: ColumnSettings) -> None:
@@ -186,7 +260,7 @@ def _said(path: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"preference pairs {path} does not exist: give a parquet or JSONL file") from None
+        raise UserError(f"preference pairs {path} does not exist: give a parquet, JSONL or JSON file") from None
     except Exception as error:
         # Object stores have errors of their own (no credentials, no endpoint), which are no OSError.
         known = isinstance(error, (OSError, ValueError, ImportError, pyarrow.ArrowException))

@@ -12,6 +12,7 @@ from dipp_ray.diffusion.process import Diffusion
 from dipp_ray.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
 from dipp_ray.diffusion.times import mass
 from dipp_ray.errors import UserError
+from dipp_ray.evaluation.evaluator import check_networks
 from dipp_ray.evaluation.measure import load_judge
 from dipp_ray.hub.fetch import local
 from dipp_ray.models.adapter_files import is_adapter
@@ -21,6 +22,7 @@ from dipp_ray.models.pipeline import frame_of, one_step_of_folder
 from dipp_ray.models.reading import exported_reading, one_step_of_model, prediction_of, settle
 from dipp_ray.models.schedulers import output_scale
 from dipp_ray.models.start import check_adapters
+from dipp_ray.reporting.trackers import require_trackers
 from dipp_ray.rewards.loading import check_term, is_differentiable, reward_class
 from dipp_ray.training.first_look import first_look, no_checkpoint
 from dipp_ray.training.folder import check_folder
@@ -32,6 +34,7 @@ LEAST_MASS = 1e-9  # of a distribution of times within its range
 
 def check(config: RunConfig) -> Prompts:
     """The prompts, after everything that needs no cluster has been found in order. Raises UserError otherwise."""
+    require_trackers(config.log.trackers)
     first_look(config)
     frame = frame_of(config.model)
     if one_step_of_folder(config.model.teacher):
@@ -67,6 +70,7 @@ def check(config: RunConfig) -> Prompts:
         check_embeddings(config, frame)
     prompts = prompts_of(config)
     load_judge(config.evaluation.judge)  # what is read after training is looked at before it
+    check_networks(config.evaluation)
     check_folder(config)
     return prompts
 

@@ -1,14 +1,17 @@
-"""A run's evaluation where its roles ran: in an actor on the generator's device, by the run's own reward service."""
+"""A run's evaluation where its roles ran: in actors on the generator's devices, by the run's own reward service."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from dipp_ray.config import RunConfig
+from dipp_ray.errors import RoleFailure
 from dipp_ray.evaluation.evaluate import evaluate_run
-from dipp_ray.evaluation.evaluator import Evaluator
+from dipp_ray.evaluation.evaluator import Evaluates, Evaluator
+from dipp_ray.evaluation.measure import Units
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
 from dipp_ray.roles.waiting import wait_all
@@ -21,12 +24,13 @@ CALL_S = 3600.0  # the longest wait for one batch, or for one model's measures
 
 @ray.remote(max_restarts=0)
 class EvaluationActor:
-    """An `Evaluator` with the threads of all roles whose work is done."""
+    """An `Evaluator`; one that is alone has the threads of all roles whose work is done."""
 
-    def __init__(self, config: RunConfig, application: str | None):
+    def __init__(self, config: RunConfig, application: str | None, alone: bool):
         quiet_libraries()
         roles = config.roles
-        threads = sum(role.threads for role in (roles.generator, roles.score, roles.teacher))
+        done = (roles.generator, roles.score, roles.teacher) if alone else (roles.generator,)
+        threads = sum(role.threads for role in done)
         device = prepare(roles.generator.model_copy(update={"threads": threads}), config.run.deterministic)
         self.evaluator = Evaluator(config, device, application)
 
@@ -35,40 +39,94 @@ class EvaluationActor:
 
 
 class _Placed:
-    """The actor with an `Evaluator`'s face: each call is waited for, and seen to be."""
+    """Actors with an `Evaluator`'s face: each call is waited for, and shards go to whoever is free."""
 
-    def __init__(self, actor: Any, say: Callable[[str], None]):
-        self.actor, self.say = actor, say
+    def __init__(self, actors: list, say: Callable[[str], None]):
+        self.actors, self.say = actors, say
 
-    def __getattr__(self, method: str) -> Any:
-        def call(*arguments: Any) -> Any:
-            asked = self.actor.call.remote(method, *arguments)
-            return wait_all([asked], "the evaluation", CALL_S, lambda _: None)[0]
+    def prepare(self) -> list:
+        return self._all("prepare")[0]
 
-        return call
+    def open(self, folder: str | Path) -> None:
+        self._all("open", folder)
+
+    def judged(self, pngs: list[bytes]) -> Units:
+        return _answer(self.actors[0].call.remote("judged", pngs))
+
+    def each(self, method: str, calls: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
+        left, busy = enumerate(calls), {}
+
+        def next_to(actor: Any) -> None:
+            if (call := next(left, None)) is not None:
+                index, arguments = call
+                busy[actor.call.remote(method, *arguments)] = index, actor
+
+        for actor in self.actors:
+            next_to(actor)
+        while busy:
+            (done,), _ = wait_some(list(busy))
+            index, actor = busy.pop(done)
+            answer = _answer(done)
+            next_to(actor)
+            yield index, answer
+
+    def _all(self, method: str, *arguments: Any) -> list:
+        asked = [actor.call.remote(method, *arguments) for actor in self.actors]
+        return wait_all(asked, "the evaluation", CALL_S, lambda _: None)
+
+
+def _answer(reference: ray.ObjectRef) -> Any:
+    return wait_all([reference], "the evaluation", CALL_S, lambda _: None)[0]
+
+
+def wait_some(references: list) -> tuple[list, list]:
+    """One that is done. Raises RoleFailure after CALL_S seconds."""
+    done, rest = ray.wait(references, num_returns=1, timeout=CALL_S)
+    if not done:
+        raise RoleFailure(f"the evaluation: none of {len(references)} shards was done within {CALL_S:g} s")
+    return done, rest
 
 
 def evaluate_placed(config: RunConfig, say: Callable[[str], None], run: Run | None = None) -> dict:
-    """Evaluate the finished run as `evaluate_run`, in an actor. Needs a connected Ray.
+    """Evaluate the finished run as `evaluate_run`, in actors. Needs a connected Ray.
 
-    run: that still holds its roles; its trainers are ended first, and their room is the evaluation's. None: the run has
-    ended, and room like its generator's is asked for.
+    run: that still holds its roles; its trainers are ended first, and the room of its generator's ranks is the
+    evaluation's. None: the run has ended, and room like its generator's is asked for.
     """
-    application = None
-    if run is not None:
-        roles = run.sessions.roles
-        run.session.end_ranks()
-        roles.end_models()
-        options, application = run.session.placement.options("generator", 0), roles.private_application
-    else:
-        options = replica_options(config.roles.generator)
-    # Its folder is named whole: the actor's current folder may be another.
-    here = config.model_copy(
-        update={"run": config.run.model_copy(update={"folder": str(Path(config.run.folder).resolve())})}
-    )
-    actor = start_actor(EvaluationActor, options, here, application)
+    config = whole(config)
+    if run is None:
+        with evaluators(config, say) as placed:
+            return evaluate_run(config, say, placed)
+    roles = run.sessions.roles
+    run.session.end_ranks()
+    roles.end_models()
+    placement = run.session.placement
+    ranks = sum(request.role == "generator" for request in placement.plan.requests)
+    options = [placement.options("generator", index) for index in range(min(ranks, config.evaluation.workers))]
+    with evaluators(config, say, options, roles.private_application) as placed:
+        return evaluate_run(config, say, placed)
+
+
+@contextmanager
+def evaluators(
+    config: RunConfig,
+    say: Callable[[str], None],
+    options: list[dict] | None = None,
+    application: str | None = None,
+) -> Iterator[Evaluates]:
+    """Actors that evaluate, an `options` each; None: `evaluation.workers` with a generator's resources."""
+    options = options or [replica_options(config.roles.generator)] * config.evaluation.workers
+    actors = [start_actor(EvaluationActor, one, whole(config), application, len(options) == 1) for one in options]
     try:
-        wait_all([actor.__ray_ready__.remote()], "the evaluation's process", config.roles.wait_s, say)
-        return evaluate_run(here, say, _Placed(actor, say))
+        ready = [actor.__ray_ready__.remote() for actor in actors]
+        wait_all(ready, "the evaluation's processes", config.roles.wait_s, say)
+        yield _Placed(actors, say)
     finally:
-        ray.kill(actor)
+        for actor in actors:
+            ray.kill(actor)
+
+
+def whole(config: RunConfig) -> RunConfig:
+    """With the run's folder named whole: an actor's current folder may be another."""
+    folder = str(Path(config.run.folder).resolve())
+    return config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})})

@@ -12,7 +12,7 @@ from dipp_ray.reporting.metrics import FILE, MetricsLog
 from dipp_ray.storage.locks import Held, alone
 
 LEAST_FREE_BYTES = 50_000_000
-WRITTEN = ("", "samples", "tensorboard", "checkpoints")  # what a run writes files into, where it is there already
+WRITTEN = ("", "samples", "tensorboard", "wandb", "checkpoints")  # what a run writes into, where it is there already
 
 
 def check_folder(config: RunConfig) -> None:

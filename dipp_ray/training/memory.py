@@ -27,7 +27,7 @@ class InMemory:
     shares: dict[ShareKey, ray.actor.ActorHandle] = field(hash=False)
 
     def asked(self, group: Role) -> tuple:
-        return "take_up", [(key, keeper) for key, keeper in sorted(self.shares.items()) if key.group == group]
+        return "take_up", *((key, keeper) for key, keeper in sorted(self.shares.items()) if key.group == group)
 
     def __str__(self) -> str:
         return f"the memory of step {self.step}"

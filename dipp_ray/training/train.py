@@ -77,7 +77,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
         if done:
             say(f"resumed from the checkpoint of step {done}")
         with (
-            MetricsLog(config.path, config.log.tensorboard) as metrics,
+            MetricsLog(config.path, config.log.trackers, lambda text: run.say(text)) as metrics,
             ProgressLine(config.run.steps, done, config.run.name) as progress,
             interrupts(run),
         ):

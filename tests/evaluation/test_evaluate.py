@@ -25,6 +25,11 @@ def bright_judge(images, prompts):
     return {"brightness": images.mean((1, 2, 3)).tolist(), "digit_accuracy": 0.5, "broken": float("nan")}
 
 
+def in_8_bits(images):
+    """As the PNGs hold them."""
+    return (images * 255).round() / 255
+
+
 def changed(config, **sections):
     data = config.model_dump(mode="json")
     for name, values in sections.items():
@@ -43,7 +48,8 @@ def test_a_run_is_measured_against_its_base_and_teacher(run_config, tiny_world, 
     assert json.loads((config.path / "evaluation.json").read_text()) == result
     assert (result["prompts"], result["samples"], result["grid"]) == (5, 20, "evaluation_grid.png")
     assert list(result["models"]) == ["base", "aligned", "teacher"]
-    keys = ["ink", "gold", "diversity", "brightness", "digit_accuracy", "broken", "images_per_second"]
+    keys = ["ink", "gold", "diversity", "saturation", "contrast", "brightness", "digit_accuracy", "broken"]
+    keys.append("images_per_second")
     assert all(list(values) == keys for values in result["models"].values())
     assert list(result["metrics"]) == keys
     assert result["metrics"]["gold"] == {"label": "Held-out reward, gold", "better": "higher", "unit": ""}
@@ -54,7 +60,7 @@ def test_a_run_is_measured_against_its_base_and_teacher(run_config, tiny_world, 
     prompts = spread(Prompts.listed(PROMPTS), 20)
     scores = {}
     for name, folder in (("base", "base"), ("aligned", "aligned")):
-        images = sample_images(load_pipeline(tiny_world / folder), prompts, 7, 1, 0.0, 64)
+        images = in_8_bits(sample_images(load_pipeline(tiny_world / folder), prompts, 7, 1, 0.0, 64))
         scores[name] = InkReward().reward(images, prompts).numpy()
         assert result["models"][name]["ink"] == pytest.approx(scores[name].mean(), abs=1e-5)
         assert result["models"][name]["diversity"] == pytest.approx(diversity(images, prompts), abs=1e-5)
@@ -64,8 +70,10 @@ def test_a_run_is_measured_against_its_base_and_teacher(run_config, tiny_world, 
     low, high = test.confidence_interval(0.95)
     difference = result["difference"]["gold"]
     assert (difference["mean"], difference["within"]) == pytest.approx(((low + high) / 2, (high - low) / 2), abs=1e-4)
-    assert set(result["difference"]) == {"ink", "gold", "diversity", "brightness"} == set(result["within"]["teacher"])
+    measured = {"ink", "gold", "diversity", "saturation", "contrast", "brightness"}
+    assert set(result["difference"]) == measured == set(result["within"]["teacher"])
     images = sample_images(load_pipeline(tiny_world / "teacher"), prompts, 7, 3, 1.5, 64)  # as it guides in training
+    images = in_8_bits(images)
     assert result["made"] == {"base": "one step", "aligned": "one step", "teacher": "3 steps, guidance 1.5"}
     assert result["models"]["teacher"]["ink"] == pytest.approx(
         InkReward().reward(images, prompts).mean().item(), abs=1e-5
@@ -86,14 +94,14 @@ def test_distillation_has_no_base(run_config):
 def test_no_batch_is_larger_than_a_micro_batch(run_config, tiny_world, monkeypatch, batch_size, largest):
     sizes = []
 
-    def sample(pipeline, prompts, seed, steps, guidance_scale, batch, first=0):
-        sizes.append(batch)
+    def sample(pipeline, prompts, seed, steps, guidance_scale, batch, numbers=None):
+        sizes.extend(len(prompts[i : i + batch]) for i in range(0, len(prompts), batch))
         return torch.rand(len(prompts), 3, 8, 8)
 
     monkeypatch.setattr(evaluator, "sample_images", sample)
     config = changed(run_config, data={"batch_size": batch_size, "micro_batches": 4}, evaluation={"samples": 65})
     evaluation.evaluate({"base": tiny_world / "base"}, config, lambda _: None)
-    assert sizes == [1] + [largest] * (65 // largest) + [65 % largest]
+    assert sizes[0] == 1 and sum(sizes) == 66 and max(sizes[1:]) == largest
 
 
 def no_cluster():
@@ -101,12 +109,19 @@ def no_cluster():
 
 
 def test_the_command_takes_a_run_or_a_pipeline(run_config, tiny_world, tmp_path, capsys):
-    by_run = evaluate_command(run_config.path, None, None, None, print, no_cluster)
+    by_run = evaluate_command(run_config.path, None, None, None, [], print, no_cluster, no_cluster)
     assert "Trained reward, ink ↑" in capsys.readouterr().out
     assert (run_config.path / "evaluation_grid.png").is_file()
     out = tmp_path / "out"
     by_folders = evaluate_command(
-        tiny_world / "aligned", tiny_world / "base", run_config.path / "config.yaml", out, print, no_cluster
+        tiny_world / "aligned",
+        tiny_world / "base",
+        run_config.path / "config.yaml",
+        out,
+        [],
+        print,
+        no_cluster,
+        no_cluster,
     )
     for name in ("base", "aligned"):
         one, other = dict(by_run["models"][name]), dict(by_folders["models"][name])
@@ -117,12 +132,14 @@ def test_the_command_takes_a_run_or_a_pipeline(run_config, tiny_world, tmp_path,
 
 def test_without_a_run_it_says_what_to_give(tiny_world, run_config):
     with pytest.raises(UserError, match="give --config"):
-        evaluate_command(tiny_world / "aligned", None, None, None, print, no_cluster)
+        evaluate_command(tiny_world / "aligned", None, None, None, [], print, no_cluster, no_cluster)
     with pytest.raises(UserError, match="give --out"):
-        evaluate_command(tiny_world / "aligned", None, run_config.path / "config.yaml", None, print, no_cluster)
+        evaluate_command(
+            tiny_world / "aligned", None, run_config.path / "config.yaml", None, [], print, no_cluster, no_cluster
+        )
     (run_config.path / "pipeline").unlink()
     with pytest.raises(UserError, match="has no pipeline/ yet"):
-        evaluate_command(run_config.path, None, None, None, print, no_cluster)
+        evaluate_command(run_config.path, None, None, None, [], print, no_cluster, no_cluster)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,52 @@ def test_a_run_is_taken_up_where_it_ended(run_script, config_file, script, monke
     assert given == [["train", str(config_file), "run.steps=3", "run.seed=1", *settings]]
 
 
+VERBS = {"evaluate": "evaluate", "encode": "encode", "fit_reward": "fit-reward"}
+
+
+@pytest.fixture
+def run_verb(script, monkeypatch):
+    """`run_verb("evaluate", ...)` runs that script's work; what it would give to the command line is in `.given`."""
+
+    def run(name, *arguments):
+        module = script(name)
+        monkeypatch.setattr(module.entry.cli, "main", lambda arguments: run.given.append(arguments) or 0)
+        return module.entry.verb(VERBS[name], module.results, list(map(str, arguments)))
+
+    run.given = []
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "kept"),
+    [
+        ("evaluate", ["/data/run/pipeline", "--out", "here"], ["/data/run/pipeline", "--out", "/data/out"]),
+        ("evaluate", ["runs/a/pipeline"], ["/data/run/pipeline", "--against", "org/name"]),
+        ("encode", ["{fit}", "here"], ["{fit}", "s3://bucket/embeddings", "--rows", "64", "run.seed=1"]),
+        ("fit_reward", ["{fit}", "out=here"], ["{fit}", "out=/data/reward"]),
+    ],
+)
+def test_other_verbs_results_are_not_lost_with_the_job(run_verb, tmp_path, capsys, monkeypatch, name, lost, kept):
+    (tmp_path / "fit.yaml").write_text("{base: /models/clip, pairs: /data/pairs.jsonl, out: /data/x}")
+    lost, kept = ([word.format(fit=tmp_path / "fit.yaml") for word in words] for words in (lost, kept))
+    assert run_verb(name, *lost) == 0 and run_verb.given.pop() == [VERBS[name], *lost]  # no job
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert run_verb(name, *lost) == 2 and not run_verb.given
+    assert "lies in the job's copy" in capsys.readouterr().err
+    assert run_verb(name, *kept) == 0 and run_verb.given == [[VERBS[name], *kept]]
+
+
+def test_a_fit_that_cannot_be_read_is_one_sentence(run_verb, capsys, tmp_path):
+    assert run_verb("fit_reward", tmp_path / "none.yaml") == 2
+    assert capsys.readouterr().err.startswith("fit_reward.py: configuration ")
+
+
+def test_a_folder_of_s3_outlives_the_job(script, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    lost = script("align").entry.lost_with_the_job
+    assert lost("out", "s3://bucket/prompts") is None and lost("out", "s3") is not None
+
+
 @pytest.mark.slow
 def test_distilled_then_aligned(ray_session, run_script, config_file):
     runs = config_file.parent / "runs"

@@ -25,7 +25,7 @@ PUBLISHED = {
     "sdxl_dmd2": ("unet/diffusion_pytorch_model.safetensors", "dmd2_sdxl_1step_unet_fp16.bin", 399, "unit"),
     "sd_turbo": (".", "stabilityai/sd-turbo", 999, "sigma"),
 }
-LAID_OVER = ("lora",)
+LAID_OVER = ("lora", "elastic")
 PRESETS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
 
 

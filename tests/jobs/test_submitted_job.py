@@ -1,21 +1,17 @@
 """jobs/align.py through `ray job submit`, on a cluster of four unlike nodes: each role on its own."""
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cluster_process import ROOT, cluster_process, environment_of_a_client
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
 
-ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 ROLES = {"GeneratorRank": "generator", "ScoreRank": "score", "Teacher": "teacher", "Text": "teacher"}
 NODES = [
@@ -24,26 +20,6 @@ NODES = [
     "name=teacher-node,cpus=1,labels=role:teacher,resources=teacher_gpu:1",
     "name=reward-node,cpus=1,labels=role:reward",
 ]
-
-
-@contextmanager
-def cluster():
-    """The address for jobs of a cluster of NODES in another process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, ROOT / "cluster" / "local.py", "--dashboard", "--dashboard-port", str(port)]
-    command += [part for node in NODES for part in ("--node", node)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        for line in process.stdout:
-            if line.startswith("Ctrl-C"):
-                break
-        assert process.poll() is None, "the cluster ended before it was up"
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
 
 
 def config_file(folder):
@@ -59,11 +35,9 @@ def config_file(folder):
 
 @pytest.mark.slow
 def test_each_role_runs_on_its_own_node(tmp_path):
-    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
-        "RAY_AUTH_MODE": "disabled"
-    }
     path = config_file(tmp_path)
-    with cluster() as address:
+    with cluster_process(NODES) as cluster:
+        address, env = cluster.jobs_address, environment_of_a_client()
 
         def ray(*arguments):
             done = subprocess.run([RAY, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)

@@ -218,7 +218,7 @@ def test_a_bad_line_is_named(tmp_path, change, message):
         (b"", "is empty"),
         (b"\n\n", "is empty"),
         (b'{"prompt": "red"}', r"line 1: no column image_a, image_b, label \(it has: prompt\)"),
-        (b"[1]", "line 1: no object"),
+        (b"[1]", "entry 1: no object"),
         (b"prompt,image_a\n", "line 1: neither JSON nor parquet"),
         (b"\xff\xfe", "line 1: neither JSON nor parquet"),
         (b"PAR1 and nothing more", "cannot be read"),

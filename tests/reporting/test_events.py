@@ -21,7 +21,7 @@ def test_a_folder_that_is_gone_ends_nothing(tmp_path):
 
 
 def test_the_report_shows_faults_with_their_reason_and_on_the_curve(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as metrics:
+    with MetricsLog(tmp_path) as metrics:
         for step in range(1, 9):
             metrics.write(step, {"images_per_second": 10.0 + step})
     before = write_report(tmp_path).read_text()

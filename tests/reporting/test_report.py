@@ -55,7 +55,7 @@ EVALUATION = {
 
 def run_folder(tmp_path, steps, config=CONFIG):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path) as log:
         for step in range(1, steps + 1):
             values = {"reward": 6.8 + step / 40, "grad_norm/generator": 1.0, "grad_norm/score": 2.0}
             if step % 10 == 0:
@@ -148,7 +148,7 @@ def test_a_few_grids_between_are_evenly_spread():
 def test_headline_figures_break_where_they_may(tmp_path):
     """At 600 pixels of width: no figure is wider than the narrowest column, and each breaks at its arrow."""
     folder = run_folder(tmp_path, 60)
-    with MetricsLog(folder, tensorboard=False) as log:
+    with MetricsLog(folder) as log:
         log.write(61, {"held_out/gold": -12345.678, "from_start/gold": -12344.4, "from_start_within/gold": 0.031})
     text, _ = page_of(folder)
     style = text.partition("</style>")[0]
@@ -166,7 +166,7 @@ def test_texts_from_outside_stay_texts(tmp_path):
     evil = "<script>alert(1)</script>\"'&"
     config = CONFIG | {"run": {"name": evil, "steps": 60}, "model": {"teacher": evil}}
     folder = run_folder(tmp_path, 20, config)
-    with MetricsLog(folder, tensorboard=False) as log:
+    with MetricsLog(folder) as log:
         log.write(21, {f"reward/{evil}": 1.0, "reward/b": 1.0, f"held_out/{evil}": float("nan")})
     evaluation = EVALUATION | {"models": {evil: {evil: 1.0}, "base": {}}, "metrics": {}}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))

@@ -20,6 +20,7 @@ from dipp_ray.training.controller import shape_of
 from dipp_ray.training.plain import plain_loop
 from dipp_ray.training.session import only_session
 from dipp_ray.training.text_checks import largest_embeds
+from dipp_ray.training.train import train
 from encoded_prompts import encoded
 from settings import tiny_config
 from tiny import PROMPTS, pixart_pipeline, prompt_file, sd_pipeline
@@ -186,7 +187,7 @@ def rewrite(folder, **changes):
     (folder / RECORD).write_text(json.dumps(record | {"encoder": encoder} | changes))
 
 
-def test_embeddings_of_another_length_are_refused(world, copy, monkeypatch):
+def test_embeddings_of_another_length_are_refused(world, copy):
     rewrite(copy, encoder={"longest": 300})
     assert "were made of prompts of 300 tokens, not 120" in fault(world, copy)
     rewrite(copy, encoder={"longest": 120}, width=8)
@@ -223,3 +224,14 @@ def test_check_says_what_the_embeddings_weigh(world, stored):
     assert "up to 8.16 kB a prompt, 131 kB of embeddings a step" in line and "`dipp-ray encode` does it once" in line
     line = embeddings_line(tiny_config(*world, f"data.embeddings={stored}"))
     assert line.startswith("text: embeddings in fp32 from") and "no text encoder is loaded" in line
+
+
+@pytest.mark.slow
+def test_a_whole_run_looks_saves_and_exports(ray_session, world, tmp_path):
+    """Its embeddings are rounded ones, and its prompts are the folder's; the export is compared by the exact ones."""
+    half = encoded(tiny_config(*world), tmp_path / "half", "bf16")
+    config = tiny_config(tmp_path, world[1], half, f"data.embeddings={half}", "run.steps=2", "data.order=epoch")
+    said = []
+    folder = train(config, said.append)
+    assert (folder / "pipeline" / "model_index.json").exists() and (folder / "samples" / "step_000002.png").exists()
+    assert any("its latents differ from the trainer's x0 by" in line for line in said)

@@ -89,7 +89,7 @@ def test_a_folder_that_goes_while_the_run_trains_is_seen(folder):
             config = config_of(folder, *([f"checkpoint.url={url}"] if url else []))
             check_folder(config)
             (config.path / "config.yaml").write_text("{}")
-            with only_trainer(config) as lock, MetricsLog(config.path, tensorboard=False) as metrics:
+            with only_trainer(config) as lock, MetricsLog(config.path) as metrics:
                 require_folder(config, lock, metrics, 3)
                 loss(config.path)
                 with pytest.raises(RunFolderLost, match=rf"seen after step 4\): .*{words}"):

@@ -90,8 +90,9 @@ def test_a_killed_head_ends_the_command_with_one_sentence(config):
     assert len(said) == 1 and said[0].startswith("dipp-ray: the head of the Ray cluster ("), error
     assert said[0].endswith("the same command goes on from the last checkpoint")
     assert "waiting for the head of the Ray cluster" in out and "Traceback" not in out
-    psutil.wait_procs(mine, timeout=60)
-    assert not [process for process in mine if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    _, left = psutil.wait_procs(mine, timeout=30)
+    # Ray's own agents look for their raylet once a while.
+    assert not [process for process in left if process.is_running() and "Agent" not in process.name()]
 
 
 LOST_NODE = """

@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     (path / "broken.py").write_text(BROKEN)
     config = tiny_config(
         path, path / "teacher", path / "prompts.parquet", TERMS, "run.steps=6", "checkpoint.every=3",
-        "log.samples_every=3", "log.tensorboard=true", "evaluation.samples=20", "evaluation.teacher_steps=2",
+        "log.samples_every=3", "log.trackers=[tensorboard]", "evaluation.samples=20", "evaluation.teacher_steps=2",
     )  # fmt: skip
     (path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return path

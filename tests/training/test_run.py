@@ -175,7 +175,7 @@ def test_dropped_rewards_are_counted_and_the_run_goes_on(ray_session, world):
 @pytest.mark.slow
 def test_a_folder_that_is_removed_ends_the_run_at_the_next_barrier(ray_session, world, tmp_path):
     elsewhere = tmp_path / "checkpoints"
-    config, said = config_of(world, "gone", f"checkpoint.url={elsewhere}", "log.tensorboard=true"), []
+    config, said = config_of(world, "gone", f"checkpoint.url={elsewhere}", "log.trackers=[tensorboard]"), []
     with pytest.MonkeyPatch.context() as patched:
         on_first_task_of(4, lambda _: shutil.rmtree(config.path), patched)
         with pytest.raises(RunFolderLost, match=r"gone was removed .*\(seen after step 6\): its checkpoints in"):
