@@ -22,8 +22,15 @@ ENVIRONMENT = {
     "HF_HUB_VERBOSITY": "error",  # what it warns of and goes on from; what stops it is said in our own sentence
     "TOKENIZERS_PARALLELISM": "false",  # its warning after a fork, and its threads beside torch's
     # What died, and whether it matters, is said in a sentence of our own: Ray's paragraphs on the same are dropped.
+    # So is that many processes were started at once, which runs side by side do.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(
-        ("killed while executing a task", "so the task will be retried", "Raylet is terminated", "Unhandled error")
+        (
+            "killed while executing a task",
+            "so the task will be retried",
+            "Raylet is terminated",
+            "Unhandled error",
+            "worker processes have been started on node",
+        )
     ),
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of results that nobody asks for any more, once a run has failed
     "RAY_LOGGER_LEVEL": "warning",  # the level that ray.init gives the driver unless it is told another
