@@ -17,6 +17,7 @@ from dipp_ray.errors import (
     RewardUnavailableError,
     RoleFailure,
     RunFolderLost,
+    StorageUnavailable,
     UserError,
 )
 from dipp_ray.reporting.output import lasting_output
@@ -78,7 +79,14 @@ def _exit_status(work: Callable[[], None]) -> int:
     except (UserError, CallError) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 2
-    except (JobFailed, NonFiniteError, RewardUnavailableError, RoleFailure, RunFolderLost) as error:
+    except (
+        JobFailed,
+        NonFiniteError,
+        RewardUnavailableError,
+        RoleFailure,
+        RunFolderLost,
+        StorageUnavailable,
+    ) as error:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
@@ -149,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--config", type=Path, help="whose rewards and prompts (default: the run's config.yaml)")
     evaluate.add_argument("--out", type=Path, help="folder of evaluation.json and the grid (default: the run's)")
     export = verb(run_export, "A checkpoint as a diffusers pipeline folder.")
-    export.add_argument("checkpoint", type=Path, help="RUN (its latest), RUN@best, or RUN/checkpoints/step_NNNNNN")
+    export.add_argument("checkpoint", help="RUN (its latest), RUN@best, or RUN/checkpoints/step_NNNNNN")
     export.add_argument("out", type=Path)
     export.add_argument("--adapter", action="store_true", help="the LoRA alone, of a run that trained one")
     export.add_argument("--push", metavar="ORG/NAME", help="then upload the folder to this repository of the hub")
@@ -178,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
         "configuration", nargs="?", choices=("run", "service", "fit"), default="run", help="(%(default)s)"
     )
     report = verb(run_report, "Write report.html of a run's folder anew.")
-    report.add_argument("folder", type=Path)
+    report.add_argument("folder", help="a run's folder, here or s3://")
     return top
 
 
@@ -231,10 +239,12 @@ def run_train(given) -> None:
     check(config)  # before Ray is started: bad input answers at once
     connect()
     from dipp_ray.reporting.report import write_report
+    from dipp_ray.training.home import publish
     from dipp_ray.training.train import train
 
     folder = train(config, print, evaluates=True)
-    print(f"report: {write_report(folder)}")
+    report = write_report(folder)
+    print(f"report: {publish(config, report)}")
 
 
 def run_check(given) -> None:
@@ -386,11 +396,17 @@ def run_schema(given) -> None:
 
 
 def run_report(given) -> None:
+    from dipp_ray.evaluation.folders import run_in_store
     from dipp_ray.reporting.report import write_report
 
-    if not (given.folder / "metrics.jsonl").is_file():
+    remote = run_in_store(given.folder)
+    folder = remote.fetch() if remote else Path(given.folder)
+    if not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{given.folder} is no run's folder (no metrics.jsonl): give the folder that `train` wrote")
-    print(write_report(given.folder))
+    report = write_report(folder)
+    if remote:
+        remote.push()
+    print(f"{remote.url}/{report.name}" if remote else report)
 
 
 if __name__ == "__main__":

@@ -17,25 +17,28 @@ from dipp_ray.reporting.trackers import Name as TrackerName
 from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.role_settings import Between, RoleSection, RolesSection, TrainedRoleSection
 from dipp_ray.settings import Count, LocalPath, ModelPath, Positive, Section, load_settings
+from dipp_ray.storage.cache import copy_of, is_remote
 
 __all__ = ["RoleSection", "RolesSection", "RunConfig", "TrainedRoleSection", "allowed_group_sizes", "load_config"]
 
 
 class RunSection(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run's folder.")
-    folder: LocalPath = Field("runs", validate_default=True, description="Where run folders lie.")
+    folder: LocalPath = Field(
+        "runs",
+        validate_default=True,
+        description="Where run folders lie: a local path, or s3://, of which this machine's cache holds a copy.",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Keys every draw of noise, time and prompt.")
     steps: int = Field(ge=1, description="Generator updates of the whole run.")
     deterministic: bool = Field(True, description="Bit-equal on one kind of device; costs speed on a GPU.")
 
     @field_validator("folder")
     @classmethod
-    def _on_a_disk(cls, folder: str) -> str:
-        if "://" in folder:
-            raise ValueError(
-                f"run.folder={folder}: a run's folder is a local path; set checkpoint.url to keep checkpoints elsewhere"
-            )
-        return folder
+    def _known_store(cls, folder: str) -> str:
+        if is_remote(folder) and not folder.startswith("s3://"):
+            raise ValueError(f"run.folder={folder}: give a local path, or s3://BUCKET/FOLDER")
+        return folder.rstrip("/") if is_remote(folder) else folder
 
 
 class ModelSection(Section):
@@ -284,8 +287,19 @@ class RunConfig(Section):
 
     @property
     def path(self) -> Path:
-        """The run's folder."""
-        return Path(self.run.folder) / self.run.name
+        """The run's folder on this machine's disk; of one in a store, the copy that is worked on here."""
+        return copy_of(self.place) if is_remote(self.place) else Path(self.run.folder) / self.run.name
+
+    @property
+    def place(self) -> str:
+        """The run's folder as a person knows it: a path or a URL."""
+        return f"{self.run.folder}/{self.run.name}"
+
+    @property
+    def checkpoints(self) -> str:
+        """Path or URL of the run's checkpoints."""
+        beside = self.place if is_remote(self.place) else str(self.path.resolve())
+        return self.checkpoint.url or f"{beside}/checkpoints"
 
 
 def allowed_group_sizes(micro_batches: int) -> list[int]:

@@ -30,3 +30,7 @@ class RunFolderLost(RuntimeError):
 
 class JobFailed(RuntimeError):
     """A job on a cluster failed, was stopped, or is out of sight. The message says which."""
+
+
+class StorageUnavailable(RuntimeError):
+    """A disk or a store that failed at last. The message says how, and what is left."""

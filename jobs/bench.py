@@ -44,7 +44,7 @@ def main() -> None:
     from dipp_ray.data.prompts import read_prompts
     from dipp_ray.miniature.build import build_miniature
     from dipp_ray.miniature.runs import align_preset, distil_preset, fitted_reward
-    from dipp_ray.storage.remembered import cache_folder
+    from dipp_ray.storage.cache import cache_folder
 
     miniature = build_miniature(cache_folder() / "miniature", print)
     fitted_reward(miniature, print)

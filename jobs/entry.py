@@ -9,6 +9,7 @@ from pathlib import Path
 from dipp_ray import cli
 from dipp_ray.config import RunConfig, load_config, settings_of_run
 from dipp_ray.errors import UserError
+from dipp_ray.storage.cache import is_remote
 
 
 def main(text: str, refuse: Callable[[RunConfig], str | None], arguments: list[str] | None = None) -> int:
@@ -54,10 +55,10 @@ def refused(error: UserError) -> int:
 
 def lost_with_the_job(name: str, folder: str | Path) -> str | None:
     """Ray runs a job in a copy of the working directory, and deletes it afterwards."""
-    inside = "://" not in str(folder) and Path(folder).resolve().is_relative_to(Path.cwd())
+    inside = not is_remote(str(folder)) and Path(folder).resolve().is_relative_to(Path.cwd())
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and inside:
         return (
             f"{name}={folder} lies in the job's copy of the working directory, which is deleted with "
-            "it: give an absolute path elsewhere, on storage that every node sees"
+            "it: give s3://, or an absolute path elsewhere, on storage that every node sees"
         )
     return None

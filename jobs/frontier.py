@@ -30,7 +30,7 @@ def main() -> None:
 
     from dipp_ray.miniature.build import Miniature
     from dipp_ray.miniature.runs import align_preset, distil_preset, finish
-    from dipp_ray.storage.remembered import cache_folder
+    from dipp_ray.storage.cache import cache_folder
 
     miniature = Miniature.at(cache_folder() / "miniature")
     distil = distil_preset(miniature, given.out)

@@ -439,10 +439,14 @@ def test_a_name_that_yaml_reads_as_something_else_is_to_be_quoted(path, value):
     assert load_config(path, [f"run.name='{value}'"]).run.name == value
 
 
-def test_a_runs_folder_is_a_local_path(path):
-    assert "run.folder=s3://bucket/runs: a run's folder is a local path" in sentence(
-        path, "run.folder=s3://bucket/runs"
-    )
+def test_a_runs_folder_may_lie_in_a_bucket(path, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIPP_RAY_CACHE", str(tmp_path))
+    config = load_config(path, ["run.folder=s3://bucket/runs/", "run.name=one"])
+    assert (config.place, config.checkpoints) == ("s3://bucket/runs/one", "s3://bucket/runs/one/checkpoints")
+    assert config.path.is_relative_to(tmp_path / "copies") and config.path.name == "one"
+    other = load_config(path, ["run.folder=s3://other/runs", "run.name=one", "checkpoint.url=s3://third"])
+    assert other.path != config.path and other.checkpoints == "s3://third"
+    assert "run.folder=gs://bucket/runs: give a local path, or s3://" in sentence(path, "run.folder=gs://bucket/runs")
 
 
 def test_a_file_of_settings_is_laid_over_another(tmp_path):

@@ -8,44 +8,22 @@ URL/best.json                                           step and value of the be
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from fsspec.core import url_to_fs
-from safetensors.torch import load
 
-from dipp_ray.checkpoints.tensors import safetensors_chunks
+from dipp_ray.checkpoints.record import SHARE, Checkpoint, as_json, check_shares, parsed, read, written
+from dipp_ray.checkpoints.tensors import TensorFile, safetensors_chunks
 from dipp_ray.errors import UserError
-from dipp_ray.storage.files import FileRecord, checksum, read_verified, remove_file, write_file
+from dipp_ray.storage.files import FileRecord, checksum, is_there, read_verified, remove_file, write_file
+from dipp_ray.storage.remote import abort_uploads, asked, asks, file_system
 
-# 2: the record holds the settings of the trajectory. 1 held their hash alone, and is read as ever.
-FORMAT, READ = 2, (1, 2)
 COMMITTED = "COMMITTED.json"
 BEST = "best.json"
 FULL = "free some, or point checkpoint.url elsewhere; every checkpoint committed before is intact"
-STEP = re.compile(r"^step_(\d{6,})$")
-SHARE = re.compile(r"^(?P<group>[a-z_]+)/share_(?P<share>\d+)_of_(?P<shares>\d+)\.(?P<kind>safetensors|json)$")
-
-
-def group_of(file: FileRecord) -> str:
-    """The group whose share a checkpoint's file is."""
-    match = SHARE.match(file.path)
-    assert match is not None, "_check_shares has looked at it"
-    return match["group"]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint: its step, what the run recorded with it, and its files."""
-
-    step: int
-    record: dict = field(hash=False)
-    files: tuple[FileRecord, ...]
-
-    @property
-    def groups(self) -> list[str]:
-        return sorted({group_of(file) for file in self.files})
+STEP = re.compile(r"^step_(\d{6,18})$")
 
 
 @dataclass(frozen=True)
@@ -57,15 +35,15 @@ class Best:
 class CheckpointStore:
     """The checkpoints under `url` (a folder, or any fsspec URL such as s3://bucket/run/checkpoints).
 
-    `say` is told why a checkpoint was passed over. `options` go to fsspec (an endpoint, for one).
+    `say` is told why a checkpoint was passed over. `options` go to fsspec. Raises StorageUnavailable where a disk or
+    store fails at last.
     """
 
     def __init__(self, url: str, say: Callable[[str], None] = print, **options):
         self.url = str(url)
         self.say = say
-        # No listings from memory: other processes write here too.
-        self.fs, root = url_to_fs(self.url, use_listings_cache=False, **options)
-        self.root = root.rstrip("/")
+        with asked(self.url):
+            self.fs, self.root = file_system(self.url, **options)
 
     def folder(self, step: int) -> str:
         """The path of one step's folder on the file system."""
@@ -73,6 +51,7 @@ class CheckpointStore:
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
+    @asks
     def write_share(
         self, step: int, group: str, share: int, shares: int, tensors: dict[str, torch.Tensor], counters: dict
     ) -> list[FileRecord]:
@@ -89,9 +68,10 @@ class CheckpointStore:
             raise ValueError(f"'{group}' is no group's name: use a to z and _")
         return [
             self._write(step, f"{name}.safetensors", safetensors_chunks(tensors)),
-            self._write(step, f"{name}.json", [_json(counters)]),
+            self._write(step, f"{name}.json", [as_json(counters)]),
         ]
 
+    @asks
     def commit(self, step: int, record: dict, files: list[FileRecord]) -> Checkpoint:
         """Make the checkpoint exist: all `files` of all ranks are there, and COMMITTED.json names them.
 
@@ -99,7 +79,10 @@ class CheckpointStore:
         when a share is missing or not of its recorded size, or when the disk is full.
         """
         checkpoint = Checkpoint(step, dict(record), tuple(sorted(files, key=lambda file: file.path)))
-        _check_shares(self.folder(step), checkpoint.files)
+        try:
+            check_shares(checkpoint.files)
+        except ValueError as error:
+            raise UserError(f"step {step} cannot be committed: {error}; it does not count, earlier ones do") from None
         if fault := self._fault(checkpoint):
             raise UserError(f"step {step} cannot be committed: {fault}; it does not count, earlier ones do")
         # Left by an earlier attempt at this step with another group size.
@@ -107,16 +90,17 @@ class CheckpointStore:
         for path in self.fs.find(self.folder(step)):
             if path not in named:
                 remove_file(self.fs, path)
-        body = {"format": FORMAT, "step": step, "record": record, "files": [asdict(file) for file in checkpoint.files]}
-        write_file(self.fs, f"{self.folder(step)}/{COMMITTED}", [_json(body)], FULL)
+        write_file(self.fs, f"{self.folder(step)}/{COMMITTED}", [written(checkpoint)], FULL)
         return checkpoint
 
+    @asks
     def mark_best(self, step: int, value: float) -> None:
         """Remember `step` as the best so far; `value` is its held-out reward. Pruning spares it."""
         if self.at(step) is None:
             raise ValueError(f"step {step} has no committed checkpoint in {self.url}")
-        write_file(self.fs, f"{self.root}/{BEST}", [_json({"step": step, "value": value})], FULL)
+        write_file(self.fs, f"{self.root}/{BEST}", [as_json({"step": step, "value": value})], FULL)
 
+    @asks
     def prune(self, keep: int) -> list[int]:
         """Delete all but the newest `keep` whole checkpoints and the best; returns the steps that went.
 
@@ -134,27 +118,27 @@ class CheckpointStore:
             # First it stops being a checkpoint, then its files go: half deleted, it is never read.
             remove_file(self.fs, f"{self.folder(step)}/{COMMITTED}")
             self.fs.rm(self.folder(step), recursive=True)
+        abort_uploads(
+            self.fs, self.root, lambda path: _step_of(path.partition("/")[0]) <= whole[-1]
+        )  # of killed writers
         return gone
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
+    @asks
     def steps(self) -> list[int]:
         """The committed steps, ascending; whether their files are whole is for `latest` to see."""
-        return [step for step in self._folders() if self.fs.exists(f"{self.folder(step)}/{COMMITTED}")]
+        return [step for step in self._folders() if is_there(self.fs, f"{self.folder(step)}/{COMMITTED}")]
 
+    @asks
     def at(self, step: int) -> Checkpoint | None:
         """The committed checkpoint of `step`, or None. Raises UserError when its COMMITTED.json cannot be read."""
         path = f"{self.folder(step)}/{COMMITTED}"
-        if not self.fs.exists(path):
+        if not is_there(self.fs, path):
             return None
         try:
-            body = json.loads(self.fs.cat_file(path))
-            if body["format"] not in READ or body["step"] != step:
-                raise ValueError(f"format {body['format']}, step {body['step']}")
-            files = tuple(FileRecord(**file) for file in body["files"])
-            _check_shares(self.folder(step), files)
-            return Checkpoint(step, body["record"], files)
-        except (ValueError, KeyError, TypeError) as error:
+            return read(self.fs.cat_file(path), step)
+        except ValueError as error:
             raise UserError(f"{path} is no record of a checkpoint: {error}; remove that step's folder") from None
 
     def require(self, step: int) -> Checkpoint:
@@ -165,6 +149,7 @@ class CheckpointStore:
             raise UserError(f"{self.url} has no committed checkpoint of step {step}; committed steps: {have}")
         return checkpoint
 
+    @asks
     def latest(
         self, difference: Callable[[dict], str | None] = lambda record: None, thorough: bool = False
     ) -> Checkpoint | None:
@@ -176,18 +161,23 @@ class CheckpointStore:
         Raises UserError when it is another run's, or when committed ones exist and none is whole:
         a run never starts again from step 0 by itself.
         """
-        damaged, checkpoint = 0, None
+        damaged, uncommitted = 0, []
         for step in reversed(self._folders()):
             try:
                 checkpoint = self.at(step)
-                fault = "it was never committed" if checkpoint is None else self._fault(checkpoint, thorough)
-                damaged += checkpoint is not None and fault is not None
+                if checkpoint is None:
+                    uncommitted.append(step)
+                    continue
+                fault = self._fault(checkpoint, thorough)
             except UserError as error:
                 fault = str(error)
+            if fault:
                 damaged += 1
-            if fault or checkpoint is None:
                 self.say(f"checkpoint of step {step} passed over: {fault}")
                 continue
+            for late in uncommitted:
+                self.say(f"checkpoint of step {late} passed over: it was never committed")
+            assert checkpoint is not None
             if differs := difference(checkpoint.record):
                 raise UserError(
                     f"the checkpoints in {self.url} are of another trajectory: {differs}: choose another run.name, or "
@@ -199,56 +189,79 @@ class CheckpointStore:
                 f"{damaged} checkpoint(s) in {self.url} and none is whole: restore the files, "
                 "or start anew under another run.name"
             )
+        if uncommitted:
+            lie = "; ".join(f"step {step} with {self._lies(step)}" for step in reversed(uncommitted))
+            self.say(f"{self.url} holds no {COMMITTED}, so nothing there is resumed and step 0 is next: {lie}")
         return None
 
-    def read_group(self, checkpoint: Checkpoint, group: str) -> tuple[dict[str, torch.Tensor], dict]:
-        """All tensors of one group by name (on the CPU), and its counters: the union over its shares.
+    def read_group(
+        self, checkpoint: Checkpoint, group: str, wanted: Callable[[str], bool] = lambda name: True
+    ) -> tuple[dict[str, torch.Tensor], dict]:
+        """The wanted tensors of one group by name (on the CPU), and its counters: the union over its shares.
 
         Raises UserError for a damaged or missing share, a name in two shares, or counters that disagree.
         """
         tensors: dict[str, torch.Tensor] = {}
-        counters: dict = {}
-        parts = [file for file in checkpoint.files if group_of(file) == group]
-        if not parts:
-            groups = ", ".join(checkpoint.groups)
-            raise UserError(f"the checkpoint of step {checkpoint.step} has no group '{group}': it has {groups}")
-        for file in parts:
-            content = read_verified(self.fs, f"{self.folder(checkpoint.step)}/{file.path}", file)
-            if file.path.endswith(".safetensors"):
-                share = load(content)
-                if twice := sorted(share.keys() & tensors.keys()):
-                    raise UserError(f"step {checkpoint.step}, {group}: '{twice[0]}' lies in two shares")
-                tensors |= share
-            else:
-                share = json.loads(content)
-                if other := sorted(key for key in share.keys() & counters.keys() if share[key] != counters[key]):
-                    raise UserError(f"step {checkpoint.step}, {group}: the shares disagree about '{other[0]}'")
-                counters |= share
-        return tensors, counters
+        for file in checkpoint.of_group(group, "safetensors"):
+            with self.open_share(checkpoint, file) as share:
+                for kept, tensor in share.tensors(wanted):
+                    if kept.name in tensors:
+                        raise twice(checkpoint, group, kept.name)
+                    tensors[kept.name] = tensor
+        return tensors, self.counters(checkpoint, group)
 
+    @asks
+    def counters(self, checkpoint: Checkpoint, group: str) -> dict:
+        """The counters of one group. Raises UserError where its shares are damaged, or disagree."""
+        counters: dict = {}
+        for file in checkpoint.of_group(group, "json"):
+            share = json.loads(read_verified(self.fs, f"{self.folder(checkpoint.step)}/{file.path}", file))
+            if other := sorted(key for key in share.keys() & counters.keys() if share[key] != counters[key]):
+                raise UserError(f"step {checkpoint.step}, {group}: the shares disagree about '{other[0]}'")
+            counters |= share
+        return counters
+
+    @contextmanager
+    def open_share(self, checkpoint: Checkpoint, file: FileRecord) -> Iterator[TensorFile]:
+        """One share's tensors, to be read once from the first to the last, which verifies them."""
+        path = f"{self.folder(checkpoint.step)}/{file.path}"
+        with asked(self.url):
+            try:
+                opened = self.fs.open(path, "rb")
+            except FileNotFoundError:
+                raise UserError(f"{path} is missing: resume from an earlier step") from None
+            with opened:
+                yield TensorFile(opened, path, file)
+
+    @asks
     def best(self) -> Best | None:
         """The step marked best and its value, or None."""
         path = f"{self.root}/{BEST}"
-        if not self.fs.exists(path):
+        if not is_there(self.fs, path):
             return None
         try:
-            return Best(**json.loads(self.fs.cat_file(path)))
-        except (ValueError, TypeError) as error:
+            body = parsed(self.fs.cat_file(path))
+            if not isinstance(body, dict) or body.keys() != {"step", "value"} or type(body["step"]) is not int:
+                raise ValueError("it is no step with its value")
+            return Best(body["step"], float(body["value"]))
+        except (ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path} is damaged: {error}; remove it, and the next evaluation writes it anew") from None
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
     def _folders(self) -> list[int]:
-        if not self.fs.exists(self.root):
+        try:
+            found = self.fs.ls(self.root, detail=False)
+        except FileNotFoundError:
             return []
-        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False))
-        return sorted(int(match[1]) for match in map(STEP.match, names) if match)
+        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+        return sorted(step for step in map(_step_of, names) if step >= 0)
 
     def _fault(self, checkpoint: Checkpoint, thorough: bool = False) -> str | None:
         """What is wrong with the files of `checkpoint`, or None."""
         for file in checkpoint.files:
             path = f"{self.folder(checkpoint.step)}/{file.path}"
-            if not self.fs.exists(path):
+            if not is_there(self.fs, path):
                 return f"{file.path} is missing"
             if (size := self.fs.size(path)) != file.size:
                 return f"{file.path} has {size} bytes instead of {file.size}"
@@ -262,6 +275,19 @@ class CheckpointStore:
         except UserError:
             return False
 
+    def _lies(self, step: int) -> str:
+        """What lies in the folder of a step that was never committed."""
+        start = f"{self.folder(step)}/"
+        found = [path.partition(start)[2] for path in self.fs.find(self.folder(step))]
+        shares: dict[str, list] = {}
+        for match in filter(None, map(SHARE.match, found)):
+            shares.setdefault(match["group"], []).append(int(match["shares"]))
+        parts = [
+            f"all {counts[0]} share(s) of {group}" if len(counts) == 2 * counts[0] else f"part of {group}"
+            for group, counts in sorted(shares.items())
+        ]
+        return " and ".join(parts) or "no share"
+
     def _write(self, step: int, name: str, chunks) -> FileRecord:
         return FileRecord(name, *write_file(self.fs, f"{self.folder(step)}/{name}", chunks, FULL))
 
@@ -274,22 +300,11 @@ def newest_checkpoint(given: str) -> tuple[str, Checkpoint] | None:
     return None
 
 
-def _check_shares(folder: str, files: tuple[FileRecord, ...]) -> None:
-    """Raises UserError unless each group has both files of each of its shares, once."""
-    groups: dict[str, list] = {}
-    for file in files:
-        match = SHARE.match(file.path)
-        if not match:
-            raise UserError(f"{folder}: '{file.path}' is no file of a checkpoint")
-        groups.setdefault(match["group"], []).append((int(match["share"]), int(match["shares"]), match["kind"]))
-    if not groups:
-        raise UserError(f"{folder} names no share of any group")
-    for group, found in groups.items():
-        shares = found[0][1]
-        expected = [(share, shares, kind) for share in range(shares) for kind in ("json", "safetensors")]
-        if sorted(found) != expected:
-            raise UserError(f"{folder}: the shares of '{group}' are not 0 to {shares - 1}, each once")
+def _step_of(name: str) -> int:
+    """The step whose folder is called so; -1 of another file."""
+    match = STEP.match(name)
+    return int(match[1]) if match else -1
 
 
-def _json(data: dict) -> bytes:
-    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False).encode()
+def twice(checkpoint: Checkpoint, group: str, name: str) -> UserError:
+    return UserError(f"step {checkpoint.step}, {group}: '{name}' lies in two shares")

@@ -17,7 +17,7 @@ from torch import Tensor
 from dipp_ray.config import RunConfig, load_config
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.evaluator import Evaluates, Evaluator, batch_of, check_networks, how_to_sample, texts_of
-from dipp_ray.evaluation.folders import pipeline_of, run_of
+from dipp_ray.evaluation.folders import home_of, pipeline_of, run_in_store, run_of
 from dipp_ray.evaluation.frechet import Gaussian
 from dipp_ray.evaluation.kept import Kept, shards_of, stamp_of
 from dipp_ray.evaluation.measure import Units, about, differences, intervals, joined, means
@@ -221,8 +221,9 @@ def evaluate_command(
     UserError that says what to give where configuration or folder cannot be told. connect: joins the cluster, if it is
     needed. placed: the actors that work where RAY_ADDRESS names a cluster, or several are asked for.
     """
-    run = run_of(pipeline)
+    run, home = run_of(pipeline), None
     if run is not None:
+        home = None if out else run_in_store(home_of(pipeline) or "")
         config_path, out = config_path or run / "config.yaml", out or run
     if config_path is None:
         raise UserError(f"{pipeline} lies in no run's folder: give --config with its rewards and prompts")
@@ -238,7 +239,10 @@ def evaluate_command(
     with placed(config, say) if in_actors else nullcontext() as evaluator:
         result = evaluate(models, config, say, out, evaluator)
     rich.print(as_table(result))
-    say(f"{out / JSON}, {out / GRID}, {out / IMAGES}")
+    if home is not None:
+        home.push()
+    place = home.url if home is not None else out
+    say(f"{place}/{JSON}, {place}/{GRID}, {place}/{IMAGES}")
     return result
 
 

@@ -1,19 +1,50 @@
-"""What a person means by a folder: a run's, or a pipeline's, which may be a hub's id."""
+"""What a person means by a folder: a run's, or a pipeline's, which may be a hub's id or lie in a store."""
 
 from pathlib import Path
 
 from dipp_ray.errors import UserError
+from dipp_ray.storage.cache import is_remote
+from dipp_ray.storage.mirror import Mirror
+from dipp_ray.storage.remote import asked, file_system
+
+CHECKPOINTS = ("checkpoints",)  # of a run in a store, they are read where they lie
+
+
+def home_of(folder: str | Path) -> str | None:
+    """The path or URL of the run that `folder` is, or whose pipeline/ it is."""
+    given = str(folder).rstrip("/")
+    if is_remote(given):
+        with asked(given):
+            fs, path = file_system(given)
+            found = [up for up in (0, 1) if fs.exists(f"{path.rsplit('/', up)[0]}/config.yaml")]
+        return given.rsplit("/", found[0])[0] if found else None
+    candidates = (Path(folder), Path(folder).resolve().parent)
+    return next((str(path) for path in candidates if (path / "config.yaml").is_file()), None)
+
+
+def run_in_store(folder: str | Path) -> Mirror | None:
+    """The run that `folder` names, where it lies in a store."""
+    return Mirror(str(folder), without=CHECKPOINTS) if is_remote(str(folder)) else None
 
 
 def run_of(folder: str | Path) -> Path | None:
-    """The run's folder that `folder` is, or whose pipeline/ it is."""
-    candidates = (Path(folder), Path(folder).resolve().parent)
-    return next((path for path in candidates if (path / "config.yaml").is_file()), None)
+    """The run's folder that `folder` is, or whose pipeline/ it is; of one in a store, this machine's copy."""
+    home = home_of(folder)
+    if home is None:
+        return None
+    remote = run_in_store(home)
+    return remote.fetch() if remote else Path(home)
 
 
 def pipeline_of(folder: str | Path) -> str | Path:
     """The pipeline that is meant: that of a run's folder, or what is given itself."""
-    run = Path(folder)
+    if is_remote(str(folder)):
+        home = home_of(folder)
+        if home != str(folder).rstrip("/"):
+            return folder
+        run = Mirror(home, without=CHECKPOINTS).fetch()
+    else:
+        run = Path(folder)
     if not (run / "config.yaml").is_file():
         return folder
     if not (run / "pipeline").is_dir():

@@ -4,6 +4,7 @@ import glob
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from threading import Event, Thread
 
@@ -13,6 +14,8 @@ from dipp_ray.hub.revisions import at_commit, named_here, require_answer
 from dipp_ray.hub.selection import INDEX, Choice, whole
 from dipp_ray.hub.sentences import Unreachable, in_one_sentence
 from dipp_ray.reporting.waiting import waiting
+from dipp_ray.storage.cache import is_remote
+from dipp_ray.storage.mirror import fetched
 
 # Libraries whose classes a pipeline may name; any other is a file of the repository's own code.
 TOLD_EVERY_S = 0.5
@@ -20,7 +23,8 @@ KNOWN_LIBRARIES = ("diffusers", "transformers", None)
 
 
 def local(given: str | Path, choice: Choice = whole, within: bool = False) -> Path:
-    """The path of what a person wrote: one that exists here, or a hub id's folder or file in the hub's cache.
+    """The path of what a person wrote: one that exists here, a hub id's folder or file in the hub's cache, or this
+    machine's copy of what lies in a store.
 
     Of a repository the files of `choice` are there then: those that lack are fetched, at the id's commit, or at that
     of its branch. within: whether a file or folder of a repository may be named.
@@ -28,8 +32,16 @@ def local(given: str | Path, choice: Choice = whole, within: bool = False) -> Pa
     Raises UserError where the hub has no such thing or gives it to nobody without a token, where there is neither hub
     nor cache, and for a pipeline that would have its own code run.
     """
+    if is_remote(str(given)):
+        return _of_store(str(given))
     named = named_here(given, within)
     return Path(given) if named is None else _fetched(at_commit(named), choice)
+
+
+@cache
+def _of_store(url: str) -> Path:
+    """Fetched once a process, which then goes on with what it has."""
+    return fetched(url)
 
 
 def _fetched(named: HubId, choice: Choice) -> Path:

@@ -12,7 +12,7 @@ def main(name: str, out: Path) -> None:
     quiet_libraries()  # before what follows loads torch
     from dipp_ray.miniature.build import Miniature, build_miniature
     from dipp_ray.miniature.runs import align_preset, distil_preset, finish, fitted_reward
-    from dipp_ray.storage.remembered import cache_folder
+    from dipp_ray.storage.cache import cache_folder
 
     miniature = Miniature.at(cache_folder() / "miniature")
     match name:

@@ -5,7 +5,9 @@ format describes the state whatever the stage and the number of ranks.
 """
 
 import math
+from collections.abc import Iterable
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed
@@ -14,7 +16,7 @@ from torch import Tensor
 from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.alignment.updates import ema_update, learning_rate
 from dipp_ray.config import TrainedRoleSection
-from dipp_ray.errors import NonFiniteError
+from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.models.adapters import trained_weights
 from dipp_ray.models.denoiser import Denoiser
 
@@ -42,6 +44,11 @@ def engine_settings(role: TrainedRoleSection, optim: Optimiser, accumulation: in
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+
+
+def is_weight(name: str) -> bool:
+    """Whether a tensor of `Engine.state` is a trained weight itself."""
+    return name.startswith("master/")
 
 
 class Engine:
@@ -134,22 +141,32 @@ class Engine:
             parameter.data.copy_(value)
         elif self.role.zero_stage == 0:
             self.engine.optimizer.state[parameter][key] = value.clone()
+        elif self.role.zero_stage == 3:
+            self._set_part(parameter, value, key)
         elif key is None:
             safe_set_full_fp32_param(parameter, value)  # writes the optimiser's copy alone
-            self._set_weights(parameter, value)
+            parameter.data.copy_(value)  # the copy that the forward reads
         else:
             safe_set_full_optimizer_state(parameter, value, key)
 
-    def _set_weights(self, parameter: Tensor, value: Tensor) -> None:
-        """The copy that the forward reads, whole or sharded."""
-        import deepspeed
+    def _set_part(self, parameter: Any, value: Tensor, key: str | None) -> None:
+        """This rank's part of a parameter that is cut into equal parts, the last one filled up with zeros.
 
-        if self.role.zero_stage < 3:
-            parameter.data.copy_(value)
+        DeepSpeed's setter of whole values knows nothing of the filling.
+        """
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        kept = parameter.ds_tensor  # the copy that the forward gathers
+        given = value.reshape(-1)[self.rank * kept.numel() : (self.rank + 1) * kept.numel()]
+        part = torch.zeros(kept.numel(), device=value.device)
+        part[: given.numel()] = given
+        if key is not None:
+            safe_set_local_optimizer_state(parameter, part, key)
             return
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            if self.rank == 0:
-                parameter.data.copy_(value)
+        safe_set_local_fp32_param(parameter, part)
+        kept.data.copy_(part)
+        if parameter.numel() == value.numel():  # small ones are whole in every rank
+            parameter.data.copy_(value.view_as(parameter))
 
     def owned(self, index: int) -> bool:
         """Parameter number `index` is in this rank's share of the moving average and of checkpoints."""
@@ -195,16 +212,36 @@ class Engine:
         return tensors, {"updates": self.updates}
 
     @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor], counters: dict) -> None:
-        """Restore the state of all parameters, from any number of shares. All ranks call it together."""
+    def load(self, tensors: Iterable[tuple[str, Tensor]], counters: dict) -> None:
+        """Restore the state of all parameters from (name, value) in any order, each value used at once and not kept.
+
+        All ranks call it together, with the same. Raises UserError where something is not among them.
+        """
         self.updates = counters["updates"]
         self._make_moments(self.updates)
-        for i, (name, parameter) in enumerate(self.named):
-            self._set(parameter, tensors[f"master/{name}"])
-            for key in MOMENTS:
-                self._set(parameter, tensors[f"{key}/{name}"], key)
-            if f"ema/{name}" in tensors and self.owned(i):
-                self.average[name] = tensors[f"ema/{name}"].to(parameter.device)
+        self._take(tensors, {"master": None} | {key: key for key in MOMENTS})
+
+    @torch.no_grad()
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Take the weights alone from a group's state, for a run of its own. All ranks call it together."""
+        self._take(((name, value) for name, value in tensors if is_weight(name)), {"master": None})
+
+    def _take(self, tensors: Iterable[tuple[str, Tensor]], keys: dict[str, str | None]) -> None:
+        """keys: which kinds of values there must be, and the key of each in the optimiser's state."""
+        places = {name: (i, parameter) for i, (name, parameter) in enumerate(self.named)}
+        lacking = {f"{kind}/{name}" for name in places for kind in keys}
+        for full, value in tensors:
+            kind, _, name = full.partition("/")
+            if name not in places:
+                continue
+            index, parameter = places[name]
+            if kind in keys:
+                self._set(parameter, value, keys[kind])
+                lacking.discard(full)
+            elif kind == "ema" and self.owned(index):
+                self.average[name] = value.to(parameter.device)
+        if lacking:
+            raise UserError(f"the checkpoint lacks {min(lacking)} ({len(lacking)} such): it is of another network")
 
     def _make_moments(self, updates: int) -> None:
         """Give AdamW the entries that its first step would make: the setters write into entries that exist.
@@ -224,9 +261,3 @@ class Engine:
             inner.state[entry] = {**moments, **inner.state.get(entry, {}), "step": torch.tensor(float(updates))}
         if stage in (1, 2):
             optimizer._lazy_init_hp_params_optimizer_state()  # what DeepSpeed does after a first step
-
-    @torch.no_grad()
-    def load_weights(self, tensors: dict[str, Tensor]) -> None:
-        """Take the weights alone from a group's state, for a run of its own. All ranks call it together."""
-        for name, parameter in self.named:
-            self._set(parameter, tensors[f"master/{name}"])

@@ -12,11 +12,13 @@ from dipp_ray.models.reading import one_step_of_model
 from dipp_ray.models.start import GroupName, starting_network
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.embeds import EmbedsReader
-from dipp_ray.roles.engine import Engine
+from dipp_ray.roles.engine import Engine, is_weight
 from dipp_ray.roles.keeper import Sender, ShareKey
 from dipp_ray.roles.process import free_port, join, prepare
 from dipp_ray.roles.report import Report, Stopwatch
+from dipp_ray.roles.restore import spread
 from dipp_ray.storage.files import FileRecord
+from dipp_ray.storage.remote import require_store
 
 # Threads of a rank's process: `alive` has one of its own, so that it returns whatever the rank is busy with, and so has
 # `kept`, which waits.
@@ -50,6 +52,8 @@ class TrainedRank:
     def meet(self, rank: int, world: int, host: str, port: int) -> int:
         """Be rank `rank` of `world`: join the group and load its network; returns the number of trained parameters."""
         self.rank, self.world = rank, world
+        here = f"{self.group} {self.rank} on {ray.util.get_node_ip_address()}"
+        require_store(self.config.checkpoints, f"{here}: checkpoint.url")
         join(self.rank, self.world, host, port, self.device, self.config.roles.step_timeout_s)
         network = starting_network(self.config, self.group, self.frame).to(self.device)
         self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.world)
@@ -66,7 +70,9 @@ class TrainedRank:
     def restore(self, url: str, step: int) -> None:
         """Load the group's state from a committed checkpoint, whatever sizes it was written at."""
         store = CheckpointStore(url)
-        self.engine.load(*store.read_group(store.require(step), self.group))
+        checkpoint = store.require(step)
+        counters = store.counters(checkpoint, self.group)
+        self.engine.load(spread(store, checkpoint, self.group, self.device), counters)
 
     # -- state in memory -----------------------------------------------------------------------------------------------
 
@@ -92,10 +98,11 @@ class TrainedRank:
     def take_up(self, *shares: tuple) -> None:
         """Load the group's state from (share's key, its keeper), whatever size it was kept at."""
         found = ray.get([keeper.share.remote(key) for key, keeper in shares])
-        tensors = {name: torch.tensor(value) for share, _ in found for name, value in share.items()}
+        tensors = ((name, torch.tensor(value)) for share, _ in found for name, value in share.items())
         self.engine.load(tensors, found[0][1])
 
     def take_weights(self, url: str, step: int) -> None:
         """Start from the weights of another run's checkpoint, with fresh moments."""
         store = CheckpointStore(url)
-        self.engine.load_weights(store.read_group(store.require(step), self.group)[0])
+        weights = spread(store, store.require(step), self.group, self.device, is_weight)
+        self.engine.load_weights(weights)

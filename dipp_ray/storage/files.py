@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -13,7 +13,7 @@ from fsspec.spec import AbstractBufferedFile
 from dipp_ray.errors import UserError
 from dipp_ray.storage.aside import sync, whole_file
 
-BLOCK = 8 * 1024 * 1024  # bytes read at a time
+BLOCK = 8 * 1024 * 1024  # bytes read or written at a time
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,13 @@ class FileRecord:
     path: str
     size: int
     sha256: str
+
+
+class Damaged(UserError):
+    """A file whose bytes are not those that were committed."""
+
+    def __init__(self, path: str):
+        super().__init__(f"{path} is damaged: its bytes are not those that were committed; resume from an earlier step")
 
 
 def write_file(fs, path: str, chunks: Iterable[bytes | memoryview], remedy: str) -> tuple[int, str]:
@@ -42,18 +49,27 @@ def whole_object(fs, path: str, remedy: str) -> Iterator[IO[bytes]]:
         with whole_file(Path(path), remedy) as aside, closing(fs.open(str(aside), "wb")) as file:
             yield file
         return
-    # An object store shows an object once its upload is complete.
-    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    # An object store shows an object once its upload is complete, and has no folders to make: s3fs would make a bucket.
     file = fs.open(path, "wb")
     try:
         yield file
         file.close()
     except BaseException:
         # Closing a half-written upload would complete it under its final name.
-        file.discard()
         if isinstance(file, AbstractBufferedFile):
             file.closed = True  # or it finishes the upload when it is collected
+        with suppress(Exception):  # the error that matters is on its way up
+            file.discard()
         raise
+
+
+def is_there(fs, path: str) -> bool:
+    """Whether there is a file or folder `path`. What cannot be asked is raised: fsspec's `exists` calls it absent."""
+    try:
+        fs.info(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def remove_file(fs, path: str) -> None:
@@ -62,7 +78,7 @@ def remove_file(fs, path: str) -> None:
     Several processes may do it at once.
     """
     try:
-        if fs.exists(path):
+        if is_there(fs, path):
             fs.rm_file(path)
     except FileNotFoundError:
         pass
@@ -78,7 +94,7 @@ def read_blocks(fs, path: str) -> Iterator[bytes]:
 
 
 def read_verified(fs, path: str, record: FileRecord) -> bytes:
-    """The bytes of `path`. Raises UserError when size or checksum is not that of `record`."""
+    """The bytes of `path`. Raises Damaged when size or checksum is not that of `record`."""
     content, digest = bytearray(), hashlib.sha256()
     for block in read_blocks(fs, path):
         digest.update(block)
@@ -86,7 +102,7 @@ def read_verified(fs, path: str, record: FileRecord) -> bytes:
         if len(content) > record.size:
             break
     if len(content) != record.size or digest.hexdigest() != record.sha256:
-        raise UserError(f"{path} is damaged: its bytes are not those that were committed; resume from an earlier step")
+        raise Damaged(path)
     return bytes(content)
 
 
@@ -99,7 +115,9 @@ def checksum(fs, path: str) -> str:
 def _copy(chunks: Iterable[bytes | memoryview], file) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
     for chunk in chunks:
-        file.write(chunk)
-        digest.update(chunk)
-        size += len(chunk)
+        for start in range(0, len(chunk), BLOCK):  # a store's writer would send all of a chunk as one part
+            part = chunk[start : start + BLOCK]
+            file.write(part)
+            digest.update(part)
+            size += len(part)
     return size, digest.hexdigest()

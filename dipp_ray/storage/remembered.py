@@ -8,18 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from dipp_ray.storage.cache import cache_folder
 from dipp_ray.storage.hashing import hash_of_file
 
 SMALL = 1 << 20  # bytes; a smaller file is read again
 BLOCK = 8 << 20  # bytes read at a time
 # A file that is younger than this is not remembered: it may yet be written to within the same tick of its clock.
 SETTLED_S = 2.0
-
-
-def cache_folder() -> Path:
-    """$DIPP_RAY_CACHE, or dipp-ray in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DIPP_RAY_CACHE") or f"{base}/dipp-ray").expanduser()
 
 
 def remembered_hash(path: Path, tell: Callable[[int], None] = lambda read: None) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from dipp_ray.checkpoints.store import group_of, newest_checkpoint
+from dipp_ray.checkpoints.record import group_of
+from dipp_ray.checkpoints.store import newest_checkpoint
 from dipp_ray.data.files import files_of
 from dipp_ray.data.prompt_files import READERS
 from dipp_ray.errors import UserError

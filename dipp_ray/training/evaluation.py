@@ -16,6 +16,7 @@ from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.serving.deploy.application import replica_options
+from dipp_ray.training.home import Home, as_others_see
 from dipp_ray.training.roles import start_actor
 from dipp_ray.training.run import Run
 
@@ -41,14 +42,14 @@ class EvaluationActor:
 class _Placed:
     """Actors with an `Evaluator`'s face: each call is waited for, and shards go to whoever is free."""
 
-    def __init__(self, actors: list, say: Callable[[str], None]):
-        self.actors, self.say = actors, say
+    def __init__(self, config: RunConfig, actors: list, say: Callable[[str], None]):
+        self.config, self.actors, self.say = config, actors, say
 
     def prepare(self) -> list:
         return self._all("prepare")[0]
 
     def open(self, folder: str | Path) -> None:
-        self._all("open", folder)
+        self._all("open", as_others_see(self.config, folder))
 
     def judged(self, pngs: list[bytes]) -> Units:
         return _answer(self.actors[0].call.remote("judged", pngs))
@@ -120,7 +121,7 @@ def evaluators(
     try:
         ready = [actor.__ray_ready__.remote() for actor in actors]
         wait_all(ready, "the evaluation's processes", config.roles.wait_s, say)
-        yield _Placed(actors, say)
+        yield _Placed(config, actors, say)
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -128,5 +129,7 @@ def evaluators(
 
 def whole(config: RunConfig) -> RunConfig:
     """With the run's folder named whole: an actor's current folder may be another."""
+    if Home(config).mirror is not None:
+        return config
     folder = str(Path(config.run.folder).resolve())
     return config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})})

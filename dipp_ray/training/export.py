@@ -135,8 +135,8 @@ def export_adapter(
 
 def average_of(store: CheckpointStore, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The generator's moving average, by parameter name. Raises UserError where the checkpoint holds none."""
-    tensors, _ = store.read_group(checkpoint, "generator")
-    weights = {name.removeprefix("ema/"): value for name, value in tensors.items() if name.startswith("ema/")}
+    tensors, _ = store.read_group(checkpoint, "generator", lambda name: name.startswith("ema/"))
+    weights = {name.removeprefix("ema/"): value for name, value in tensors.items()}
     if not weights:
         raise UserError(f"the checkpoint of step {checkpoint.step} holds no moving average of the generator")
     return weights

@@ -10,6 +10,8 @@ from dipp_ray.errors import UserError
 from dipp_ray.hub.push import push_folder, repository
 from dipp_ray.models.pipeline import one_step_of_folder
 from dipp_ray.models.reading import recorded
+from dipp_ray.storage.cache import is_remote
+from dipp_ray.storage.mirror import fetched
 from dipp_ray.training.export import export_adapter, export_checkpoint
 
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
@@ -46,15 +48,17 @@ def export_command(
     out = Path(out)
     if out.exists() and not (out.is_dir() and (one_step_of_folder(out) or not any(out.iterdir()))):
         raise UserError(f"{out} exists and is no earlier export: nothing was overwritten; choose another folder")
-    path = Path(checkpoint_path)
-    best = path.name.endswith("@best")
-    path = path.with_name(path.name.removesuffix("@best"))
-    step = STEP_FOLDER.fullmatch(path.name)
-    run = path.parent.parent if step else path
-    if not (run / "config.yaml").is_file():
+    given = str(checkpoint_path).rstrip("/")
+    best = given.endswith("@best")
+    given = given.removesuffix("@best")
+    step = STEP_FOLDER.fullmatch(given.rsplit("/", 1)[-1])
+    beside = given.rsplit("/", 2)[0] if is_remote(given) else str(Path(given).parent.parent)
+    run = beside if step else given
+    recorded_in = fetched(f"{run}/config.yaml") if is_remote(run) else Path(run, "config.yaml")
+    if not recorded_in.is_file():
         raise UserError(f"{run} is no run's folder (no config.yaml): give RUN, RUN@best or RUN/checkpoints/step_NNNNNN")
-    config = recorded(load_config(run / "config.yaml"))
-    store = CheckpointStore(config.checkpoint.url or str(run / "checkpoints"))
+    config = recorded(load_config(recorded_in))
+    store = CheckpointStore(config.checkpoint.url or f"{run}/checkpoints")
     checkpoint: Checkpoint | None
     if step:
         checkpoint = store.require(int(step[1]))

@@ -9,14 +9,19 @@ from pathlib import Path
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import RunFolderLost, UserError
 from dipp_ray.reporting.metrics import FILE, MetricsLog
+from dipp_ray.storage.cache import is_remote
 from dipp_ray.storage.locks import Held, alone
+from dipp_ray.storage.remote import require_store
 
 LEAST_FREE_BYTES = 50_000_000
 WRITTEN = ("", "samples", "tensorboard", "wandb", "checkpoints")  # what a run writes into, where it is there already
 
 
 def check_folder(config: RunConfig) -> None:
-    """Make the run's folder. Raises UserError where it cannot be, or be written, is full, or another trains in it."""
+    """Make the run's folder. Raises UserError where it cannot be, or be written, is full, or another trains in it, and
+    where a store for it or for its checkpoints cannot be used."""
+    require_store(config.place, "run.folder")
+    require_store(config.checkpoints, "checkpoint.url")
     path = config.path
     require_writable(path, [path / FILE, path / ".lock"])
     free = shutil.disk_usage(path).free
@@ -55,8 +60,8 @@ def require_folder(config: RunConfig, lock: Held, metrics: MetricsLog, done: int
     if lock.stays and metrics.stays and (config.path / "config.yaml").is_file():
         return
     left = (
-        f"its checkpoints in {config.checkpoint.url} stay, and the same command goes on from the last one"
-        if config.checkpoint.url
+        f"its checkpoints in {config.checkpoints} stay, and the same command goes on from the last one"
+        if is_remote(config.checkpoints) or config.checkpoint.url
         else "the same command begins again, from a checkpoint if one is left"
     )
     raise RunFolderLost(

@@ -42,9 +42,8 @@ def _recorded(config: RunConfig) -> Mapping:
     """The settings that the run was started with: of its newest checkpoint, or of its folder."""
     from dipp_ray.checkpoints.store import CheckpointStore  # with torch: only a run by the hub needs it here
 
-    url = config.checkpoint.url or str(config.path.resolve() / "checkpoints")
     with suppress(UserError):  # damaged ones: said when the run is resumed
-        checkpoint = CheckpointStore(url, lambda _: None).latest()
+        checkpoint = CheckpointStore(config.checkpoints, lambda _: None).latest()
         if checkpoint is not None and "trajectory" in checkpoint.record:
             return checkpoint.record["trajectory"]
     path = config.path / "config.yaml"

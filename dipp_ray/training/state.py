@@ -86,7 +86,7 @@ class RunState:
                 reward_deviation=reward.get("reward_deviation"),
                 service=record["reward_service"],
             )
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"the checkpoint's record of the run cannot be read ({type(error).__name__}: {error}): resume from an "
                 "earlier step by removing that step's folder"

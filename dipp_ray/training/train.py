@@ -2,7 +2,6 @@
 
 import signal
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import yaml
@@ -23,6 +22,7 @@ from dipp_ray.training.evaluation import evaluate_placed
 from dipp_ray.training.export import export_run, exported_step
 from dipp_ray.training.faults import GOES_ON, TOLD, broke, resumable
 from dipp_ray.training.folder import only_trainer, require_folder
+from dipp_ray.training.home import Home
 from dipp_ray.training.pinning import pinned_run
 from dipp_ray.training.placement import can_grow, cluster_nodes, reserve
 from dipp_ray.training.plan import GROUPS, best_plan, requests
@@ -44,17 +44,23 @@ def train(config: RunConfig, say: Say = print, evaluates: bool = False) -> Path:
     """
     config = settled(pinned_run(config))
     prompts = check(config)
+    home = Home(config)
     with only_trainer(config) as lock, watched_head(say, GOES_ON):
-        return _train(config, prompts, say, lock, evaluates)
+        home.enter()
+        try:
+            return _train(config, prompts, say, lock, home, evaluates)
+        finally:
+            home.push()
 
 
-def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates: bool) -> Path:
-    store = CheckpointStore(config.checkpoint.url or str(config.path.resolve() / "checkpoints"), say)
+def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, home: Home, evaluates: bool) -> Path:
+    store = CheckpointStore(config.checkpoints, say)
     checkpoint = store.latest(lambda record: difference(record, config), thorough=True)
     if checkpoint and checkpoint.step >= config.run.steps:
-        say(f"{config.path}: all {checkpoint.step} steps are done already; delete the folder to start anew")
+        say(f"{config.place}: all {checkpoint.step} steps are done already; delete the folder to start anew")
         if exported_step(config) != checkpoint.step:
             export_run(config, store, checkpoint, prompts, say)
+        home.push()
         if evaluates:
             evaluate_placed(config, say)
         return config.path
@@ -69,6 +75,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
     room, rest = reserve(choices, config.roles.wait_s, say).split(GROUPS)
     with whole_file(config.path / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    home.push()
     roles = run = None
     try:
         roles = start_roles(config, rest, say)
@@ -81,9 +88,14 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
             ProgressLine(config.run.steps, done, config.run.name) as progress,
             interrupts(run),
         ):
+
+            def at_barrier(step: int) -> None:
+                require_folder(config, lock, metrics, step)
+                home.at_barrier(step)
+
             metrics.resume(done if checkpoint else -1)
             run.say_by(progress.say)
-            done = run.loop(done, metrics, progress, partial(require_folder, config, lock, metrics))
+            done = run.loop(done, metrics, progress, at_barrier)
         run.say_by(say)
         if run.interrupted and done < config.run.steps:
             raise KeyboardInterrupt
@@ -94,6 +106,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, evaluates:
         except RoleFailure as failure:  # the weights are on disk: the comparison is with the checkpoint's then
             say(f"exporting without the ranks: {failure}")
             export_run(config, store, store.require(done), prompts, say)
+        home.push()
         if evaluates:
             evaluate_placed(config, say, run)
     except BaseException as error:

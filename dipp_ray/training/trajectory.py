@@ -104,13 +104,13 @@ def _differing(before: Mapping, now: Mapping) -> list[tuple[str, Any, Any]]:
 
 def _completed(before: Mapping) -> Mapping:
     """The settings with the defaults of those that are younger than they, and paths from here made absolute."""
-    settings = {key: value for key, value in before.items() if key != "dtype"}
-    roles = {name: {"dtype": dtype} for name, dtype in before.get("dtype", {}).items()}
     try:
+        settings = {key: value for key, value in before.items() if key != "dtype"}
+        roles = {name: {"dtype": dtype} for name, dtype in before.get("dtype", {}).items()}
         # What a run needs and a trajectory leaves out: a number of steps, and where its rewards come from.
         completed = {"run": {**settings["run"], "steps": 1}, "reward": {**settings["reward"], "app": "left out"}}
         return trajectory(RunConfig.model_validate({**settings, **completed, "roles": roles}))
-    except (ValidationError, KeyError, TypeError):
+    except (ValidationError, KeyError, TypeError, AttributeError):
         return before  # of a version that had other settings: what differs is named as it stands
 
 

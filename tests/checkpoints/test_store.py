@@ -251,7 +251,7 @@ def test_a_torn_file_is_never_under_its_final_name(local, monkeypatch):
 def test_committed_json_names_every_file(local):
     save(local, 200, shares=2)
     body = json.loads(Path(local.folder(200), "COMMITTED.json").read_text())
-    assert (body["format"], body["step"], body["record"]["of"]) == (2, 200, "this run")
+    assert (body["format"], body["step"], body["record"]["of"]) == (3, 200, "this run")
     assert len(body["files"]) == 8
     for file in body["files"]:
         path = Path(local.folder(200), file["path"])
