@@ -34,6 +34,18 @@ def test_a_token_is_made_for_its_owner_alone(home):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.read_text() == made
 
 
+def test_a_token_is_never_open_to_others(home, monkeypatch):
+    seen, link = [], os.link
+
+    def linked(aside, path):
+        seen.append(stat.S_IMODE(aside.stat().st_mode))
+        link(aside, path)
+
+    monkeypatch.setattr(os, "link", linked)
+    connecting.keep_token()
+    assert seen == [0o600]
+
+
 def test_two_starts_at_once_have_one_token(home):
     with ThreadPoolExecutor(8) as pool:
         [*pool.map(lambda _: connecting.keep_token(), range(8))]

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,6 +58,23 @@ def test_a_head_that_comes_back_in_time_ends_nothing(capsys):
     server.close()
     assert ended == [] and capsys.readouterr().err == ""
     assert not [thread for thread in threading.enumerate() if thread.name == "head"]
+
+
+def test_each_loss_is_counted_from_its_own_beginning(monkeypatch):
+    looks = [(1, True), (2, False), (3, True), (90, True), (91, False), (92, False), (99, False)]
+    now, said = [0.0], []
+
+    class Done:
+        def wait(self, seconds):
+            if not looks:
+                return True
+            now[0], answer = looks.pop(0)
+            monkeypatch.setattr(head, "_answers", lambda address: answer)
+            return False
+
+    monkeypatch.setattr(head, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    head._watch("head:1", 10, said.append, "", lambda status: pytest.fail("ended"), Done())
+    assert [line.rpartition(", ")[2] for line in said] == ["1 s so far", "1 s so far", "2 s so far", "9 s so far"]
 
 
 def test_it_is_seen_before_rays_own_patience_ends(monkeypatch):

@@ -39,6 +39,12 @@ class Checkpoint:
         return found
 
 
+@dataclass(frozen=True)
+class Best:
+    step: int
+    value: float
+
+
 def group_of(file: FileRecord) -> str:
     """The group whose share a checkpoint's file is."""
     match = SHARE.match(file.path)
@@ -78,6 +84,18 @@ def read(content: bytes, step: int) -> Checkpoint:
     return Checkpoint(step, body["record"], files)
 
 
+def read_best(content: bytes) -> Best:
+    """What best.json says. Raises ValueError, TypeError or OverflowError where it is no such thing."""
+    body = parsed(content)
+    if not isinstance(body, dict) or body.keys() != {"step", "value"} or not _is_count(body["step"]):
+        raise ValueError("it is no step with its value")
+    return Best(body["step"], float(body["value"]))
+
+
+def twice(checkpoint: Checkpoint, group: str, name: str) -> UserError:
+    return UserError(f"step {checkpoint.step}, {group}: '{name}' lies in two shares")
+
+
 def check_shares(files: tuple[FileRecord, ...]) -> None:
     """Raises ValueError unless each group has both files of each of its shares, once."""
     groups: dict[str, list] = {}
@@ -95,6 +113,18 @@ def check_shares(files: tuple[FileRecord, ...]) -> None:
             (share, shares, kind) for share in range(shares) for kind in kinds
         ]:
             raise ValueError(f"the shares of '{group}' are not 0 to {shares - 1}, each once")
+
+
+def shares_in_words(names: list[str]) -> str:
+    """Of which groups files of these names are, and whether that is all of them."""
+    shares: dict[str, list] = {}
+    for match in filter(None, map(SHARE.match, names)):
+        shares.setdefault(match["group"], []).append(int(match["shares"]))
+    parts = [
+        f"all {counts[0]} share(s) of {group}" if len(counts) == 2 * counts[0] else f"part of {group}"
+        for group, counts in sorted(shares.items())
+    ]
+    return " and ".join(parts) or "no share"
 
 
 def _whole(shares: int) -> list[tuple[int, int, str]]:

@@ -10,11 +10,21 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
-from dipp_ray.checkpoints.record import SHARE, Checkpoint, as_json, check_shares, parsed, read, written
+from dipp_ray.checkpoints.record import (
+    SHARE,
+    Best,
+    Checkpoint,
+    as_json,
+    check_shares,
+    read,
+    read_best,
+    shares_in_words,
+    twice,
+    written,
+)
 from dipp_ray.checkpoints.tensors import TensorFile, safetensors_chunks
 from dipp_ray.errors import UserError
 from dipp_ray.storage.files import FileRecord, checksum, is_there, read_verified, remove_file, write_file
@@ -24,12 +34,6 @@ COMMITTED = "COMMITTED.json"
 BEST = "best.json"
 FULL = "free some, or point checkpoint.url elsewhere; every checkpoint committed before is intact"
 STEP = re.compile(r"^step_(\d{6,18})$")
-
-
-@dataclass(frozen=True)
-class Best:
-    step: int
-    value: float
 
 
 class CheckpointStore:
@@ -240,10 +244,7 @@ class CheckpointStore:
         if not is_there(self.fs, path):
             return None
         try:
-            body = parsed(self.fs.cat_file(path))
-            if not isinstance(body, dict) or body.keys() != {"step", "value"} or type(body["step"]) is not int:
-                raise ValueError("it is no step with its value")
-            return Best(body["step"], float(body["value"]))
+            return read_best(self.fs.cat_file(path))
         except (ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path} is damaged: {error}; remove it, and the next evaluation writes it anew") from None
 
@@ -278,26 +279,10 @@ class CheckpointStore:
     def _lies(self, step: int) -> str:
         """What lies in the folder of a step that was never committed."""
         start = f"{self.folder(step)}/"
-        found = [path.partition(start)[2] for path in self.fs.find(self.folder(step))]
-        shares: dict[str, list] = {}
-        for match in filter(None, map(SHARE.match, found)):
-            shares.setdefault(match["group"], []).append(int(match["shares"]))
-        parts = [
-            f"all {counts[0]} share(s) of {group}" if len(counts) == 2 * counts[0] else f"part of {group}"
-            for group, counts in sorted(shares.items())
-        ]
-        return " and ".join(parts) or "no share"
+        return shares_in_words([path.partition(start)[2] for path in self.fs.find(self.folder(step))])
 
     def _write(self, step: int, name: str, chunks) -> FileRecord:
         return FileRecord(name, *write_file(self.fs, f"{self.folder(step)}/{name}", chunks, FULL))
-
-
-def newest_checkpoint(given: str) -> tuple[str, Checkpoint] | None:
-    """(URL, checkpoint) of the newest whole one in a run's folder or a folder of checkpoints; None: there is none."""
-    for url in (f"{given.rstrip('/')}/checkpoints", given.rstrip("/")):
-        if (latest := CheckpointStore(url, say=lambda _: None).latest()) is not None:
-            return url, latest
-    return None
 
 
 def _step_of(name: str) -> int:
@@ -306,5 +291,9 @@ def _step_of(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def twice(checkpoint: Checkpoint, group: str, name: str) -> UserError:
-    return UserError(f"step {checkpoint.step}, {group}: '{name}' lies in two shares")
+def newest_checkpoint(given: str) -> tuple[str, Checkpoint] | None:
+    """(URL, checkpoint) of the newest whole one in a run's folder or a folder of checkpoints; None: there is none."""
+    for url in (f"{given.rstrip('/')}/checkpoints", given.rstrip("/")):
+        if (latest := CheckpointStore(url, say=lambda _: None).latest()) is not None:
+            return url, latest
+    return None

@@ -168,8 +168,7 @@ def measured(kept: Kept, evaluator: Evaluates, name: str, reference: Gaussian | 
             say(line)
         done += len(kept.shards[shard])
         ticker.tick(done)
-    order = [number for shard in kept.shards for number in shard]
-    return joined([found[shard] for shard in sorted(found)], order, reference)
+    return joined([found[shard] for shard in sorted(found)], reference)
 
 
 def compared(units: dict[str, Units]) -> dict[str, dict[str, float]]:

@@ -119,10 +119,9 @@ def measure(
     return measured
 
 
-def joined(parts: list[Measured], order: list[int], reference: Gaussian | None) -> Units:
-    """The units of all images, in the order of their numbers; `order` holds the number of each row of the parts."""
-    rows = np.argsort(order)
-    units = {name: np.concatenate([part.units[name] for part in parts])[rows] for name in parts[0].units}
+def joined(parts: list[Measured], reference: Gaussian | None) -> Units:
+    """The units of all shards, one shard after the other: in the same order for each model."""
+    units = {name: np.concatenate([part.units[name] for part in parts]) for name in parts[0].units}
     loud = {name: units.pop(name) for name in ("saturation", "contrast")}
     units |= {name: pair_units(np.concatenate([part.pairs[name] for part in parts])) for name in parts[0].pairs}
     if reference is not None:

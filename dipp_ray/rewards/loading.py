@@ -10,6 +10,7 @@ from dipp_ray.hub.fetch import local
 from dipp_ray.hub.revisions import named_here
 from dipp_ray.hub.selection import of_reward
 from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.storage.cache import is_remote
 
 if TYPE_CHECKING:  # what a person misspelt is said before torch is loaded
     import torch
@@ -81,7 +82,8 @@ def require_named(term: RewardTerm) -> None:
         if term.folder is None:
             raise UserError(f"{where}: model {term.model} needs the folder of its weights: set its folder")
         raise UserError(f"{where}: model {term.model} reads no folder: remove its folder")
-    if term.folder is not None and named_here(term.folder) is None and not Path(term.folder).is_dir():
+    elsewhere = term.folder is None or is_remote(term.folder) or named_here(term.folder) is not None
+    if not elsewhere and not Path(str(term.folder)).is_dir():
         raise UserError(f"{where}: there is no folder {term.folder}: correct its folder")
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from dipp_ray.checkpoints.record import Checkpoint
-from dipp_ray.checkpoints.store import CheckpointStore, twice
+from dipp_ray.checkpoints.record import Checkpoint, twice
+from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.checkpoints.tensors import Kept
 from dipp_ray.errors import StorageUnavailable, UserError
 from dipp_ray.storage.files import FileRecord

@@ -33,8 +33,8 @@ class Home:
         with asked(self.place):
             self.mirror.fs.pipe_file(self._trainer, json.dumps(who).encode())
 
-    def at_barrier(self, done: int) -> None:
-        """Send what changed. Raises RunFolderLost where the folder is gone, or another process trains in it now."""
+    def require(self, done: int) -> None:
+        """Raises RunFolderLost where the folder is gone, or another process trains in it now."""
         if self.mirror is None:
             return
         with asked(self.place):
@@ -48,9 +48,9 @@ class Home:
                 f"{self.place}: another process trains there now ({by}; seen after step {done}): this one ends, and "
                 "that one goes on from what was committed"
             )
-        self.mirror.push()
 
     def push(self) -> None:
+        """Send what changed."""
         if self.mirror is not None:
             self.mirror.push()
 

@@ -129,15 +129,21 @@ class Run:
             self.compare_service(now)
 
     def loop(
-        self, done: int, metrics: MetricsLog, progress: ProgressLine, require_folder: Callable[[int], None]
+        self,
+        done: int,
+        metrics: MetricsLog,
+        progress: ProgressLine,
+        require_folder: Callable[[int], None],
+        publish: Callable[[], None],
     ) -> int:
         """Train from step `done` to the end, or to the first checkpoint after an interrupt; returns the steps done.
 
-        require_folder: raises at a barrier where the run's folder is no longer there.
+        require_folder: raises at a barrier where the run's folder is no longer there. publish: sends what is new in it
+        to where it lies, before the checkpoint that says so is committed.
         """
         while done < self.config.run.steps and not (self.stopping or self.gives_up):
             try:
-                for step in self.stretch(done, metrics, progress, require_folder):
+                for step in self.stretch(done, metrics, progress, require_folder, publish):
                     done = step
                     self.sessions.finished(done)
                 if self.moving is None or done >= self.config.run.steps or self.stopping:
@@ -154,7 +160,12 @@ class Run:
         return done
 
     def stretch(
-        self, done: int, metrics: MetricsLog, progress: ProgressLine, require_folder: Callable[[int], None]
+        self,
+        done: int,
+        metrics: MetricsLog,
+        progress: ProgressLine,
+        require_folder: Callable[[int], None],
+        publish: Callable[[], None],
     ) -> Iterator[int]:
         """Train from step `done` to the next barrier; yields the number of finished steps after each."""
         if done == 0:
@@ -168,9 +179,13 @@ class Run:
                 require_folder(done)
             # Over the stretch so far: two steps are under way at a time, and what is between them is no one's.
             speed = self.config.data.batch_size * (done - began) / (time.perf_counter() - clock)
-            values = step.metrics | (self.at_barrier(done) if step.last else {}) | {"images_per_second": speed}
             looked = step.last and self.is_due(done)
+            seen = self.look(done) if looked else {}
+            values = step.metrics | seen | {"images_per_second": speed}
             metrics.write(done, values, grid_of(self.config.path, done) if looked else None)
+            if step.last:
+                publish()
+                self.save_where_due(done, "best_step" in seen)
             progress.update(done, values)
             self.tell(step, speed)
             if self.sessions.memory.is_due(done):
@@ -212,10 +227,8 @@ class Run:
     def gives_up(self) -> bool:
         return self.state.gives_up(self.config.log.stop_patience)
 
-    def at_barrier(self, done: int) -> dict[str, float]:
-        """Nothing is in flight: look and save where they are due; returns what was seen."""
-        seen = self.look(done) if self.is_due(done) else {}
-        best = "best_step" in seen
+    def save_where_due(self, done: int, best: bool) -> None:
+        """At a barrier, where nothing is in flight. best: whether this is the best model so far."""
         last = self.stopping or done >= self.config.run.steps or self.gives_up
         last = last or (self.moving is not None and not self.sessions.memory.every)
         if last or best or done % self.config.checkpoint.every == 0:
@@ -225,7 +238,6 @@ class Run:
             if best and self.state.best:
                 self.store.mark_best(self.state.best.step, self.state.best.mean)
             self.store.prune(self.config.checkpoint.keep)
-        return seen
 
     def look(self, done: int) -> dict[str, float]:
         """The sample grid and the held-out rewards, with their differences from the start and from the best before;

@@ -89,13 +89,13 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, home: Home
             interrupts(run),
         ):
 
-            def at_barrier(step: int) -> None:
+            def still_there(step: int) -> None:
                 require_folder(config, lock, metrics, step)
-                home.at_barrier(step)
+                home.require(step)
 
             metrics.resume(done if checkpoint else -1)
             run.say_by(progress.say)
-            done = run.loop(done, metrics, progress, at_barrier)
+            done = run.loop(done, metrics, progress, still_there, home.push)
         run.say_by(say)
         if run.interrupted and done < config.run.steps:
             raise KeyboardInterrupt

@@ -175,3 +175,6 @@ def test_what_cannot_be_asked_is_not_taken_for_absent(store, monkeypatch):
             patch.setattr(type(store.fs), name, lambda *_, **__: (_ for _ in ()).throw(OSError("the disk is away")))
             with pytest.raises(StorageUnavailable, match="the disk is away"):
                 store.latest()
+    monkeypatch.setattr(type(store.fs), "info", lambda *_, **__: (_ for _ in ()).throw(OSError("the disk is away")))
+    with pytest.raises(StorageUnavailable, match="the disk is away"):
+        store.at(100)

@@ -46,9 +46,9 @@ def test_each_refuses_the_others_work(run_script, config_file, capsys, name, sca
 def test_a_job_is_told_that_its_results_would_be_lost(run_script, config_file, capsys, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert run_script("align", config_file, "run.folder=runs") == 2
-    assert "give an absolute path elsewhere" in capsys.readouterr().err
+    assert "give s3://, or an absolute path elsewhere" in capsys.readouterr().err
     assert run_script("align", config_file, f"run.folder={os.getcwd()}/runs") == 2
-    assert "give an absolute path elsewhere" in capsys.readouterr().err
+    assert "give s3://, or an absolute path elsewhere" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_sentence(run_script, config_file, capsys):

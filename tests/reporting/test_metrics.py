@@ -131,3 +131,11 @@ def test_a_removed_folder_is_told_by_asking_and_not_made_again(tmp_path):
         log.write(2, {"reward": 2.0})
         assert not log.stays
     assert not folder.exists()
+
+
+def test_a_folder_that_was_removed_before_the_first_record_is_not_made_again_by_a_tracker(tmp_path):
+    folder = tmp_path / "run"
+    with MetricsLog(folder, ["tensorboard"]) as log:
+        shutil.rmtree(folder)
+        log.write(1, {"reward": 1.0})
+    assert not folder.exists()

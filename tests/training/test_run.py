@@ -13,6 +13,7 @@ from dipp_ray.errors import NonFiniteError, RoleFailure, RunFolderLost, UserErro
 from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.reporting.metrics import read_metrics
 from dipp_ray.reporting.progress import ProgressLine
+from dipp_ray.training.contents import contents_of
 from dipp_ray.training.controller import Controller
 from dipp_ray.training.train import train
 from settings import tiny_config
@@ -125,6 +126,8 @@ def kills_change_nothing(world, name, straight_settings, stopped_settings):
     assert list(looked) == [0, 3, 6, 8] and (marked.step if marked else 0) == best  # the start competes
     assert all("from_start_within/gold" in record for record in read_metrics(straight) if record["step"] in (3, 6, 8))
 
+    record = CheckpointStore(straight / "checkpoints").latest().record
+    assert record["contents"] == contents_of(record["trajectory"]) and "model.teacher" in record["contents"]
     with pytest.raises(UserError, match=r"choose another run\.name"):
         train(config_of(world, f"straight-{name}", *straight_settings, "objective.guidance_scale=3"))
 
@@ -160,7 +163,9 @@ def test_a_fault_that_comes_again_ends_the_run(ray_session, world):
 @pytest.mark.slow
 def test_a_reward_that_is_not_finite_stops_the_run_and_loses_nothing(ray_session, world):
     config = config_of(world, "nan", "reward.terms=[{name: broken, model: 'settings:BrokenReward'}]")
-    with pytest.raises(NonFiniteError, match=r"broken.*not finite"):
+    with pytest.raises(
+        NonFiniteError, match=r"broken.*not finite.*; nothing is saved yet: the same command begins again$"
+    ):
         train(config)
     assert CheckpointStore(config.path / "checkpoints").latest() is None
 

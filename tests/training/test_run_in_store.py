@@ -75,19 +75,19 @@ def test_the_newer_trainer_has_the_folder(bucket, tmp_path, monkeypatch):
     config = tiny_config(tmp_path, tmp_path, tmp_path / "p", f"run.folder={bucket}/runs")
     first, second = Home(config), Home(config)
     first.enter()
-    first.at_barrier(3)
+    first.require(3)
     second.enter()
     with pytest.raises(
         RunFolderLost, match=r"another process trains there now \(process \d+ on .*; seen after step 6\)"
     ):
-        first.at_barrier(6)
-    second.at_barrier(6)
+        first.require(6)
+    second.require(6)
     fs, root = file_system(config.place)
     fs.rm(root, recursive=True)
     with pytest.raises(
         RunFolderLost, match=r"s3://.*/runs/tiny was removed while its run trained \(seen after step 9\)"
     ):
-        second.at_barrier(9)
+        second.require(9)
 
 
 @pytest.mark.slow

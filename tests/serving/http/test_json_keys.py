@@ -44,7 +44,14 @@ def test_what_names_nothing_twice_passes(text):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a":1,"b":2,"a":3}', '{"x":{"a":1},"x":2}', '{"x":{"a":1,"a":2}}', '{"a\\\\":1,"a\\\\":2}', '{"":1,"":2}'],
+    [
+        '{"a":1,"b":2,"a":3}',
+        '{"a":"\\"","a":1}',
+        '{"x":{"a":1},"x":2}',
+        '{"x":{"a":1,"a":2}}',
+        '{"a\\\\":1,"a\\\\":2}',
+        '{"":1,"":2}',
+    ],
 )
 def test_a_double_is_found_at_any_depth(text):
     with pytest.raises(CallError, match="is given twice"):
