@@ -12,8 +12,8 @@ from dipp_ray.miniature.side_by_side import Ran, Stage, critical_path, run_stage
 # Sleeps, and says with the file `ended` that it was asked to end, as a run does at Ctrl-C.
 SLEEPER = """
 import pathlib, time
-print("sleeping")
 try:
+    print("sleeping")
     time.sleep(600)
 except KeyboardInterrupt:
     pathlib.Path("ended").touch()
@@ -81,7 +81,11 @@ def test_one_that_fails_ends_the_others_and_is_told_in_its_own_sentence(folder, 
     lines = []
     with pytest.raises(raised) as error:
         run_stages(
-            [stage("slow", touches("up") + SLEEPER), stage("bad", bad), stage("never", touches("never"), "bad")],
+            [
+                stage("slow", SLEEPER.replace("print", touches("up") + "    print")),
+                stage("bad", bad),
+                stage("never", touches("never"), "bad"),
+            ],
             lines.append,
         )
     assert str(error.value) == told
