@@ -60,7 +60,7 @@ def run_stages(stages: Sequence[Stage], say: Say, meanwhile: Callable[[], None] 
                 began[stage.name] = time.monotonic() - start
                 running[stage.name] = _start(stage, lines)
 
-    with _sigterm_as_interrupt():
+    with _signals_as_interrupt():
         try:
             launch()
             meanwhile()
@@ -148,8 +148,8 @@ def _end(running: dict[str, subprocess.Popen], say: Say) -> None:
 
 
 @contextmanager
-def _sigterm_as_interrupt():
-    """Within, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+def _signals_as_interrupt():
+    """Within, SIGTERM and Ctrl-C raise KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -157,11 +157,13 @@ def _sigterm_as_interrupt():
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # SIGINT too: a shell's background job is started with it ignored, and so would its stages be.
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def waited_for(ran: Ran, among: Sequence[Ran]) -> Ran | None:
