@@ -94,7 +94,7 @@ def left_behind():
     return [process.cmdline() for process in alive()] + held
 
 
-FAST = {("generator", "backward"), ("score", "train")}
+FAST = {("generator", "backward")}
 CASES = [
     pytest.param(role, phase, marks=[] if (role, phase) in FAST else [pytest.mark.slow])
     for role in NAMES
