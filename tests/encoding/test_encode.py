@@ -211,6 +211,7 @@ def test_several_encoders_share_the_shards(world, whole, tmp_path):
     assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in shards)
 
 
+@pytest.mark.slow
 def test_the_command_in_actors(ray_session, world, whole, tmp_path, capsys, monkeypatch):
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(tiny_config(*world).model_dump(mode="json")))

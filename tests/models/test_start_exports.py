@@ -78,6 +78,7 @@ def test_an_exported_reading_is_the_formula(worlds, name, reading, tmp_path):
         assert torch.equal(again[parameter], value) and torch.equal(bare[parameter], value), parameter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("reading", [(440, "sigma", "sample"), (440, "sigma", "v_prediction"), *READINGS[-2:]], ids=str)
 @pytest.mark.parametrize("name", ["sd15", "pixart"])

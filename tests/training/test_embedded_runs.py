@@ -102,6 +102,7 @@ def steps_of(config):
     return [step.metrics for step in steps], x0, {role for step in steps for role in step.busy}
 
 
+@pytest.mark.slow
 def test_the_ray_pipeline_equals_the_plain_loop_without_a_text_task(ray_session, world, stored):
     config = tiny_config(*world, f"data.embeddings={stored}")
     measured, x0, roles = steps_of(config)

@@ -81,6 +81,7 @@ def test_a_port_that_is_taken_is_one_sentence_and_nothing_stays(free):
     assert _get_global_client(raise_if_no_controller_running=False) is None
 
 
+@pytest.mark.slow
 def test_serve_that_was_started_elsewhere_has_no_front(free):
     from ray import serve
 
