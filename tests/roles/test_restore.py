@@ -10,6 +10,8 @@ from ranks import run, start, together, whole_state
 from dipp_ray.checkpoints import CheckpointStore
 from tiny import pixart_pipeline
 
+pytestmark = pytest.mark.slow  # six ranks; what they read through is in tests/checkpoints
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -71,7 +73,6 @@ def test_each_byte_is_read_once_and_never_much_at_a_time(groups, trained):
         assert max(held for *_, held in restored) <= 2 * largest < whole / 8
 
 
-@pytest.mark.slow
 def test_three_ranks_do_not_divide_the_parameters_and_have_them_all_the_same(groups, trained, folder):
     url, state, _ = trained
     assert any(value.numel() % 3 for value in state[0].values())
