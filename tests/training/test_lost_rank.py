@@ -94,7 +94,7 @@ def left_behind():
     return [process.cmdline() for process in alive()] + held
 
 
-FAST: set[tuple[str, str]] = set()  # in the fast suite test_shared_service.py kills one, and has it recovered
+FAST = {("generator", "backward")}
 CASES = [
     pytest.param(role, phase, marks=[] if (role, phase) in FAST else [pytest.mark.slow])
     for role in NAMES

@@ -76,6 +76,7 @@ def test_a_checkpoint_of_either_format_is_known_and_another_trajectory_refused(t
         store.latest(lambda record: difference(record, other))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_by_http_it_is_the_uninterrupted_run_by_handle(shared, world):
     settings = ["reward.standardise=true", "init.score_warmup_steps=2"]
     by_handle, by_http = ([*settings, f"reward.{way}"] for way in ("app=shared", f"urls=[{shared}]"))
