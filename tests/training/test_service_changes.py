@@ -40,11 +40,11 @@ def run_of(tmp_path, answer, said):
             raise answer
         return [answer]
 
-    controller = SimpleNamespace(
-        roles=SimpleNamespace(reward=None), prompts=SimpleNamespace(first=lambda n: ["a"] * n), together=together
-    )
     config = tiny_config(tmp_path, tmp_path, tmp_path, "reward={app: rewards}")
-    return Run(config, SimpleNamespace(service=SERVICE), controller, None, said.append)
+    session = SimpleNamespace(controller=SimpleNamespace(together=together))
+    run = Run(config, SimpleNamespace(current=session), None, said.append, {})
+    run.state = run.state.but(service=SERVICE)
+    return run
 
 
 def test_a_service_that_changes_while_the_run_trains_is_said_and_recorded(tmp_path):
