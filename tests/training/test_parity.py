@@ -83,10 +83,8 @@ def test_the_same_to_the_bit_when_run_twice(ray_session, world, order):
     assert np.array_equal(first[1], second[1])
 
 
-@pytest.mark.parametrize(
-    ("generators", "scores", "stage"),
-    [(2, 2, 3), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((2, 1, 1), (1, 2, 2), (4, 2, 0)))],
-)
+@pytest.mark.slow  # of the stages, tests/roles/test_engine.py has the fast suite's
+@pytest.mark.parametrize(("generators", "scores", "stage"), [(2, 2, 3), (2, 1, 1), (1, 2, 2), (4, 2, 0)])
 def test_the_division_of_the_work_changes_rounding_alone(ray_session, world, generators, scores, stage):
     config = tiny_config(
         *world,
