@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,24 @@ TESTS = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [TESTS, *(path for path in TESTS.iterdir() if path.is_dir())]))
 
 
+# Whether the session below has been opened: until then no test may have started a Ray, as its first calls do by
+# themselves, for with another order of the tests it would be the one that the session finds in its way.
+OPENED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_by_accident(request):
+    yield
+    ray = sys.modules.get("ray")
+    if ray and not request.config.stash.get(OPENED, False) and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("this test started a Ray of its own; it should ask for ray_session, or do without")
+
+
 @pytest.fixture(scope="session")
-def ray_session():
+def ray_session(pytestconfig):
     """A connected Ray of its own: 8 CPUs, never a cluster that happens to run on this machine."""
+    pytestconfig.stash[OPENED] = True
     os.makedirs(RAY_TMPDIR, exist_ok=True)
     import ray
 
