@@ -347,7 +347,7 @@ def run_export(given) -> None:
     if given.push:
         push_command(given.checkpoint, given.out, given.push, given.private, print, given.adapter)
     else:
-        print(export_command(given.checkpoint, given.out, given.adapter))
+        export_command(given.checkpoint, given.out, print, given.adapter)
 
 
 def run_serve_rewards(given) -> None:

@@ -78,8 +78,8 @@ class ModelSection(Section):
     embedded_guidance: float | None = Field(
         None,
         ge=0,
-        description="Scale told to a network that reads one (FLUX.1-dev), besides objective.guidance_scale, which is "
-        "then 1 unless both are meant; null: its pipeline's own.",
+        description="Scale told to a network that reads one (it was distilled from guidance), besides "
+        "objective.guidance_scale, which is then 1 unless both are meant; null: its pipeline's own.",
     )
 
 

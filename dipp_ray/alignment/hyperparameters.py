@@ -30,11 +30,13 @@ class Times:
     """How t is distributed on its range: tau = t / T, of T steps of the teacher's schedule."""
 
     distribution: Literal["uniform", "logit_normal"] = field(
-        default="uniform", metadata=_means("Of tau: uniform, or logit(tau) normal (SD3's training).")
+        default="uniform", metadata=_means("Of tau: uniform, or logit(tau) normal (rectified flows' training).")
     )
     shift: Positive = field(
         default=1.0,
-        metadata=_means("s: tau becomes s tau / (1 + (s - 1) tau); above 1 towards noise (3: SD3's), 1: nothing."),
+        metadata=_means(
+            "s: tau becomes s tau / (1 + (s - 1) tau); above 1 towards noise (3 is common), 1: nothing."
+        ),
     )
     mean: float = field(default=0.0, metadata=_means("Of logit_normal, before the shift."))
     std: Positive = field(default=1.0, metadata=_means("Of logit_normal, the standard deviation."))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dipp_ray.diffusion.schedule import per_sample
 
-# diffusers' names of `prediction_type`; flow_prediction is eps - x_0 (SD3, FLUX, SANA).
+# diffusers' names of `prediction_type`; flow_prediction is eps - x_0, of rectified flows.
 SchedulerPrediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 PARAMETERISATIONS = get_args(SchedulerPrediction)
 # Beside them, known to no scheduler of diffusers: x_0 - eps, the way from noise to data (InstaFlow).

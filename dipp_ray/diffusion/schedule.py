@@ -38,7 +38,7 @@ Schedule = VPSchedule | FlowSchedule
 
 
 def linear_vp(beta_start: float, beta_end: float, num_timesteps: int) -> VPSchedule:
-    """The linear-beta schedule of DDPM (PixArt: 1e-4 .. 2e-2 over 1000)."""
+    """The linear-beta schedule of DDPM (1e-4 .. 2e-2 over 1000)."""
     return vp_from_betas(torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64))
 
 

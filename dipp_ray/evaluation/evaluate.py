@@ -61,6 +61,7 @@ def evaluate(
     for folder in models.values():
         frame_of(config.model, folder)
     check_networks(config.evaluation)
+    made = {name: how_to_sample(folder, config) for name, folder in models.items()}
     evaluator = evaluator or Evaluator(config)
     texts = texts_of(config)
     with waiting("the rewards, networks and the judge"):
@@ -71,8 +72,7 @@ def evaluate(
     picked = picked_of(len(texts))
     with folder_of(out) as root:
         for name, folder in models.items():
-            how = how_to_sample(folder, config)
-            images_by = [texts, config.run.seed, how, batch_of(config), config.model.model_dump(mode="json")]
+            images_by = [texts, config.run.seed, made[name], batch_of(config), config.model.model_dump(mode="json")]
             shards = shards_of(texts, batch_of(config))
             kept = Kept(root / name, shards, [*images_by, stamp_of(local(folder))], measures_by)
             evaluator.open(folder)
@@ -84,7 +84,7 @@ def evaluate(
             shown[name] = from_pngs(kept.images(picked))
             values[name] = means(units[name]) | {"images_per_second": len(texts) / seconds}
             kept.drop_measures()
-            say(f"evaluated {name} ({in_words(*how)}): {summary(values[name])}")
+            say(f"evaluated {name} ({in_words(*made[name])}): {summary(values[name])}")
     result = {
         "prompts": len(set(texts)),
         "samples": len(texts),
@@ -92,7 +92,7 @@ def evaluate(
         "within": {name: intervals(one) for name, one in units.items()},
         "difference": compared(units),
         "metrics": about(list(next(iter(values.values()))), terms),
-        "made": {name: in_words(*how_to_sample(folder, config)) for name, folder in models.items()},
+        "made": {name: in_words(*how) for name, how in made.items()},
         "grid": None,
     }
     if out is not None:
@@ -179,7 +179,7 @@ def compared(units: dict[str, Units]) -> dict[str, dict[str, float]]:
     return {key: asdict(difference) for key, difference in differences(base, aligned).items()}
 
 
-def in_words(steps: int, guidance_scale: float) -> str:
+def in_words(steps: int, guidance_scale: float | None) -> str:
     return "one step" if steps == 1 else f"{steps} steps, guidance {guidance_scale:g}"
 
 

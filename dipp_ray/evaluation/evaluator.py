@@ -142,6 +142,16 @@ def batch_of(config: RunConfig) -> int:
     return min(LARGEST_BATCH, config.micro_batch_size)
 
 
-def how_to_sample(folder: str | Path, config: RunConfig) -> tuple[int, float]:
-    """(steps, guidance scale) of a pipeline folder: one step of an exported generator, many guided ones of others."""
-    return (1, 0.0) if one_step_of_folder(folder) else (config.evaluation.teacher_steps, config.teacher_guidance)
+def how_to_sample(folder: str | Path, config: RunConfig) -> tuple[int, float | None]:
+    """(steps, guidance scale) of a pipeline folder: one step of an exported generator, many guided ones of others.
+
+    Raises UserError where those would be guided by less than 1, which no pipeline of diffusers does.
+    """
+    if one_step_of_folder(folder):
+        return 1, None
+    if config.teacher_guidance < 1:
+        raise UserError(
+            f"objective.guidance_scale={config.teacher_guidance:g}: the teacher is sampled by its pipeline, which "
+            "guides from 1 on alone, and would be shown at 1 in silence: set evaluation.teacher_guidance=1"
+        )
+    return config.evaluation.teacher_steps, config.teacher_guidance

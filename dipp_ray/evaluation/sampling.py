@@ -16,7 +16,7 @@ def sample_images(
     prompts: list[str],
     seed: int,
     steps: int,
-    guidance_scale: float,
+    guidance_scale: float | None,
     batch: int,
     numbers: Sequence[int] | None = None,
 ) -> Tensor:

@@ -45,5 +45,5 @@ class EvaluationSection(Section):
     )
     teacher_steps: int = Field(25, ge=1, description="Steps of the teacher that is shown beside.")
     teacher_guidance: float | None = Field(
-        None, ge=0, description="Guidance scale of that teacher; null: objective.guidance_scale."
+        None, ge=1, description="Guidance scale of that teacher, from 1 on; null: objective.guidance_scale."
     )

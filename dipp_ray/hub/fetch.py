@@ -5,13 +5,13 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Event, Thread
 
 from dipp_ray.errors import UserError
 from dipp_ray.hub.ids import HubId
 from dipp_ray.hub.revisions import at_commit, named_here, require_answer
-from dipp_ray.hub.selection import INDEX, Choice, whole
+from dipp_ray.hub.selection import INDEX, Choice, configurations, whole
 from dipp_ray.hub.sentences import Unreachable, in_one_sentence
 from dipp_ray.reporting.waiting import waiting
 from dipp_ray.storage.cache import is_remote
@@ -46,6 +46,7 @@ def _of_store(url: str) -> Path:
 
 def _fetched(named: HubId, choice: Choice) -> Path:
     snapshot, names = _snapshot(named), _names(named)
+    _present(named, _of_the_whole(named.inner, names))
     if named.inner in names:
         return _present(named, [named.inner]) / named.inner
     start = f"{named.inner}/" if named.inner else ""
@@ -58,6 +59,17 @@ def _fetched(named: HubId, choice: Choice) -> Path:
         _refuse_code(named, index, inside)
     _present(named, [start + name for name in choice(inside, index)])
     return snapshot / named.inner
+
+
+def _of_the_whole(inner: str, names: Collection[str]) -> list[str]:
+    """The small files of the pipeline that a file or folder within it is part of: an export says there how its network
+    is read."""
+    for above in PurePosixPath(inner).parents if inner else ():
+        start = "" if above == PurePosixPath() else f"{above}/"
+        if start + INDEX in names:
+            beside = [name.removeprefix(start) for name in names if name.startswith(start)]
+            return [start + name for name in configurations(beside, None)]
+    return []
 
 
 def _index(named: HubId, path: Path) -> Mapping:

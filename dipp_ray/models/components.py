@@ -170,7 +170,7 @@ def load_model(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"the {kind} in {folder} does not load: {_short(error)}") from error
     refuse(folder, sorted(said["missing_keys"]), sorted(said["unexpected_keys"]), _names(said["mismatched_keys"]))
-    # Where the first tensor of a file is in fp32 already diffusers leaves all others as the file has them (SD3's).
+    # Where the first tensor of a file is in fp32 already diffusers leaves all others as the file has them.
     if library == "diffusers" and not model._keep_in_fp32_modules and {p.dtype for p in model.parameters()} != {dtype}:
         model.to(dtype)
     return model.eval()

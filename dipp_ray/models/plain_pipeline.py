@@ -19,12 +19,12 @@ class PlainPipeline:
     def __init__(self, frame: Family, pipeline: DiffusionPipeline):
         self.frame, self.pipeline = frame, pipeline
 
-    def arguments(self, steps: int = 1, guidance_scale: float = 0.0) -> dict:
-        """What the pipeline's call needs beside the prompt; guidance_scale is alpha_cfg, and 0 and 1 are none."""
+    def arguments(self, steps: int = 1, guidance_scale: float | None = None) -> dict:
+        """What the pipeline's call needs beside the prompt; guidance_scale is alpha_cfg, from 1 on."""
         return call_arguments(self.frame, steps, guidance_scale)
 
     def latents(
-        self, prompts: list[str], z: Tensor, steps: int = 1, guidance_scale: float = 0.0, short: bool = False
+        self, prompts: list[str], z: Tensor, steps: int = 1, guidance_scale: float | None = None, short: bool = False
     ) -> Tensor:
         """Latents [B, C, h, w] in the model's scale, from the noise z of that shape. short: no needless padding."""
         arguments = self.arguments(steps, guidance_scale)
@@ -36,7 +36,7 @@ class PlainPipeline:
         return self.frame.unpacked(images)
 
 
-def call_arguments(frame: Family, steps: int = 1, guidance_scale: float = 0.0) -> dict:
+def call_arguments(frame: Family, steps: int = 1, guidance_scale: float | None = None) -> dict:
     """What the call of the folder's pipeline needs beside the prompt; one step without guidance if nothing is said."""
     return {"num_inference_steps": steps} | frame.guidance_arguments(guidance_scale) | frame.call_arguments()
 

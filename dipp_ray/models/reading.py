@@ -17,8 +17,9 @@ from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import configurations
 from dipp_ray.models.bare import is_bare
 from dipp_ray.models.families import FAMILIES, Family
+from dipp_ray.models.families.published import Published
 from dipp_ray.models.pipeline import export_at, frame_of, one_step_of, read_frame, same_network
-from dipp_ray.models.published import Published, published
+from dipp_ray.models.published import published
 
 UNSAID = "neither its folder nor docs/generators.md says how it is read"
 

@@ -18,8 +18,8 @@ class TextEncoder:
     """Encodes prompts one by one, so that a prompt's bits never depend on its batch, and remembers them.
 
     `dtype`, 'fp32' or 'bf16', is that of the encoders' weights and arithmetic. `remember` bounds the memory: so many
-    bytes, the oldest prompt forgotten first (one of FLUX.1 takes 8 MB, one of PixArt a fraction of that). `frame` is
-    the folder's, read here where it is None. Raises UserError for a folder whose pipeline is not supported.
+    bytes, the oldest prompt forgotten first (they take up to 8 MB each). `frame` is the folder's, read here where it is
+    None. Raises UserError for a folder whose pipeline is not supported.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class VaeFolder:
 
 
 def is_of_videos(config: Mapping[str, Any]) -> bool:
-    """Whether a VAE reads and gives [B, C, frames, h, w], of which a picture is the only frame (Qwen-Image's)."""
+    """Whether a VAE reads and gives [B, C, frames, h, w], of which a picture is the only frame."""
     return config.get("temperal_downsample") is not None
 
 

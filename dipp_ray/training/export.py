@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,14 @@ EXPORTED = "exported.json"
 COMPARED = 8  # samples
 
 
+class Compared(NamedTuple):
+    """What an export must give again: the trainer's x0 [B, C, h, w] of B prompts from the noises z of that shape."""
+
+    prompts: list[str]
+    z: Tensor
+    x0: np.ndarray
+
+
 def export_run(
     config: RunConfig,
     store: CheckpointStore,
@@ -47,24 +56,21 @@ def export_run(
 
     Raises RuntimeError where they differ; the folder is not marked as exported then.
     """
-    frame, texts = frame_of(config.model), prompts.first(COMPARED)
-    draws = Draws(config.run.seed, EVALUATION, 0, range(len(texts)))
-    z, weights = draws.normal("z", frame.latent_shape), average_of(store, checkpoint)
-    if controller is not None:
+    texts = prompts.first(COMPARED)
+    if controller is None:
+        compared = compared_here(config, store, checkpoint, texts)
+    else:
+        draws, z = noises(config, len(texts))
         # The exported folder's own encoders are what people have: stored embeddings may be rounded ones of theirs.
         if config.data.embeddings is not None:
             embeds = text_encoder(config, torch.device("cpu"))(texts).arrays()
         else:
             (embeds,) = controller.encoded([prompts.spread(COMPARED)])
         (x0,) = controller.together("generator", "sample_average", [(draws, embeds)])[0]
-    else:
-        x0 = generated(config, weights, texts, z)
-    out = export_checkpoint(config, store, checkpoint, config.path / "pipeline")
-    compare(config, out, export_error(out, texts, z, x0, frame_of(config.model, out)), say)
+        compared = Compared(texts, z, x0)
+    out = export_checkpoint(config, store, checkpoint, config.path / "pipeline", compared, say)
     if config.adapters.generator is not None:
-        adapter = export_adapter(config, store, checkpoint, config.path / "adapter")
-        base = base_network(config, frame)
-        compare(config, adapter, adapter_error(adapter, base, texts, z, x0, frame), say)
+        export_adapter(config, store, checkpoint, config.path / "adapter", compared, say)
     with whole_file(out / EXPORTED) as aside:  # last: a stale or faulty export has none
         aside.write_text(json.dumps({"step": checkpoint.step}))
 
@@ -76,6 +82,18 @@ def compare(config: RunConfig, out: Path, error: float, say: Callable[[str], Non
     bound = LARGEST_EXPORT_ERROR if config.roles.generator.dtype == "fp32" else sys.float_info.max
     if not error <= bound:
         raise RuntimeError(f"{out} does not reproduce the trainer's x0: {error:.1e} is not within {bound:.0e}")
+
+
+def noises(config: RunConfig, count: int) -> tuple[Draws, Tensor]:
+    """The draws of an export's samples, and their noises z [count, C, h, w]."""
+    draws = Draws(config.run.seed, EVALUATION, 0, range(count))
+    return draws, draws.normal("z", frame_of(config.model).latent_shape)
+
+
+def compared_here(config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, prompts: list[str]) -> Compared:
+    """What a checkpoint's generator makes of these prompts in this process, by the functions that the roles call."""
+    _, z = noises(config, len(prompts))
+    return Compared(prompts, z, generated(config, average_of(store, checkpoint), prompts, z))
 
 
 @torch.no_grad()
@@ -104,11 +122,17 @@ def exported_step(config: RunConfig) -> int | None:
 
 
 def export_checkpoint(
-    config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path, published: str | None = None
+    config: RunConfig,
+    store: CheckpointStore,
+    checkpoint: Checkpoint,
+    out: Path,
+    compared: Compared,
+    say: Callable[[str], None],
+    published: str | None = None,
 ) -> Path:
     """A diffusers pipeline folder, with its model card, of a checkpoint's moving average; an adapter is merged.
 
-    published: as `write_card`.
+    published: as `write_card`. Raises RuntimeError where the folder, in plain diffusers, does not give `compared`.
     """
     frame = frame_of(config.model)
     local(config.model.teacher)  # whose components are copied
@@ -116,20 +140,28 @@ def export_checkpoint(
     if config.adapters.generator is not None:
         merge_adapter(network)
     write_pipeline(frame, network, one_step_of_model(frame, config.model), out)
+    del network  # the folder is about to be loaded
     write_card(out, frame, config, checkpoint.step, published=published)
+    compare(config, out, export_error(out, *compared, frame_of(config.model, out)), say)
     return out
 
 
 def export_adapter(
-    config: RunConfig, store: CheckpointStore, checkpoint: Checkpoint, out: Path, published: str | None = None
+    config: RunConfig,
+    store: CheckpointStore,
+    checkpoint: Checkpoint,
+    out: Path,
+    compared: Compared,
+    say: Callable[[str], None],
+    published: str | None = None,
 ) -> Path:
-    """The adapter alone of a checkpoint's moving average, with its card. Raises UserError where none is trained."""
-    if config.adapters.generator is None:
-        raise UserError(f"{config.run.name} trains all of its generator and has no adapter: leave --adapter out")
+    """The adapter alone of a checkpoint's moving average, with its card; else as `export_checkpoint`."""
     frame = frame_of(config.model)
     network = generator_of(config, frame, average_of(store, checkpoint)).network
     write_adapter(frame, network, one_step_of_model(frame, config.model), out)
+    del network
     write_card(out, frame, config, checkpoint.step, adapter=True, published=published)
+    compare(config, out, adapter_error(out, base_network(config, frame), *compared, frame), say)
     return out
 
 

@@ -12,8 +12,10 @@ from dipp_ray.models.pipeline import one_step_of_folder
 from dipp_ray.models.reading import recorded
 from dipp_ray.storage.cache import is_remote
 from dipp_ray.storage.mirror import fetched
-from dipp_ray.training.export import export_adapter, export_checkpoint
+from dipp_ray.training.export import compared_here, export_adapter, export_checkpoint
 
+# What the export is compared on: a run's own prompts may be gone. Two, for at 1,024 pixels each takes a CPU a minute.
+PROMPTS = ["a red fox in the snow", "a lighthouse at night, seen from the sea"]
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
 
 
@@ -30,20 +32,24 @@ def push_command(
     Raises UserError as that, before anything is exported for what is no repository, and as `push_folder`.
     """
     named = repository(to)
-    folder = export_command(checkpoint_path, out, adapter, named.repo)
-    say(str(folder))
+    folder = export_command(checkpoint_path, out, say, adapter, named.repo)
     address = push_folder(folder, named, private, "One-step generator, trained by Diff-Instruct++")
     say(f"pushed to {address}")
     return address
 
 
 def export_command(
-    checkpoint_path: str | Path, out: str | Path, adapter: bool = False, published: str | None = None
+    checkpoint_path: str | Path,
+    out: str | Path,
+    say: Callable[[str], None],
+    adapter: bool = False,
+    published: str | None = None,
 ) -> Path:
     """Export RUN (its latest checkpoint), RUN@best, or RUN/checkpoints/step_000200 to the folder `out`: a pipeline, or
-    with `adapter` the LoRA alone.
+    with `adapter` the LoRA alone; it is compared, in plain diffusers, with what the checkpoint's generator gives.
 
-    Raises UserError where there is no such checkpoint, or `out` holds something else than an earlier export.
+    Raises UserError where there is no such checkpoint, or `out` holds something else than an earlier export;
+    RuntimeError where the export does not give the trainer's x0.
     """
     out = Path(out)
     if out.exists() and not (out.is_dir() and (one_step_of_folder(out) or not any(out.iterdir()))):
@@ -58,6 +64,8 @@ def export_command(
     if not recorded_in.is_file():
         raise UserError(f"{run} is no run's folder (no config.yaml): give RUN, RUN@best or RUN/checkpoints/step_NNNNNN")
     config = recorded(load_config(recorded_in))
+    if adapter and config.adapters.generator is None:
+        raise UserError(f"{config.run.name} trains all of its generator and has no adapter: leave --adapter out")
     store = CheckpointStore(config.checkpoint.url or f"{run}/checkpoints")
     checkpoint: Checkpoint | None
     if step:
@@ -69,7 +77,9 @@ def export_command(
     if checkpoint is None:
         raise UserError(f"{checkpoint_path} holds no committed checkpoint: train it for `checkpoint.every` steps first")
     out.parent.mkdir(parents=True, exist_ok=True)
-    return (export_adapter if adapter else export_checkpoint)(config, store, checkpoint, out, published)
+    export = export_adapter if adapter else export_checkpoint
+    say(f"exporting step {checkpoint.step} and comparing it with the trainer's x0 ...")
+    return export(config, store, checkpoint, out, compared_here(config, store, checkpoint, PROMPTS), say, published)
 
 
 def _best(store: CheckpointStore) -> Checkpoint | None:

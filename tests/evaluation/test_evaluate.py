@@ -184,12 +184,15 @@ def test_the_units_of_diversity_are_one_a_prompt_and_their_mean_is_it():
 
 
 def test_the_teacher_is_guided_as_in_training_and_it_is_said(tiny_world, run_config, monkeypatch):
-    assert how_to_sample(tiny_world / "aligned", run_config) == (1, 0.0)
+    assert how_to_sample(tiny_world / "aligned", run_config) == (1, None)
     guided = changed(run_config, objective={"guidance_scale": 4.5})
     assert how_to_sample(guided.model.teacher, guided) == (guided.evaluation.teacher_steps, 4.5)
     alone = changed(guided, evaluation={"teacher_guidance": 1.0, "teacher_steps": 7})
     assert how_to_sample(alone.model.teacher, alone) == (7, 1.0)
-    assert in_words(7, 1.0) == "7 steps, guidance 1" and in_words(1, 0.0) == "one step"
+    for scale in (0.0, 0.5):  # a pipeline would show 1 instead, without a word
+        with pytest.raises(UserError, match=r"guidance_scale=0(\.5)?: .* set evaluation.teacher_guidance=1"):
+            how_to_sample(guided.model.teacher, changed(run_config, objective={"guidance_scale": scale}))
+    assert in_words(7, 1.0) == "7 steps, guidance 1" and in_words(1, None) == "one step"
 
 
 def test_a_distillation_is_not_called_aligned(run_config):

@@ -11,14 +11,17 @@ import torch
 from fake_hub import Repo
 from safetensors.torch import load_file
 
+from dipp_ray.config import ModelSection
 from dipp_ray.errors import UserError
 from dipp_ray.hub import fetch, revisions
 from dipp_ray.hub.fetch import local
 from dipp_ray.hub.revisions import pinned
 from dipp_ray.hub.selection import weights_of
+from dipp_ray.models.export import export_pipeline
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.models.pipeline import load_denoiser, read_frame
+from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.models.plain_pipeline import load_pipeline
+from dipp_ray.models.reading import settle
 from dipp_ray.models.text import TextEncoder
 from dipp_ray.preferences.identity import base_digest
 from dipp_ray.rewards.clip import load_clip
@@ -106,6 +109,18 @@ def test_a_file_and_a_folder_of_a_repository(hub, folder):
     assert hub.fetched() == ["one/unet.safetensors"]  # the others are the same bytes
     with pytest.raises(UserError, match=r"org/nets/typo@\w+: the repository org/nets holds no typo"):
         load_denoiser("org/nets/typo", "fp32", frame=frame)
+
+
+def test_the_network_of_an_export_is_read_as_the_export_says(hub, folder, tmp_path):
+    frame = read_frame(folder)
+    weights = load_denoiser(folder, "fp32", frame=frame).network.state_dict()
+    out = export_pipeline(frame, weights, one_step_of(frame, 399, "unit", "v_prediction"), tmp_path / "out")
+    hub.add("org/exported", {f"deep/{path.relative_to(out)}": path.read_bytes() for path in out.rglob("*.*")})
+    hub.add("org/exported-too", out)
+    for given in ("org/exported/deep", "org/exported/deep/unet", "org/exported-too/unet", f"org/exported-too/{UNET}"):
+        model = settle(ModelSection(teacher=str(folder), generator=given), frame)
+        assert (model.t_star, model.input, model.prediction) == (399, "unit", "v_prediction")
+    assert not [name for name in hub.fetched() if name.startswith("vae/") and name.endswith(".safetensors")]
 
 
 def test_a_repository_of_one_variant_alone(hub, folder, tmp_path):

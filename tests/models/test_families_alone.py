@@ -33,7 +33,7 @@ def test_a_scale_is_told_only_to_a_network_that_reads_one(tmp_path, name, refuse
         with pytest.raises(UserError, match="reads no guidance scale"):
             read_frame(folder, embedded_guidance=2.0)
     else:
-        assert read_frame(folder).guidance_arguments(0) == {"guidance_scale": 3.5}
+        assert read_frame(folder).guidance_arguments(None) == {"guidance_scale": 3.5}
         frame = read_frame(folder, embedded_guidance=2.0)
         assert frame.guidance_arguments(1) == {"guidance_scale": 2.0}
         assert frame.guidance_arguments(4.5)["true_cfg_scale"] == 4.5
@@ -43,5 +43,5 @@ def test_an_export_goes_on_being_told_the_scale_that_it_was_trained_with(tmp_pat
     folder = save_family("flux", tmp_path / "flux")
     frame = read_frame(folder, embedded_guidance=2.0)
     write_one_step(frame, one_step_of(frame, 1000, "sigma"), folder)
-    assert read_frame(folder).guidance_arguments(0) == {"guidance_scale": 2.0}
-    assert read_frame(folder, embedded_guidance=3.0).guidance_arguments(0) == {"guidance_scale": 3.0}
+    assert read_frame(folder).guidance_arguments(None) == {"guidance_scale": 2.0}
+    assert read_frame(folder, embedded_guidance=3.0).guidance_arguments(None) == {"guidance_scale": 3.0}

@@ -28,7 +28,7 @@ def changed(folder, file, **settings):
 
 
 def test_it_is_told_its_guidance(folder):
-    assert read_frame(folder).guidance_arguments(0) == {"guidance_scale": 4.5}
+    assert read_frame(folder).guidance_arguments(None) == {"guidance_scale": 4.5}
     assert read_frame(folder, embedded_guidance=2.0).guidance_arguments(4.5) == {"guidance_scale": 2.0}
     assert call_arguments(read_frame(folder))["intermediate_timesteps"] is None
 

@@ -9,8 +9,9 @@ from diffusers import DDPMScheduler
 from start_worlds import SIZES, lay
 
 from dipp_ray.diffusion.noise import EVALUATION, Draws
+from dipp_ray.models.families.published import TABLE
 from dipp_ray.models.pipeline import load_denoiser, read_frame
-from dipp_ray.models.published import TABLE, published
+from dipp_ray.models.published import published
 from dipp_ray.training.checks import check
 from dipp_ray.training.plain import plain_loop
 

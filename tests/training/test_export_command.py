@@ -10,7 +10,7 @@ from dipp_ray.config import load_config
 from dipp_ray.data.prompts import read_prompts
 from dipp_ray.errors import UserError
 from dipp_ray.models.pipeline import load_denoiser, one_step_of_folder
-from dipp_ray.training.export import compare, export_run, exported_step
+from dipp_ray.training.export import Compared, compare, export_run, exported_step
 from dipp_ray.training.export_command import export_command
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
@@ -34,11 +34,13 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize(("which", "step"), [("", 2), ("@best", 1), ("/checkpoints/step_000001", 1)])
 def test_the_named_checkpoint_is_exported(run, tmp_path, which, step):
-    out = export_command(f"{run}{which}", tmp_path / "new" / "pipeline")
+    said = []
+    out = export_command(f"{run}{which}", tmp_path / "new" / "pipeline", said.append)
+    assert f"exported {out}: its latents differ from the trainer's x0 by" in said[-1]
     assert one_step_of_folder(out) == {"t_star": 440, "input": "sigma"}
     assert all((value == step).all() for value in load_denoiser(out, "fp32").network.parameters())
     assert "Diff-Instruct++" in (out / "README.md").read_text()
-    export_command(run, out)  # an earlier export is replaced
+    export_command(run, out, print)  # an earlier export is replaced
     assert all((value == 2).all() for value in load_denoiser(out, "fp32").network.parameters())
 
 
@@ -50,25 +52,32 @@ def test_where_the_start_was_best_no_checkpoint_is(tmp_path):
     store.commit(1, {"best": [0, -5.661]}, share)
     (config.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     with pytest.raises(UserError, match=r"held-out reward above the start's, -5\.661; export RUN"):
-        export_command(f"{config.path}@best", tmp_path / "out")
+        export_command(f"{config.path}@best", tmp_path / "out", print)
     store.commit(1, {"best": None}, share)
     with pytest.raises(UserError, match="it has no held-out reward term"):
-        export_command(f"{config.path}@best", tmp_path / "out")
+        export_command(f"{config.path}@best", tmp_path / "out", print)
 
 
 def test_what_is_no_export_is_not_overwritten(run, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="nothing was overwritten"):
-        export_command(run, tmp_path)
+        export_command(run, tmp_path, print)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_export_that_gives_something_else_is_refused(run, tmp_path, monkeypatch):
+    wrong = Compared(["a", "b"], torch.ones(2, 1, 8, 8), np.ones((2, 1, 8, 8)))
+    monkeypatch.setattr("dipp_ray.training.export_command.compared_here", lambda *_: wrong)
+    with pytest.raises(RuntimeError, match="does not reproduce the trainer's x0"):
+        export_command(run, tmp_path / "out", print)
 
 
 def test_a_missing_checkpoint_is_named(run, tmp_path):
     with pytest.raises(UserError, match="committed steps: 1, 2"):
-        export_command(run / "checkpoints" / "step_000009", tmp_path / "out")
+        export_command(run / "checkpoints" / "step_000009", tmp_path / "out", print)
     with pytest.raises(UserError, match="is no run's folder"):
-        export_command(run / "checkpoints", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        export_command(run / "checkpoints", tmp_path / "out", print)
+    assert not (tmp_path / "out", print).exists()
 
 
 def test_a_run_whose_roles_are_gone_is_compared_all_the_same(run):

@@ -234,9 +234,12 @@ class Family:
             return {}
         return dict(zip(("height", "width"), self.pixels, strict=True))
 
-    def guidance_arguments(self, scale: float) -> dict[str, Any]:
-        """The arguments with which the pipeline guides by alpha_cfg = `scale`; 0 and 1 are no guidance."""
-        return {"guidance_scale": scale}
+    def guidance_arguments(self, scale: float | None) -> dict[str, Any]:
+        """The arguments with which the pipeline guides by alpha_cfg = `scale`, 1 or more; None: it guides not at all.
+
+        Below 1 pipelines of diffusers do not guide whatever they are told: their image is that of 1.
+        """
+        return {"guidance_scale": scale or 0.0}
 
     def length_arguments(self, pipeline: Any, prompts: list[str]) -> dict[str, Any]:
         """Arguments that shorten the text where padding is masked, and costs time without changing an image."""

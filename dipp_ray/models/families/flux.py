@@ -72,7 +72,7 @@ class Flux(Packed):
         height, width = self.pixels
         return {"height": height, "width": width, "max_sequence_length": self.longest}
 
-    def guidance_arguments(self, scale: float) -> dict[str, Any]:
+    def guidance_arguments(self, scale: float | None) -> dict[str, Any]:
         """The scale that the network is told, and beside it the guidance by two branches, where there is one."""
         told = {"guidance_scale": self.guidance if self.embeds_guidance else 0.0}
-        return told if scale in (0, 1) else told | {"true_cfg_scale": scale, "negative_prompt": ""}
+        return told if scale in (None, 1) else told | {"true_cfg_scale": scale, "negative_prompt": ""}

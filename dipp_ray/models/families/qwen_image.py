@@ -55,5 +55,5 @@ class QwenImage(Packed):
         height, width = self.pixels
         return {"height": height, "width": width}
 
-    def guidance_arguments(self, scale: float) -> dict[str, Any]:
-        return {"true_cfg_scale": 1.0} if scale in (0, 1) else {"true_cfg_scale": scale, "negative_prompt": NULL}
+    def guidance_arguments(self, scale: float | None) -> dict[str, Any]:
+        return {"true_cfg_scale": 1.0} if scale in (None, 1) else {"true_cfg_scale": scale, "negative_prompt": NULL}

@@ -122,6 +122,6 @@ class SanaSprint(Sana):
     def call_arguments(self) -> dict[str, Any]:
         return super().call_arguments() | {"intermediate_timesteps": None}  # which are of two steps alone
 
-    def guidance_arguments(self, scale: float) -> dict[str, Any]:
+    def guidance_arguments(self, scale: float | None) -> dict[str, Any]:
         """The scale that the network is told, whatever alpha_cfg: its pipeline has no second branch."""
         return {"guidance_scale": self.guidance}

@@ -46,6 +46,6 @@ class ZImage(Family):
         height, width = self.pixels
         return {"height": height, "width": width}
 
-    def guidance_arguments(self, scale: float) -> dict[str, Any]:
+    def guidance_arguments(self, scale: float | None) -> dict[str, Any]:
         """The pipeline's c + g (c - u) is alpha_cfg = 1 + g."""
-        return {"guidance_scale": max(scale - 1.0, 0.0)}
+        return {"guidance_scale": 0.0 if scale is None else scale - 1.0}
