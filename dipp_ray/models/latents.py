@@ -11,7 +11,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import weights_of
 from dipp_ray.models.components import load_model
-from dipp_ray.models.vae_folder import find_vae, is_of_videos, pixels_per_latent
+from dipp_ray.models.vae_folder import VaeFolder, find_vae, is_of_videos, pixels_per_latent
 
 
 class LatentDecoder(nn.Module):
@@ -48,6 +48,15 @@ class LatentDecoder(nn.Module):
         if not hasattr(diffusers, found.kind):
             raise UserError(f"{folder}: its VAE is a {found.kind}, which this diffusers does not have: take another")
         vae = load_model(found.path, "diffusers", found.kind, dtype)
+        if checkpoint:
+            vae.enable_gradient_checkpointing()
+        return cls(vae)
+
+    @classmethod
+    def empty(cls, found: VaeFolder, checkpoint: bool = False) -> "LatentDecoder":
+        """The same on the meta device, without weights."""
+        with torch.device("meta"):
+            vae = getattr(diffusers, found.kind).from_config(found.config)
         if checkpoint:
             vae.enable_gradient_checkpointing()
         return cls(vae)
