@@ -74,8 +74,7 @@ def denoiser_passes(
         denoiser = Denoiser(network, frame, compute, weights).train(backward)
         x_t = torch.empty(rows, *frame.latent_shape, requires_grad=False)
         t = torch.full((rows,), 500.0 if frame.flow else 500, dtype=torch.float32 if frame.flow else torch.int64)
-        given = PromptEmbeds(*(part if part is None else torch.empty(rows, *part.shape[1:], dtype=part.dtype)
-                               for part in embeds.parts))  # fmt: skip
+        given = embeds.map(lambda part: torch.empty(rows, *part.shape[1:], dtype=part.dtype))
         return _passes(lambda: denoiser(x_t, t, given), backward)
 
 

@@ -60,10 +60,8 @@ def _weightless() -> Iterator[None]:
     """Parameters that modules are given lie on the meta device; their first values are computed for none."""
     register = nn.Module.register_parameter
 
-    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
+    def register_empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, None if param is None else nn.Parameter(param.to("meta"), param.requires_grad))
 
     nn.Module.register_parameter = register_empty  # type: ignore[method-assign]
     try:

@@ -7,7 +7,7 @@ from torch import Tensor
 from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, TrainedRoleSection
-from dipp_ray.models.hollow import put_whole
+from dipp_ray.models.hollow import Put, put_whole
 from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.reading import one_step_of_model
 from dipp_ray.models.start import GroupName, starting_network
@@ -58,7 +58,7 @@ class TrainedRank:
         require_store(self.config.checkpoints, f"{here}: checkpoint.url")
         join(self.rank, self.world, host, port, self.device, self.config.roles.step_timeout_s)
         accumulation = self.config.data.micro_batches // self.world
-        put = put_whole
+        put: Put = put_whole
         if self.role.zero_stage == 3:
             put = in_parts(engine_settings(self.role, self.optim, accumulation, self.world), self.device)
         network = starting_network(self.config, self.group, self.frame, put).to(self.device)

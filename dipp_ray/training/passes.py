@@ -18,8 +18,10 @@ from dipp_ray.models.start import GroupName, kept_in, meta_network
 
 def training(config: RunConfig, frame: Family, group: GroupName, ranks: int) -> float | None:
     """Bytes at most in one rank of a group; None where it cannot be told without values."""
-    role = getattr(config.roles, group)
-    compute, embeds = DTYPES[role.dtype], _row(config, frame)
+    role, embeds = getattr(config.roles, group), _row(config, frame)
+    if embeds is None:
+        return None
+    compute = DTYPES[role.dtype]
 
     def passes(rows: int, backward: bool) -> Passes:
         network = meta_network(config, group, frame)
@@ -38,7 +40,7 @@ def training(config: RunConfig, frame: Family, group: GroupName, ranks: int) -> 
         graphs = 1 if role.zero_stage == 3 or role.recompute else config.data.micro_batches // ranks
         return both.peak + (graphs - 1) * both.graph
 
-    return _told(found) if embeds is not None else None
+    return _told(found)
 
 
 def guiding(config: RunConfig, frame: Family) -> float | None:

@@ -58,9 +58,7 @@ def test_passes_without_weights_take_what_real_ones_take(name, folders):
         seen[checkpointed] = passes
     assert seen[True].graph < 0.5 * seen[False].graph
     passes = denoiser_passes(empty_model(frame), frame, FP32, lambda _: FP32, 2, embeds, False)
-    assert (
-        passes.peak == pytest.approx(real(folder, frame, both, 2, False), rel=0.1) and passes.peak < seen[False].peak
-    )
+    assert passes.peak == pytest.approx(real(folder, frame, both, 2, False), rel=0.1) and passes.peak < seen[False].peak
 
 
 def test_of_a_decoder_too(folders):
