@@ -38,7 +38,9 @@ VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
 }  # fmt: skip
 SMALL = {"layers_per_block": 1, "transformer_layers_per_block": 1, "attention_head_dim": 4}
-BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+BETAS = {
+    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False, "steps_offset": 1,
+}  # fmt: skip
 
 
 def pipeline(name: str, folder: Path, small: bool = False) -> Path:

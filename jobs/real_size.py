@@ -14,8 +14,8 @@ Needs 20 GiB of memory and as much disk, and an hour for SDXL. Exit status: 0, o
 """
 
 import argparse
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -32,11 +32,10 @@ EVERY_S = 0.25
 ROLES = {
     "GeneratorRank": "generator",
     "ScoreRank": "score",
-    "Teacher": "teacher",
-    "Text": "text",
+    "::Teacher": "teacher",
+    "::Text": "text",
     "ServeReplica": "reward",
 }
-TITLE = re.compile(r"ray::(\w+)")
 
 
 def settings(name: str, folder: Path, small: bool) -> dict:
@@ -48,7 +47,7 @@ def settings(name: str, folder: Path, small: bool) -> dict:
         "run": {"name": "small" if small else "real", "folder": str(folder / "runs"),
                 "steps": 100 if name == "sdxl" else 2},
         "model": {"teacher": str(folder / "pipeline"), "t_star": 625, "resolution": [side, side]},
-        "data": {"prompts": str(folder / "prompts.parquet"), "batch_size": rows, "micro_batches": 1},
+        "data": {"prompts": str(folder / "prompts.parquet"), "batch_size": rows, "micro_batches": rows},
         "objective": {"reward_scale": 10, "guidance_scale": 4.5},
         "generator_optim": {"lr": 1e-5},
         "score_optim": {"lr": 1e-5},
@@ -102,8 +101,8 @@ def _below(pid: int) -> list[psutil.Process]:
 def _role(process: psutil.Process, driver: int) -> str:
     if process.pid == driver:
         return "driver"
-    title = TITLE.match(" ".join(process.cmdline()))
-    return ROLES.get(title[1], "other") if title else "other"
+    title = " ".join(process.cmdline())
+    return next((role for words, role in ROLES.items() if title.startswith("ray::") and words in title), "other")
 
 
 def prepare(name: str, folder: Path, small: bool, given: list[str]) -> Path:
@@ -163,9 +162,10 @@ def said(path: str, given: list[str]):
 
     config = settled(load_config(path, given))
     frame, sizes = frame_of(config.model), allowed_sizes(config)[0]
-    for line in footprint_lines(config, frame, sizes):
+    processes = held(config, frame, sizes)
+    for line in footprint_lines(config, frame, sizes, processes):
         yield line, None, 0.0
-    for one in held(config, frame, sizes):
+    for one in processes:
         yield None, one.role.partition(" ")[0], one.bytes
 
 
@@ -177,7 +177,13 @@ def train(path: str, given: list[str]) -> None:
     from dipp_ray.config import load_config
     from dipp_ray.training.train import train
 
-    connect()
+    for left in range(9, -1, -1):
+        try:
+            connect()
+            break
+        except Exception as error:  # on a busy machine Ray may take longer to start than it waits for itself
+            if not left or "timed out during startup" not in str(error):
+                raise
     train(load_config(path, given), print)
 
 
@@ -204,7 +210,11 @@ def main() -> int:
     given, settings = parser.parse_known_args()
     folder = given.folder.resolve() / given.name
     small = prepare(given.name, folder / "small", True, settings)
-    before, _ = measured(small, [*settings, "run.steps=1"])
+    kept = small.parent / "before.json"
+    if not kept.exists():
+        before, _ = measured(small, [*settings, "run.steps=1"])
+        kept.write_text(json.dumps(before))
+    before = defaultdict(int, json.loads(kept.read_text()))
     real = prepare(given.name, folder, False, settings)
     told = subprocess.run(
         [sys.executable, __file__, "--check", str(real), *settings], check=True, stdout=subprocess.PIPE, text=True
@@ -235,4 +245,5 @@ if __name__ == "__main__":
         parts[sys.argv[1]](sys.argv[2], sys.argv[3:])
         sys.exit(0)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: other work on the machine would starve it
     sys.exit(main())

@@ -128,11 +128,11 @@ def _held(role: str, said: str, parts: dict[str, float], activations: float | No
     return Held(role, said, {**parts, what: float(activations)})
 
 
-def footprint_lines(config: RunConfig, frame: Family, sizes: Sizes) -> list[str]:
+def footprint_lines(config: RunConfig, frame: Family, sizes: Sizes, processes: list[Held] | None = None) -> list[str]:
     """For a person: what a process of each role holds, what a step moves, and what a checkpoint and the state in memory
-    take."""
+    take. processes: of `held`, found here where they are None."""
     lines = []
-    for one in held(config, frame, sizes):
+    for one in held(config, frame, sizes) if processes is None else processes:
         parts = ", ".join(f"{name} {gigabytes(value)}" for name, value in one.parts.items() if value)
         beside = "".join(f" and {what}" for what in one.unknown)
         lines.append(f"{one.role}: {one.said} holds {gigabytes(one.bytes)}{beside} ({parts})")
