@@ -41,9 +41,21 @@ class Denoiser(nn.Module):
     def run_as(self, role: NetworkRoleSection) -> "Denoiser":
         """Itself, with the layout and the compiler that a role's settings say: the same within rounding."""
         if role.channels_last:
-            self.layout = torch.channels_last  # of the input: convolutions hand it on
+            self.layout = torch.channels_last
         if role.compile:
             self.network.compile()
+        return self
+
+    @torch.no_grad()
+    def lay_out(self, trained: bool = True) -> "Denoiser":
+        """Itself, with weights in the layout of its input: a convolution gives what either of the two has.
+
+        Of a network that is trained those alone that are frozen: DeepSpeed and checkpoints know the others as they are.
+        """
+        if self.layout == torch.channels_last:
+            for parameter in self.network.parameters():
+                if parameter.dim() == 4 and not (trained and parameter.requires_grad):
+                    parameter.data = parameter.data.contiguous(memory_format=self.layout)
         return self
 
     def forward(self, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) -> Tensor:

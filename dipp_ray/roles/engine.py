@@ -78,6 +78,7 @@ class Engine:
             config=engine_settings(role, optim, accumulation, self.world, elements),
             dist_init_required=False,
         )
+        network.lay_out()  # now that DeepSpeed has sent the weights about, which it does as they are by themselves
         if self.world == 1 and role.zero_stage == 0:  # nobody to meet, yet DeepSpeed would copy all gradients
             self.engine.enable_backward_allreduce = False
         # What is trained: all of the network, or its adapter.

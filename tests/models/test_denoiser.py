@@ -174,9 +174,9 @@ def test_channels_may_come_last_and_stay_there(folders):
     folder = folders("sd15")
     frame = read_frame(folder)
     plain, other = (load_denoiser(folder, "fp32", frame=frame) for _ in range(2))
-    other.run_as(NetworkRoleSection(channels_last=True))
+    other.run_as(NetworkRoleSection(channels_last=True)).lay_out(trained=False)
     layouts = []
-    other.network.mid_block.register_forward_hook(
+    other.network.mid_block.resnets[-1].conv1.register_forward_hook(
         lambda module, given, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
     )
     out = passed(plain, folder, frame)
