@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,7 @@ def test_train_and_its_verb_go_on_with_the_pinned_configuration(hub, folder, tmp
     commit, seen = hub.add(TEACHER, folder), []
     monkeypatch.setattr("dipp_ray.cli.connect", lambda: None)
     monkeypatch.setattr("dipp_ray.training.train._train", lambda config, *_: seen.append(config) or config.path)
+    monkeypatch.setattr("dipp_ray.training.train.watched_head", lambda *_: nullcontext())  # there is no Ray
     monkeypatch.setattr("dipp_ray.reporting.report.write_report", lambda folder: folder)
     written = tmp_path / "run.yaml"
     written.write_text(yaml.safe_dump(config_of(tmp_path).model_dump(mode="json")))
