@@ -16,8 +16,6 @@ TESTS = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [TESTS, *(path for path in TESTS.iterdir() if path.is_dir())]))
 
 
-
-
 def pytest_collection_modifyitems(items):
     """For `-n 2 --dist loadgroup`: all that ask for the Ray session go to one process, other tests file by file."""
     for item in items:
