@@ -4,8 +4,8 @@
 
 Networks and VAE have the published sizes, LoRA is trained on generator and score model, whose ranks answer for the
 teacher with their adapter off, embeddings lie in a file, and a private service scores with a CLIP of ViT-B's size.
-SD 1.5 and PixArt take two steps; SDXL, whose frozen weights are kept in bf16, takes one, is interrupted, which leaves
-a checkpoint, and goes on from it.
+Arithmetic is in bf16, and with it frozen weights. SD 1.5 and PixArt take two steps; SDXL takes one, is interrupted,
+which leaves a checkpoint, and goes on from it.
 
 Of each process the most private memory that it ever had (USS: Private_* of /proc/PID/smaps_rollup, looked at four
 times a second) is compared with what `dipp-ray check` says that it holds, less what the same process takes in a run of
@@ -40,7 +40,7 @@ ROLES = {
 
 def settings(name: str, folder: Path, small: bool) -> dict:
     """The run's configuration. small: for what its processes take without weights."""
-    trained = {"threads": 2, "gradient_checkpointing": True, "dtype": "bf16" if name == "sdxl" else "fp32"}
+    trained = {"threads": 2, "gradient_checkpointing": True, "dtype": "bf16"}
     rows = 1 if name == "sdxl" else 2
     side = 128 if small else 512
     return {
@@ -56,8 +56,8 @@ def settings(name: str, folder: Path, small: bool) -> dict:
             "terms": [{"name": "clip", "model": "clip", "folder": str(folder / "reward")}],
             "deadline_s": 3600, "checkpoint_decoder": True,
         },
-        "roles": {"generator": trained, "score": trained, "reward": {"threads": 2}, "text": {"threads": 2},
-                  "step_timeout_s": 7200},
+        "roles": {"generator": trained, "score": trained, "reward": {"threads": 2, "dtype": "bf16"},
+                  "text": {"threads": 2}, "step_timeout_s": 7200},
         "checkpoint": {"every": 1},
         "log": {"samples": 1, "held_out_samples": 1, "samples_every": 100},
     }  # fmt: skip
@@ -221,6 +221,9 @@ def main() -> int:
     ).stdout.splitlines()
     print(*(line for line in told if line.startswith("  ")), sep="\n")
     expected = {line.partition("=")[0]: float(line.partition("=")[2]) for line in told if not line.startswith("  ")}
+    needed, free = sum(expected.values()) + sum(before.values()), psutil.virtual_memory().available
+    if needed > 0.9 * free:
+        sys.exit(f"{needed / 2**30:.1f} GiB are needed, and {free / 2**30:.1f} are free: other programs would be ended")
     if given.name == "sdxl":
         peaks, total = measured(real, settings, until=1)
         again, more = measured(real, settings, until=3)

@@ -78,9 +78,12 @@ def denoiser_passes(
         return _passes(lambda: denoiser(x_t, t, given), backward)
 
 
-def decoder_passes(decoder: Any, latent_shape: tuple[int, ...], rows: int, backward: bool) -> Passes:
-    """The same of a `LatentDecoder` on the meta device, in the precision of its weights."""
-    with _shapes_alone(decoder, lambda p: p.dtype):
+def decoder_passes(
+    decoder: Any, latent_shape: tuple[int, ...], rows: int, backward: bool, compute: torch.dtype = torch.float32
+) -> Passes:
+    """The same of a `LatentDecoder` on the meta device, its weights in fp32."""
+    autocast = torch.autocast("cpu", compute, enabled=compute != torch.float32)
+    with _shapes_alone(decoder, lambda p: p.dtype), autocast:
         latents = torch.empty(rows, *latent_shape, requires_grad=backward)
         return _passes(lambda: decoder.decode(latents), backward)
 

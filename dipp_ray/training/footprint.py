@@ -107,7 +107,7 @@ def _rewards(config: RunConfig, frame: Family) -> Iterator[Held]:
     rows = config.micro_batch_size
     for term in config.reward.terms if not config.reward.shared else ():
         backward = config.objective.reward_scale > 0 and not term.held_out
-        vae, activations = decoding(frame, rows, backward, config.reward.checkpoint_decoder)
+        vae, activations = decoding(frame, rows, backward, config.reward.checkpoint_decoder, config.roles.reward.dtype)
         parts = {"weights": float(weights_of_term(term)), "VAE": float(FP32 * vae)}
         said = f"{term.model} behind the VAE, {count(vae)} parameters; each replica"
         yield _held(f"reward '{term.name}'", said, parts, activations, "the VAE's activations")

@@ -57,11 +57,13 @@ def guiding(config: RunConfig, frame: Family) -> float | None:
     )
 
 
-def decoding(frame: Family, rows: int, backward: bool, checkpoint: bool = False) -> tuple[int, float | None]:
-    """(parameters of the folder's VAE, bytes at most of decoding so many latents in fp32)."""
+def decoding(
+    frame: Family, rows: int, backward: bool, checkpoint: bool = False, dtype: str = "fp32"
+) -> tuple[int, float | None]:
+    """(parameters of the folder's VAE, bytes at most of decoding so many latents with arithmetic in `dtype`)."""
     decoder = LatentDecoder.empty(frame.vae, checkpoint)
     parameters = sum(p.numel() for p in decoder.parameters())
-    return parameters, _told(lambda: decoder_passes(decoder, frame.latent_shape, rows, backward).peak)
+    return parameters, _told(lambda: decoder_passes(decoder, frame.latent_shape, rows, backward, DTYPES[dtype]).peak)
 
 
 def _guided_rows(config: RunConfig) -> int:
