@@ -132,8 +132,3 @@ def test_frozen_weights_in_bf16_change_no_bit_of_bf16_arithmetic(name, folders, 
     assert gradients and all(torch.equal(equal[key], value) for key, value in gradients.items())
     assert any(value.abs().max() > 0 for value in gradients.values())
     assert half < 0.75 * size, "those of linear and convolutional layers take half"
-
-
-def test_frozen_weights_are_no_more_rounded_than_they_are_read(tmp_path):
-    with pytest.raises(UserError, match="frozen=bf16 would round what arithmetic in fp32 reads"):
-        tiny_config(tmp_path, tmp_path, tmp_path, "roles.score.frozen=bf16")
