@@ -10,7 +10,8 @@ which leaves a checkpoint, and goes on from it.
 Of each process the most private memory that it ever had (USS: Private_* of /proc/PID/smaps_rollup, looked at four
 times a second) is compared with what `dipp-ray check` says that it holds, less what the same process takes in a run of
 networks of a few thousand weights: its libraries, and what they took up when they were first used.
-Needs 20 GiB of memory and as much disk, and an hour for SDXL. Not run to its end yet: see docs/memory.md. Exit status: 0, or 1 where a run failed.
+Needs 20 GiB of memory and as much disk, and an hour for SDXL.
+Not run to its end yet: see docs/memory.md. Exit status: 0, or 1 where a run failed.
 """
 
 import argparse
