@@ -71,7 +71,7 @@ class Engine:
         optimizer = torch.optim.AdamW(
             trained, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
         )
-        elements = sum(parameter.numel() for parameter in trained)
+        elements = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained)  # some cut already
         self.engine, *_ = deepspeed.initialize(
             model=network,
             optimizer=optimizer,

@@ -37,6 +37,14 @@ def assert_same(found, expected):
     assert all(torch.equal(found[1][name], value) for name, value in expected[1].items())
 
 
+def assert_close(found, expected):
+    """At ZeRO 3 DeepSpeed adds up the gradient's norm in another order there, and clips by it."""
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert (found[2], found[3]) == (pytest.approx(expected[2], rel=1e-5), pytest.approx(expected[3], rel=1e-5))
+    for name, value in expected[1].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_at_zero_3_each_rank_reads_its_own_part_and_nothing_else(ranks, folder):
     together(ranks, "begin", 3)
     expected = trained(ranks)
@@ -49,13 +57,13 @@ def test_at_zero_3_each_rank_reads_its_own_part_and_nothing_else(ranks, folder):
 
 
 @pytest.mark.parametrize(("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "weights")])
-def test_state_in_the_nodes_memory_is_the_same_to_the_bit(ranks, stage, offload):
+def test_state_in_the_nodes_memory_is_the_same(ranks, stage, offload):
     together(ranks, "begin", stage)
     expected = trained(ranks)
     middle = whole_state(ranks)
     ranks_of = [rank.begin.remote(stage, offload=offload) for rank in ranks]
     ray.get(ranks_of)
-    assert_same(trained(ranks), expected)
+    (assert_same if stage < 3 else assert_close)(trained(ranks), expected)
     ray.get([rank.begin.remote(stage, offload=offload) for rank in ranks])
     together(ranks, "load", *middle)
     assert all(torch.equal(value, middle[0][name]) for name, value in whole_state(ranks)[0].items())
@@ -65,7 +73,7 @@ def test_weights_that_are_cut_as_they_are_read_may_lie_there_too(ranks):
     together(ranks, "begin", 3)
     expected = trained(ranks)
     ray.get([rank.begin_in_parts.remote(offload="weights") for rank in ranks])
-    assert_same(trained(ranks), expected)
+    assert_close(trained(ranks), expected)
 
 
 def test_a_compiled_network_follows_the_same_trajectory_within_rounding(ranks):
