@@ -46,6 +46,7 @@ class ModelReplica:
         decoder = LatentDecoder.from_folder(vae, checkpoint=checkpoint_decoder) if vae is not None else None
         self._scorer = _made(RewardTerm(**term), decoder, device, torch.bfloat16 if role.dtype == "bf16" else None)
         _require_finite_weights(self._scorer.name, self._scorer.model)
+        self._elsewhere = getattr(self._scorer.model, "elsewhere", False)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
         self._stuck_s = stuck_s
         self._since: float | None = None  # when the batch that is computed now was begun
@@ -66,7 +67,8 @@ class ModelReplica:
             self._failed = str(error) or type(error).__name__
             raise
         self._failed = None
-        if self._probe is None and np.isfinite(answer.score[0]):
+        # What is computed elsewhere says nothing about this process, and would be asked for again and again.
+        if self._probe is None and not self._elsewhere and np.isfinite(answer.score[0]):
             self._probe = (np.array(x[:1]), prompts[:1], space)
         return answer
 
