@@ -58,9 +58,9 @@ class RewardTerm(SumTerm):
         return SumTerm(**{name: getattr(self, name) for name in SumTerm.model_fields})
 
 
-def unique_names(terms: Sequence[RewardTerm], where: str) -> None:
-    """Raise ValueError where two terms bear one name."""
-    names = [term.name for term in terms]
+def unique_names(entries: Sequence, where: str) -> None:
+    """Raise ValueError where two entries, such as terms, bear one name."""
+    names = [entry.name for entry in entries]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ValueError(f"{where} has two entries named '{twice}': rename one")
