@@ -11,7 +11,6 @@ from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import configurations
 from dipp_ray.storage.hashing import hash_of_json
 
-
 DEFAULT_SCALE = {"AutoencoderKL": 0.18215}  # of diffusers, where a configuration says none
 
 

@@ -81,10 +81,10 @@ def linear_layers(weights: Mapping[str, torch.Tensor], width: int, source: Path)
                 f"{source}: layer {number} has weights {shown} behind {given} features: give the original file, and "
                 f"the SigLIP model that it belongs to ({TOWER})"
             )
-        given = len(weight)
-        linear = nn.Linear(*weight.shape[::-1], device="meta")
+        linear = nn.Linear(given, len(weight), device="meta")
         linear.load_state_dict(layer, assign=True)
         layers.append(linear)
+        given = len(weight)
     if not layers or given != 1:
         raise UserError(f"{source} ends with {given} scores an image, not one: give the original file")
     return nn.Sequential(*layers)

@@ -55,7 +55,9 @@ class Hpsv3(nn.Module):
         self.instruction = read_instruction(folder)
         self.tokenizer = load_tokenizer(Qwen2Tokenizer, folder, TOKENIZER_ORIGIN)
         self.tokenizer.add_tokens([REWARD], special_tokens=True)
-        self.ids = dict(zip((REWARD, IMAGE, PAD), self.tokenizer.convert_tokens_to_ids([REWARD, IMAGE, PAD]), strict=True))
+        self.ids = dict(
+            zip((REWARD, IMAGE, PAD), self.tokenizer.convert_tokens_to_ids([REWARD, IMAGE, PAD]), strict=True)
+        )
         self.pixels = pixels
         weights = {rename(key, KEYS): value for key, value in _read(path).items() if not key.startswith(UNREAD)}
         config = _config(folder, weights, len(self.tokenizer), path)
@@ -85,7 +87,7 @@ class Hpsv3(nn.Module):
         """Images [B, 3, H, W] in [0, 1] of any size, B prompts -> rewards [B], in fp32 or better."""
         vision = self.model.config.vision_config
         patch, merge = vision.patch_size, vision.spatial_merge_size
-        height, width = size_for(*images.shape[-2:], patch * merge, self.pixels)
+        height, width = size_for(images.shape[-2], images.shape[-1], patch * merge, self.pixels)
         pixels = normalise(resize(images, height, width), CLIP_MEAN, CLIP_STD)
         rows, columns = height // patch, width // patch
         ids, mask = self._tokens(prompts, rows * columns // merge**2)
@@ -105,12 +107,12 @@ class Hpsv3(nn.Module):
     forward = reward
 
     def _tokens(self, prompts: list[str], image_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask [B, L], padded behind to the longest: what comes later changes nothing before."""
+        """Token ids and attention mask [B, L], padded behind to the longest: what comes later changes nothing."""
         rows = [self._row(prompt, image_tokens) for prompt in prompts]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [self.ids[PAD]] * (longest - len(row)) for row in rows])
         mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
-        device = self.head[0].weight.device
+        device = self.model.device
         return ids.to(device), mask.long().to(device)
 
     def _row(self, prompt: str, image_tokens: int) -> list[int]:
@@ -129,7 +131,9 @@ def read_instruction(folder: str | Path) -> str:
     text = path.read_bytes().decode("utf-8", "replace")  # its line ends and spaces are part of it
     for place in (PROMPT, REWARD):
         if text.count(place) != 1:
-            raise UserError(f"{path} holds {place} {text.count(place)} times, not once: write it as docs/rewards.md says")
+            raise UserError(
+                f"{path} holds {place} {text.count(place)} times, not once: write it as docs/rewards.md says"
+            )
     return text
 
 
@@ -166,7 +170,11 @@ def _read_config(folder: str | Path) -> Qwen2VLConfig:
     try:
         said = json.loads(path.read_text())
         if said.get("model_type") != "qwen2_vl":
-            raise UserError(f"{path} is of a {said.get('model_type')}, not a qwen2_vl: put there that of {TOKENIZER_ORIGIN}")
+            raise UserError(
+                f"{path} is of a {said.get('model_type')}, not a qwen2_vl: put there that of {TOKENIZER_ORIGIN}"
+            )
         return Qwen2VLConfig.from_dict(said)
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no configuration of Qwen2-VL ({' '.join(str(error).split())}): fetch it again") from None
+        raise UserError(
+            f"{path} is no configuration of Qwen2-VL ({' '.join(str(error).split())}): fetch it again"
+        ) from None

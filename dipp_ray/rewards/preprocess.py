@@ -82,6 +82,6 @@ def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
 
 
 def levels(images: torch.Tensor) -> np.ndarray:
-    """Images [B, 3, H, W], finite, clamped to [0, 1] -> uint8 [B, H, W, 3] on the CPU, as files of pictures hold them."""
+    """Finite images [B, 3, H, W], clamped to [0, 1] -> uint8 [B, H, W, 3] on the CPU, as pictures' files have."""
     rounded = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return rounded.permute(0, 2, 3, 1).cpu().numpy()

@@ -4,7 +4,6 @@ import base64
 import json
 import math
 import random
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -77,14 +76,14 @@ class ServerReward:
             said = json.loads(answer)
         except ValueError:
             raise RewardUnavailableError(f"the reward server {url} answered no JSON: is it the right one?") from None
-        found = said.get(field) if field is not None and isinstance(said, dict) else said if field is None else None
-        good = isinstance(found, list) and len(found) == count
-        if not good or not all(type(score) in (int, float) and math.isfinite(score) for score in found):
+        found = said if field is None else said.get(field) if isinstance(said, dict) else None
+        scores = found if isinstance(found, list) else []
+        if len(scores) != count or not all(type(score) in (int, float) and math.isfinite(score) for score in scores):
             where = "the answer" if field is None else f"'{field}' of the answer"
             raise RewardUnavailableError(
-                f"the reward server {url}: {where} is no list of {count} finite numbers: correct server.field, or the server"
+                f"the reward server {url}: {where} is no list of {count} finite numbers: correct server.field"
             )
-        return [float(score) for score in found]
+        return [float(score) for score in scores]
 
 
 class _TryAgain(Exception):
@@ -114,6 +113,6 @@ def _bounded(reply, until: float) -> bytes:
         if size > MOST_ANSWER:
             raise CallError(f"the reward server answered more than {MOST_ANSWER} bytes")
         if time.monotonic() > until:
-            raise socket.timeout("the answer did not end in time")
+            raise TimeoutError("the answer did not end in time")
         parts.append(part)
     return b"".join(parts)

@@ -49,7 +49,9 @@ class RewardTerm(SumTerm):
     @model_validator(mode="after")
     def _server_named(self):
         if (self.model == "server") != (self.server is not None):
-            raise ValueError(f"reward term '{self.name}': model: server and server.url go together: give both or neither")
+            raise ValueError(
+                f"reward term '{self.name}': model: server and server.url go together: give both or neither"
+            )
         return self
 
     @property

@@ -174,7 +174,7 @@ class Executor:
         try:
             result = self.actors.result(report)
         except Exception as error:
-            if self.away.asks_again(error, self._since(entry), now):
+            if self.away.asks_again(error, now - took, now):
                 self._ended(report, who, now)
                 entry.could_begin = now
                 self._ask(entry)  # what needs its answer is gated, and waits on

@@ -1,6 +1,7 @@
 """The aesthetic predictor v2.5 on a tiny SigLIP, against both written out."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from dipp_ray.rewards.terms import RewardTerm
 WIDTH, SIDE = 16, 12
 CONFIG = SiglipConfig(
     vision_config=dict(
-        hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=4
+        hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE,
+        patch_size=4,
     ),
     text_config=dict(
         hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=8,
@@ -38,7 +40,7 @@ def tower():
 def head():
     generator, sizes = torch.Generator().manual_seed(1), (WIDTH, 12, 8, 6, 4, 1)
     made = {}
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(sizes)):
         made[f"scoring_head.{2 * i}.weight"] = torch.randn(b, a, generator=generator)
         made[f"scoring_head.{2 * i}.bias"] = torch.randn(b, generator=generator)
     return made
@@ -100,8 +102,14 @@ def test_half_precision_of_the_file_is_read(tower, head, beside):
     [
         (lambda head: head.pop("scoring_head.4.weight"), "layer 4 has weights None behind 8 features"),
         (lambda head: head.pop("scoring_head.4.bias"), "layer 4 has weights"),
-        (lambda head: head.pop("scoring_head.8.weight") + head.pop("scoring_head.8.bias")[:, None], "ends with 4 scores"),
-        (lambda head: head.update({"scoring_head.0.weight": torch.zeros(12, 9)}), r"weights \[12, 9\] behind 16 features"),
+        (
+            lambda head: head.pop("scoring_head.8.weight") + head.pop("scoring_head.8.bias")[:, None],
+            "ends with 4 scores",
+        ),
+        (
+            lambda head: head.update({"scoring_head.0.weight": torch.zeros(12, 9)}),
+            r"weights \[12, 9\] behind 16 features",
+        ),
         (lambda head: head.update(extra=torch.zeros(1)), "holds extra, which is no layer"),
         (lambda head: head.clear(), "ends with 16 scores an image"),
     ],
@@ -123,7 +131,9 @@ def test_missing_files_and_weights_are_named(tower, beside, tmp_path_factory):
     with pytest.raises(UserError, match=r"there is no SigLIP model in .*so400m-patch14-384, in .*siglip or beside"):
         Aesthetic25Reward.check_folder(empty)
     torch.manual_seed(0)
-    smaller = SiglipVisionModel(SiglipConfig(vision_config=CONFIG.vision_config.to_dict() | {"vision_use_head": False}).vision_config)
+    smaller = SiglipVisionModel(
+        SiglipConfig(vision_config=CONFIG.vision_config.to_dict() | {"vision_use_head": False}).vision_config
+    )
     smaller.save_pretrained(empty)
     config = json.loads((empty / "config.json").read_text())
     (empty / "config.json").write_text(json.dumps(config | {"vision_use_head": True}))

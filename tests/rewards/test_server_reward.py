@@ -55,7 +55,9 @@ def serving(*answers):
                 self.connection.close()
                 return
             if isinstance(answer, int):
-                self.send_error(answer, "so it is")
+                self.send_response(answer)
+                self.end_headers()
+                self.wfile.write(b"so it is")
                 return
             said = answer if isinstance(answer, bytes) else json.dumps(answer(calls[-1][2])).encode()
             self.send_response(200)
@@ -93,7 +95,10 @@ def test_scores_are_the_servers_of_the_pictures_in_8_bits():
         rounded = (images() * 255).round() / 255
         expected = rounded.mean((1, 2, 3)) + torch.tensor([5.0, 5.0, 0.0, 5.0])
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-        assert [len(call["images"]) for _, _, call in calls] == [3, 1] and calls[0][:2] == ("/score", "application/json")
+        assert [len(call["images"]) for _, _, call in calls] == [3, 1] and calls[0][:2] == (
+            "/score",
+            "application/json",
+        )
         assert not made.differentiable and made.elsewhere
         beyond = made.reward(torch.tensor([-1.0, 2.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4), PROMPTS[:2])
         assert beyond.tolist() == pytest.approx([5.0, 6.0])  # as a file shows it
@@ -119,16 +124,16 @@ def test_what_may_pass_is_tried_again(fault):
 
 def test_a_refused_call_is_not_tried_again():
     with serving(400) as (url, calls):
-        with pytest.raises(CallError, match="refused the call: 400 .*so it is"):
+        with pytest.raises(CallError, match="refused the call: 400 so it is"):
             load_reward(term(url)).reward(images(), PROMPTS)
         assert len(calls) == 1
 
 
 def test_past_the_deadline_it_raises():
-    with serving(503) as (url, calls), pytest.raises(RewardUnavailableError, match=r"no answer within 0\.1 s .*503"):
-        load_reward(term(url, deadline_s=0.1)).reward(images(), PROMPTS)
+    with serving(503) as (url, calls), pytest.raises(RewardUnavailableError, match=r"no answer within 0\.5 s .*503"):
+        load_reward(term(url, deadline_s=0.5)).reward(images(), PROMPTS)
     assert len(calls) > 1
-    with pytest.raises(RewardUnavailableError, match="no answer within 0.1 s"):
+    with pytest.raises(RewardUnavailableError, match=r"no answer within 0\.1 s"):
         load_reward(term(url, deadline_s=0.1)).reward(images(), PROMPTS)  # nobody is there any more
 
 
@@ -141,7 +146,7 @@ def test_a_server_that_never_ends_is_left_at_the_deadline():
 
     began = time.monotonic()
     with serving(never) as (url, _):
-        with pytest.raises(RewardUnavailableError, match="no answer within 0.2 s"):
+        with pytest.raises(RewardUnavailableError, match=r"no answer within 0\.2 s"):
             load_reward(term(url, deadline_s=0.2)).reward(images(), PROMPTS)
         assert time.monotonic() - began < 10
         stop.set()
@@ -173,7 +178,7 @@ def test_images_that_are_not_finite_are_not_sent():
 
 def test_a_term_says_where_its_server_is():
     for given in ({"model": "server"}, {"model": "clip", "folder": "/x", "server": {"url": "http://a"}}):
-        with pytest.raises(ValueError, match="model: server and server.url go together"):
+        with pytest.raises(ValueError, match=r"model: server and server\.url go together"):
             RewardTerm(name="judge", **given)
     with pytest.raises(ValueError, match="pattern"):
         RewardTerm(name="judge", model="server", server={"url": "a:8000"})

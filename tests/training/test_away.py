@@ -9,7 +9,13 @@ from dipp_ray.training.executor import Executor
 from dipp_ray.training.tasks import StepShape
 
 SHAPE = StepShape(
-    score_updates=2, micro_batches=4, order="overlapped", rewarded=True, generator_ranks=2, score_ranks=2, teacher="pool"
+    score_updates=2,
+    micro_batches=4,
+    order="overlapped",
+    rewarded=True,
+    generator_ranks=2,
+    score_ranks=2,
+    teacher="pool",
 )
 DEADLINE_S = 120.0
 TOLD = "reward service: no answer for 3 samples within 120 s and 31 attempts (connection refused)"
@@ -87,5 +93,6 @@ def test_a_model_that_fails_and_a_service_of_ones_own_are_not_waited_for(away_s,
 
 
 def test_a_pause_is_no_task_that_is_overdue():
-    actors = Leaving(0, away=(0.0, 600.0))
-    run(actors, SHAPE, executor_of(actors, [], away_s=900.0, timeout_s=1.5 * DEADLINE_S))
+    """Here one call's deadline passes after the other's, so that two of them are longer than any task may take."""
+    actors = Leaving(0, away=(0.0, 9000.0))
+    run(actors, SHAPE, executor_of(actors, [], away_s=20_000.0, timeout_s=2000.0))

@@ -17,9 +17,9 @@ import numpy as np
 
 from dipp_ray.errors import CallError, NonFiniteError, RewardAwayError, RewardUnavailableError, UserError
 from dipp_ray.serving.client.transport import Transport, TransportError
+from dipp_ray.serving.client.vaes import require_vae
 from dipp_ray.serving.contract.calls import Question, finite_rows
 from dipp_ray.serving.contract.failures import first_line
-from dipp_ray.serving.client.vaes import require_vae
 from dipp_ray.serving.contract.records import TRAINER, ServiceRecord, Space, VaeRecord
 
 FIRST_PAUSE_S = 0.1

@@ -17,7 +17,9 @@ def require_vae(service: ServiceRecord, named: str | None, own: VaeRecord | None
         if service.latent_channels is None:
             raise UserError(f"{said} has no VAE and takes no latents: set its vae")
         if named is not None:
-            raise UserError(f"{said} has a VAE without a name, not one named '{named}': leave {SETTING} out, or set its vaes")
+            raise UserError(
+                f"{said} has a VAE without a name, not one named '{named}': leave {SETTING} out, or set its vaes"
+            )
         if own is not None and own.latent_channels != service.latent_channels:
             raise UserError(
                 f"{said} decodes latents of {service.latent_channels} channels, and this run's have "

@@ -16,8 +16,10 @@ HEALTH_S = 3.0  # so long a service asks each model for a sign of life; callers 
 @dataclass(frozen=True)
 class Question:
     """What is asked about rows that are sent: in which space they are, whether the gradient of the weighted reward is
-    wanted too, and the scores of models that are held out of the sum. vae: which of the service's VAEs made the latents;
-    None for its only one."""
+    wanted too, and the scores of models that are held out of the sum.
+
+    vae: which of the service's VAEs made the latents; None for its only one.
+    """
 
     space: Space
     gradient: bool
@@ -75,9 +77,7 @@ def validate_call(
         raise CallError(f"reward '{without[0]}' has no gradient: hold it out, or ask for scores only")
 
 
-def require_shape(
-    shape: Sequence[int], space: Space, latent_channels: int | None, vae: str | None = None
-) -> None:
+def require_shape(shape: Sequence[int], space: Space, latent_channels: int | None, vae: str | None = None) -> None:
     """Raise CallError where rows of this shape are no images or latents. latent_channels: None for any number."""
     channels = 3 if space == "images" else latent_channels
     if len(shape) != 4 or 0 in shape or channels not in (None, shape[1]):

@@ -30,7 +30,7 @@ class DecoderReplica(Replica):
         return await self.compute(lambda: self._decoding.images(given, gradient), time.monotonic() + expires_s)
 
     async def pull_back(self, x: np.ndarray, slopes: np.ndarray, expires_s: float) -> np.ndarray:
-        """Derivatives [B, C, h, w] by the latents x, of derivatives [B, 3, H, W] by their images. Raises as `decode`."""
+        """Derivatives [B, C, h, w] by the latents x, of those [B, 3, H, W] by their images. Raises as `decode`."""
         given, slope = torch.from_numpy(np.array(x)), torch.from_numpy(np.array(slopes))
         return await self.compute(lambda: self._decoding.pull_back(given, slope), time.monotonic() + expires_s)
 

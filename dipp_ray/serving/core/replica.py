@@ -45,7 +45,7 @@ class Replica:
         self._since: float | None = None  # when the batch that is computed now was begun
 
     async def compute(self, work: Callable[[], Computed], expires: float) -> Computed:
-        """What `work` returns. Raises DeadlineError where it is later than `expires`, on the clock, before it begins."""
+        """What `work` returns. Raises DeadlineError where it has not begun by `expires`, on the clock."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._compute, work, expires)
 
     def _compute(self, work: Callable[[], Computed], expires: float) -> Computed:

@@ -1,7 +1,8 @@
 """From calls to batches and back: what waits in the fair queue goes to the models in batches of several callers.
 
-A batch goes to every model at once, decoded before where a decoder is shared. As many batches are begun as there are replicas, whatever their size, for an idle
-replica should not wait; a second one is sent ahead to each only when it is full.
+A batch goes to every model at once, decoded before where a decoder is shared. As many batches are begun as there are
+replicas, whatever their size, for an idle replica should not wait; a second one is sent ahead to each only when it is
+full.
 """
 
 import asyncio

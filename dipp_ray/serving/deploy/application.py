@@ -85,7 +85,7 @@ def model_deployment(model: ServedModel, config: ServiceConfig) -> serve.Applica
     # have fewer; and one more, so that the question for its health gets through.
     deployment = _deployment(ModelReplica, model.name, model, config, AHEAD * most_replicas(config) + 1)
     # Not what `reconfigure` may change: a new weight loads nothing anew.
-    model_only = {"name": model.name, "model": model.model, "folder": model.folder}
+    model_only: dict = {"name": model.name, "model": model.model, "folder": model.folder}
     if model.server is not None:
         model_only["server"] = model.server.model_dump()
     arguments = (config.vae, config.checkpoint_decoder, model.role, config.deterministic, config.stuck_s)

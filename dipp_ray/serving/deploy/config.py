@@ -15,6 +15,7 @@ from dipp_ray.settings import Count, LocalPath, ModelPath, Positive, Section
 class Deployed(Section):
     """What has replicas."""
 
+    name: str
     role: RoleSection = Field(RoleSection(), description="Resources of one replica: CPUs, GPU share, kind.")
     replicas: Count | tuple[Count, Count] = Field(
         1,

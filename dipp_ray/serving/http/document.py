@@ -65,7 +65,9 @@ def request_content(limits: LimitsSection, latents: bool, vaes: Sequence[str]) -
     latents = latents or bool(vaes)
     said["space"] |= {"enum": ["images", "latents"] if latents else ["images"]}
     unnamed = {"const": None, "default": None, "description": said["vae"]["description"]}
-    said["vae"] = {"enum": [*vaes, None], "default": None, "description": said["vae"]["description"]} if vaes else unnamed
+    said["vae"] = (
+        {"enum": [*vaes, None], "default": None, "description": said["vae"]["description"]} if vaes else unnamed
+    )
     # One of both: files of images, a tensor of images, or a tensor of latents, which are no uint8.
     null, pixels = {"type": "null"}, {"const": "images"}
     halves = {"properties": {"dtype": {"enum": ["fp32", "fp16"]}}}
