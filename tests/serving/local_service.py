@@ -4,6 +4,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from ray.exceptions import RayTaskError
 
@@ -42,7 +43,7 @@ class LocalHandle:
         self.calls.append((len(x), list(prompts)))
         if self.gate is not None:
             await self.gate.wait()
-        x = torch.from_numpy(x.copy())
+        x = torch.from_numpy(np.array(x))
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._executor, self.scorer.answer, x, prompts, space, gradient)
@@ -65,9 +66,9 @@ class LocalDecoder:
             self.calls.append((method, len(x)))
             if method in self.failing:
                 raise RayTaskError(method, "", self.failing[method]) from self.failing[method]
-            x = torch.from_numpy(x.copy())
+            x = torch.from_numpy(np.array(x))
             work = self.decoding.images if method == "decode" else self.decoding.pull_back
-            given = given if method == "decode" else torch.from_numpy(given.copy())
+            given = given if method == "decode" else torch.from_numpy(np.array(given))
             return await asyncio.get_running_loop().run_in_executor(self._executor, work, x, given)
 
         return lambda *arguments: LocalResponse(answer(*arguments))
