@@ -157,6 +157,7 @@ def export_adapter(
 ) -> Path:
     """The adapter alone of a checkpoint's moving average, with its card; else as `export_checkpoint`."""
     frame = frame_of(config.model)
+    local(config.model.teacher)  # which it is compared in
     network = generator_of(config, frame, average_of(store, checkpoint)).network
     write_adapter(frame, network, one_step_of_model(frame, config.model), out)
     del network

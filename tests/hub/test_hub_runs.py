@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,9 @@ def test_the_recorded_configuration_holds_commits(hub, folder, tmp_path):
 
 def test_train_and_its_verb_go_on_with_the_pinned_configuration(hub, folder, tmp_path, monkeypatch):
     commit, seen = hub.add(TEACHER, folder), []
-    monkeypatch.setattr("dipp_ray.cli.connect", lambda: None)
+    monkeypatch.setattr("dipp_ray.verbs.connect", lambda: None)
     monkeypatch.setattr("dipp_ray.training.train._train", lambda config, *_: seen.append(config) or config.path)
+    monkeypatch.setattr("dipp_ray.training.train.watched_head", lambda *_: nullcontext())  # there is no Ray
     monkeypatch.setattr("dipp_ray.reporting.report.write_report", lambda folder: folder)
     written = tmp_path / "run.yaml"
     written.write_text(yaml.safe_dump(config_of(tmp_path).model_dump(mode="json")))
@@ -166,7 +168,7 @@ def test_a_service_is_pinned(hub):
 
 
 def test_check_says_what_the_hub_refuses_before_anything_starts(hub, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dipp_ray.cli.connect", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("dipp_ray.verbs.connect", lambda: pytest.fail("Ray was started"))
     written = tmp_path / "run.yaml"
     written.write_text(yaml.safe_dump(config_of(tmp_path).model_dump(mode="json")))
     for verb in ("check", "train"):
