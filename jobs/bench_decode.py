@@ -7,6 +7,7 @@ one) decodes latents 4 x `--latent` x `--latent`, and takes K derivatives by its
 decodes and goes back by itself, as with a service's `vae`. `shared`: one decode, then the sum of the derivatives goes
 back once, with another forward pass, as with `vaes`. Both take turns in one process, without Ray, without the models
 and without the way of pixels between processes, which `shared` has and `each` has not: `copies` is that many of them.
+Seconds are the process's CPU time, so that others on the machine matter less.
 """
 
 import argparse
@@ -66,13 +67,13 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(given.rounds + 1):
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = time.process_time()
             way()
             if round_:  # the first one warms up
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.process_time() - began)
     print(f"{given.models} models, {given.rows} images of {side} x {side}, median of {given.rounds} rounds (range)")
     for name, found in seconds.items():
-        print(f"{name:>8}  {statistics.median(found):8.3f} s  ({min(found):.3f} to {max(found):.3f})")
+        print(f"{name:>8}  {statistics.median(found):8.3f} CPU s  ({min(found):.3f} to {max(found):.3f})")
     ratios = [b / a for a, b in zip(seconds["each"], seconds["shared"], strict=True)]
     print(f"shared takes {statistics.median(ratios):.2f} of each ({min(ratios):.2f} to {max(ratios):.2f})")
 

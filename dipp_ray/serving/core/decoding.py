@@ -3,8 +3,8 @@
 By the chain rule sum_k w_k dr_k/dz = (dx/dz)^T sum_k w_k dr_k/dx: the models' derivatives by the pixels x are summed
 first, and go through the decoder once. In exact arithmetic nothing changes. In floating point the sum is rounded before
 the decoder instead of behind it; where one model alone is trained there is no sum, and its weight is applied behind the
-decoder as ever, so that every bit is what it would be with the decoder in front of that model. (Arrays keep the order of
-their axes in memory on the way, on which a reduction's bits depend, where NumPy's pickles keep it, as 2.4's do.)
+decoder as ever, so that every bit is what it would be with the decoder in front of that model. (On the way arrays keep
+the order of their axes in memory, on which a reduction's bits depend, where NumPy's pickles keep it, as 2.4's do.)
 """
 
 from collections.abc import Sequence
