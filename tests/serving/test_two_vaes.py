@@ -42,7 +42,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(serve_url, config):
     deploy_rewards(config, "/")
-    await_rewards(NAME, 300, print)
+    await_rewards(NAME, 600, print)
     yield serve_url
     stop_rewards(NAME)
 
