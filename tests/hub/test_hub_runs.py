@@ -201,12 +201,13 @@ def test_the_card_names_the_teacher_and_its_commit(hub, run, tmp_path):
     assert f"{TEACHER}@{commit}" in card and str(tmp_path / "cache") not in card
 
 
-def test_the_card_of_an_adapter_loads_its_base_by_id_and_revision(hub, folder, tmp_path, monkeypatch):
+def test_the_card_of_an_adapter_loads_its_base_by_id_and_revision(hub, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     commit, frame, out = hub.add(TEACHER, folder), read_frame(folder), tmp_path / "out"
     config = pinned_run(config_of(tmp_path, "adapters.generator={rank: 2}"))
     record(config, trained_weights(starting_network(config, "generator", frame).network))
     assert main(["export", str(config.path), str(out), "--adapter", "--push", "me/lora"]) == 0
+    assert f"exported {out}: its latents differ from the trainer's x0 by" in capsys.readouterr().out
     pushed = hub.repos["me/lora"]
     assert pushed.commits[pushed.refs["main"]] == files_of(out)
     card = (out / "README.md").read_text()
