@@ -172,7 +172,12 @@ def test_latents_of_equal_shape_go_to_the_vae_that_they_name(folders, tmp_path):
     for reply, folder in zip(replies, (folders["wide"], str(tmp_path)), strict=True):
         expected = local(made, folder).score(torch.from_numpy(x), prompts(), "latents", True)
         assert np.array_equal(reply.combined.gradient, expected.gradient.numpy())
-    assert not np.array_equal(replies[0].combined.reward, replies[1].combined.reward)
+    assert not np.allclose(replies[0].combined.reward, replies[1].combined.reward, rtol=1e-3)
+    # More than are begun at once, so that those of one VAE are merged, and those of two are not.
+    many = together(*(ask(made, x, name, trainer=f"t{i}") for i, name in enumerate(["wide", "other"] * 4)))
+    for i, reply in enumerate(many):
+        np.testing.assert_allclose(reply.combined.reward, replies[i % 2].combined.reward, rtol=1e-5)
+    assert len([rows for method, rows in made.decoders["wide"].calls if method == "decode"]) < 5
 
 
 @pytest.mark.parametrize(
@@ -251,6 +256,15 @@ def test_a_nan_of_a_model_that_is_not_required_reaches_no_sum(folders, clips):
     (reply,), (expected,) = together(ask(made, latents(), texts=texts)), together(ask(alone, latents(), texts=texts))
     assert "not finite for 1 of 3" in str(reply.failed["bright"])
     assert np.array_equal(reply.combined.gradient, expected.combined.gradient)
+
+
+def test_a_slope_that_is_not_finite_of_a_model_that_is_not_required_reaches_no_sum(folders, clips):
+    steep = {"name": "steep", "model": "tiny_models:Steep", "required": False}
+    made, alone = (service([clips[0], *more], {"small": folders["small"]}) for more in ([steep], []))
+    (reply,), (expected,) = together(ask(made, latents())), together(ask(alone, latents()))
+    assert "not finite for 3 of 3" in str(reply.failed["steep"])
+    assert np.array_equal(reply.combined.gradient, expected.combined.gradient)
+    assert np.array_equal(reply.combined.reward, expected.combined.reward)
 
 
 @pytest.mark.parametrize("method", ["decode", "pull_back"])
