@@ -143,6 +143,9 @@ class RewardSection(Section):
     vae: str | None = Field(
         None, description="Which VAE of a shared service decodes this run's latents, by its name there; null: its only."
     )
+    checkpoint_decoder: bool = Field(
+        False, description="Private service: recompute the decoder's activations: less memory, more time."
+    )
     replicas: Count | Between = Field(
         1, description="Replicas of a private application's models; {min: 1, max: 4}: scaled with the load."
     )

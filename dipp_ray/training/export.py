@@ -110,7 +110,7 @@ def generator_of(config: RunConfig, frame: Family, weights: dict[str, Tensor]) -
     if config.adapters.generator is None:  # all of it was trained: what it started from may be gone
         network = load_denoiser(config.model.teacher, config.roles.generator.dtype, frame=frame)
     else:
-        network = starting_network(config, "generator", frame)
+        network = starting_network(config, "generator", frame, frozen="fp32")
     take_weights(network.network, weights, config.model.teacher)
     return network
 
