@@ -38,11 +38,11 @@ class RemoteReward(nn.Module):
     """The weighted reward of a service, [B] in fp32, differentiable once in the images or latents.
 
     url: of the service, or of several that serve the same. space: what is given, `images` [B, 3, H, W] in [0, 1] or
-    `latents` [B, C, h, w] in the model's scale (the service needs a VAE). token: this caller's bearer token; None for
-    the one in DIPP_RAY_REWARD_TOKEN. deadline_s: the longest wait for one answer in seconds, retries included. dtype:
-    of images and gradients on the wire; fp16 halves the traffic, to fp16's rounding. held_out: score the models that
-    are held out of the sum too, into `latest`; they cost what a trained one costs. trainer: who calls, where no token
-    says it.
+    `latents` [B, C, h, w] in the model's scale (the service needs a VAE). vae: which of the service's VAEs made the
+    latents, None for its only one. token: this caller's bearer token; None for the one in DIPP_RAY_REWARD_TOKEN.
+    deadline_s: the longest wait for one answer in seconds, retries included. dtype: of images and gradients on the
+    wire; fp16 halves the traffic, to fp16's rounding. held_out: score the models that are held out of the sum too, into
+    `latest`; they cost what a trained one costs. trainer: who calls, where no token says it.
 
     A call blocks until the answer is there. Raises CallError for a call that cannot be answered, NonFiniteError where
     a reward or gradient is not finite, RewardUnavailableError past the deadline and where any model gave no answer: a
@@ -54,6 +54,7 @@ class RemoteReward(nn.Module):
         url: str | Sequence[str],
         *,
         space: Space = "images",
+        vae: str | None = None,
         token: str | None = None,
         deadline_s: float = 120.0,
         dtype: WireDtype = "fp32",
@@ -65,7 +66,7 @@ class RemoteReward(nn.Module):
         transport = HttpTransport(urls, token or read_token(None), dtype)
         self.space, self.held_out = space, held_out
         self.latest: Scores | None = None
-        self._client = RewardClient(transport, deadline_s, on_nonfinite="raise", space=space, trainer=trainer)
+        self._client = RewardClient(transport, deadline_s, on_nonfinite="raise", space=space, trainer=trainer, vae=vae)
         self._loop = _Loop()
         self._service: ServiceRecord | None = None
 

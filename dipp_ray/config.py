@@ -134,6 +134,15 @@ class RewardSection(Section):
     standardise_samples: int = Field(256, ge=2, description="Samples that measure mean and deviation.")
     on_nonfinite: Literal["raise", "drop"] = Field("raise", description="drop: keep the divergence, count it.")
     deadline_s: Positive = Field(120.0, description="Longest wait for one answer, seconds, retries included.")
+    away_s: float = Field(
+        1800.0,
+        ge=0,
+        description="Longest time that a shared service may give no answer while the run pauses for it, seconds; 0: "
+        "the run ends at the first deadline that passes.",
+    )
+    vae: str | None = Field(
+        None, description="Which VAE of a shared service decodes this run's latents, by its name there; null: its only."
+    )
     checkpoint_decoder: bool = Field(
         False, description="Private service: recompute the decoder's activations: less memory, more time."
     )

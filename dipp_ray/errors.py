@@ -20,6 +20,10 @@ class RewardUnavailableError(RuntimeError):
     """No answer within the deadline: the service is gone, unreachable or too slow. The message says which."""
 
 
+class RewardAwayError(RewardUnavailableError):
+    """No answer from a service within the deadline, which asking again later may cure."""
+
+
 class RoleFailure(RuntimeError):
     """A role died or did not answer in its time. The run resumes from its last checkpoint by the same command."""
 

@@ -133,3 +133,10 @@ class Slow(Brightness):
     def reward(self, images, prompts):
         threading.Event().wait(0.1)
         return super().reward(images, prompts)
+
+
+class Steep(Brightness):
+    """Finite, with a derivative that is not."""
+
+    def reward(self, images, prompts):
+        return super().reward(images, prompts) + (images - images.detach()).sum((1, 2, 3)).sqrt()

@@ -1,17 +1,13 @@
 """Images as PNG, and back. What is measured is what the files hold: 8 bits a channel."""
 
-import io
-
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dipp_ray.errors import NonFiniteError
 from dipp_ray.preferences.images import FORMATS, LARGEST_ASPECT, LARGEST_PIXELS
 from dipp_ray.rewards import pictures
-
-FAST = 1  # of zlib's levels: a file is a fifth larger, and written in a quarter of the time
+from dipp_ray.rewards.preprocess import levels
 
 
 def to_pngs(images: Tensor) -> list[bytes]:
@@ -19,8 +15,7 @@ def to_pngs(images: Tensor) -> list[bytes]:
     bad = int((~images.isfinite()).flatten(1).any(1).sum())
     if bad:
         raise NonFiniteError(f"evaluation: {bad} of {len(images)} images hold values that are not finite")
-    levels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [_png(pixels) for pixels in levels]
+    return [pictures.png_of(pixels) for pixels in levels(images)]
 
 
 def from_pngs(files: list[bytes]) -> Tensor:
@@ -32,9 +27,3 @@ def from_picture(file: bytes) -> Tensor:
     """[3, H, W] in [0, 1], fp32, of a PNG, JPEG or WebP. Raises pictures.PictureError."""
     picture = pictures.decode(file, FORMATS, LARGEST_PIXELS, LARGEST_ASPECT)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels, "RGB").save(out, "PNG", compress_level=FAST)
-    return out.getvalue()

@@ -9,6 +9,9 @@ from typing import Any
 from dipp_ray.errors import UserError
 from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import configurations
+from dipp_ray.storage.hashing import hash_of_json
+
+DEFAULT_SCALE = {"AutoencoderKL": 0.18215}  # of diffusers, where a configuration says none
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,19 @@ class VaeFolder:
     @property
     def factor(self) -> int:
         return pixels_per_latent(self.config)
+
+    @property
+    def latents(self) -> str:
+        """What its latents are, in words that two folders share where one decodes what the other encodes."""
+        config = self.config
+        means = [config.get(key) for key in ("latents_mean", "latents_std")]
+        scale = config.get("scaling_factor", DEFAULT_SCALE.get(self.kind, 1.0)) or 1.0
+        scaled = (
+            f"scale {scale:g}, shift {config.get('shift_factor') or 0:g}"
+            if means[0] is None
+            else f"means and deviations {hash_of_json(means)[:8]}"
+        )
+        return f"{self.kind} of {self.latent_channels} channels, {self.factor} pixels a latent, {scaled}"
 
 
 def is_of_videos(config: Mapping[str, Any]) -> bool:

@@ -1,11 +1,10 @@
 """CLIP models as rewards: the cosine of image and prompt, in PickScore's form and as the CLIP score."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
@@ -14,9 +13,9 @@ from dipp_ray.errors import UserError
 from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import of_reward
 from dipp_ray.rewards.preprocess import normalise, to_square
+from dipp_ray.rewards.pretrained import load_pretrained, require_model
 from dipp_ray.rewards.prompt_cache import PromptCache
 from dipp_ray.rewards.tokenizers import load_tokenizer, require_tokenizer
-from dipp_ray.rewards.weights import refuse_keys
 
 # The channel statistics that CLIP was trained with; those of a folder's image processor override them.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -119,31 +118,18 @@ def clip_files(folder: str | Path) -> Path:
 def load_clip_model(folder: str | Path) -> CLIPModel:
     """The CLIPModel of a local folder in fp32, from safetensors, every weight present. Raises UserError."""
     require_clip(folder)
-    try:
-        model, info = CLIPModel.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, where the sentence names them
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the CLIP model in {folder} does not load: {' '.join(str(error).split())}") from error
-    # transformers fills what is missing with random weights and only warns: such a reward would be noise.
-    shapes = [f"{key} {list(given)} for {list(expected)}" for key, given, expected in info["mismatched_keys"]]
-    refuse_keys(folder, info["missing_keys"], info["unexpected_keys"], shapes)
-    return model
+    return load_pretrained(CLIPModel, folder, "CLIP model")
 
 
 def require_clip(folder: str | Path) -> None:
     """Raise UserError where the folder holds no CLIP model."""
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"there is no CLIP model in {folder} (no config.json): give a folder of {ORIGIN}")
+    require_model(folder, "CLIP model", ORIGIN)
 
 
-def image_statistics(folder: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Channel mean and standard deviation of the folder's image processor; CLIP's where it says none.
+def image_statistics(
+    folder: str | Path, otherwise: Mapping[str, tuple[float, ...]] = STATISTICS
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel mean and standard deviation of the folder's image processor; `otherwise`, CLIP's, where it says none.
 
     It is in preprocessor_config.json, or in processor_config.json, in which younger versions of transformers write it
     beside the tokenizer's. Raises UserError where such a file is none.
@@ -155,13 +141,13 @@ def image_statistics(folder: str | Path) -> tuple[tuple[float, ...], tuple[float
         try:
             said = json.loads(path.read_text())
             said = said.get("image_processor", said)
-            mean, std = (tuple(map(float, said.get(key, default))) for key, default in STATISTICS.items())
+            mean, std = (tuple(map(float, said.get(key, default))) for key, default in otherwise.items())
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no configuration of an image processor ({error}): fetch it again") from None
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UserError(f"{path}: image_mean and image_std must be three numbers, the latter above 0")
         return mean, std
-    return CLIP_MEAN, CLIP_STD
+    return otherwise["image_mean"], otherwise["image_std"]
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

@@ -50,6 +50,23 @@ def bend(term: SumTerm, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(finite, term.weight * value, np.nan), np.where(finite, slope, np.nan)
 
 
+def pixel_slope(terms: Sequence[SumTerm], answers: dict[str, Answer]) -> tuple[np.ndarray, np.ndarray]:
+    """(slope [B, ...], factor [B]) of the models' gradients: the sum's gradient is factor_i slope_i in row i.
+
+    Where one model alone is trained the slope is its own, as it came, and the factor its weight: what both go through
+    afterwards, a decoder, then gives to the bit what that model's own decoder would. Else the factor is one.
+    """
+    own = [term for term in trained(terms) if term.name in answers]
+    if len(own) > 1:
+        slope = combine(own, answers, gradient=True).gradient
+        assert slope is not None, "it was asked for"
+        return slope, np.ones(len(slope), slope.dtype)
+    answer = answers[own[0].name]
+    if answer.gradient is None:
+        raise ValueError(f"the model of '{own[0].name}' gave no gradient")
+    return answer.gradient, bend(own[0], answer.score)[1]
+
+
 def combine(terms: Sequence[SumTerm], answers: dict[str, Answer], gradient: bool) -> Combined:
     """The sum of what the models of `terms` returned; a term without an answer is left out of it.
 

@@ -6,6 +6,8 @@ import math
 import torch
 from PIL import Image
 
+from dipp_ray.rewards.preprocess import levels
+
 QUALITY = 95
 BYTES_PER_KILOBYTE = 1000
 
@@ -20,15 +22,7 @@ class JpegReward:
 
     def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """Images [B, 3, H, W] in [0, 1] -> rewards [B] in fp32 or better, on the images' device."""
-        pixels = (
-            (images.detach().float().nan_to_num() * 255)
-            .round()
-            .clamp(0, 255)
-            .to(torch.uint8)
-            .permute(0, 2, 3, 1)
-            .cpu()
-            .numpy()
-        )
+        pixels = levels(images.nan_to_num())
         sizes = [_jpeg_bytes(Image.fromarray(image)) / BYTES_PER_KILOBYTE for image in pixels]
         sizes = [size if torch.isfinite(image).all() else math.nan for size, image in zip(sizes, images, strict=True)]
         return -torch.tensor(sizes, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)

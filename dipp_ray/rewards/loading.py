@@ -25,14 +25,17 @@ MODELS = {
     "clip": "dipp_ray.rewards.clip:ClipReward",
     "clip-score": "dipp_ray.rewards.clip:ClipScore",
     "aesthetic": "dipp_ray.rewards.aesthetic:AestheticReward",
+    "aesthetic-v2.5": "dipp_ray.rewards.aesthetic25:Aesthetic25Reward",
+    "hpsv3": "dipp_ray.rewards.hpsv3:Hpsv3",
     "jpeg": "dipp_ray.rewards.jpeg:JpegReward",
+    "server": "dipp_ray.rewards.server:ServerReward",
 }
-WITHOUT_FOLDER = ("jpeg",)
+WITHOUT_FOLDER = ("jpeg", "server")
 
 
 class Reward(Protocol):
     """What every reward model is. An attribute `differentiable`, a bool, says whether it has a gradient in the images;
-    without it, it has."""
+    without it, it has. `elsewhere = True` says that its scores are computed outside this process."""
 
     def reward(self, images: "torch.Tensor", prompts: list[str]) -> "torch.Tensor":
         """Images [B, 3, H, W] in [0, 1] and B prompts -> rewards [B]; row i depends on image i and prompt i alone."""
@@ -128,6 +131,8 @@ def weights_of_term(term: RewardTerm) -> int:
 
 
 def _construct(kind: type, term: RewardTerm) -> Reward:
+    if term.server is not None:
+        return kind(term.server)
     make, folder = getattr(kind, "load", kind), _folder(term)
     return make(folder) if folder is not None else make()
 

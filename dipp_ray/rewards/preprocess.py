@@ -8,6 +8,7 @@ there. (At hard edges between black and white it matters: 31 dB instead of 44 on
 
 import functools
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -78,3 +79,9 @@ def _window(images: torch.Tensor, size: int, top: int, left: int) -> torch.Tenso
 def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """(images - mean) / std for each channel; images [B, C, H, W] in [0, 1]."""
     return (images - images.new_tensor(mean).view(-1, 1, 1)) / images.new_tensor(std).view(-1, 1, 1)
+
+
+def levels(images: torch.Tensor) -> np.ndarray:
+    """Finite images [B, 3, H, W], clamped to [0, 1] -> uint8 [B, H, W, 3] on the CPU, as pictures' files have."""
+    rounded = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return rounded.permute(0, 2, 3, 1).cpu().numpy()

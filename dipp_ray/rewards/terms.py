@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
-from dipp_ray.settings import ModelPath, Positive, Section
+from dipp_ray.settings import Count, ModelPath, Positive, Section
 
 
 class SumTerm(Section):
@@ -27,9 +27,32 @@ class SumTerm(Section):
         return self
 
 
+class ServerSection(Section):
+    """A server that scores pictures, and knows no gradient."""
+
+    url: str = Field(
+        pattern=r"^https?://[^\s/]+\S*$",
+        description="Where `{images, prompts}` is posted as JSON, the images as base64 of PNG files.",
+    )
+    field: str | None = Field(
+        "scores", description="Where the answer has its list of numbers, one an image; null: the answer is the list."
+    )
+    rows: Count = Field(16, description="Images of one request.")
+    deadline_s: Positive = Field(60.0, description="Longest wait for the answer to one request, seconds, with retries.")
+
+
 class RewardTerm(SumTerm):
     model: str = Field(description="A name that `rewards/loading.py` knows, such as `clip`, or `package.module:Class`.")
     folder: ModelPath | None = Field(None, description="Folder of its weights, or a hub id.")
+    server: ServerSection | None = Field(None, description="Of `model: server`: who scores, and how it is asked.")
+
+    @model_validator(mode="after")
+    def _server_named(self):
+        if (self.model == "server") != (self.server is not None):
+            raise ValueError(
+                f"reward term '{self.name}': model: server and server.url go together: give both or neither"
+            )
+        return self
 
     @property
     def part(self) -> SumTerm:
@@ -37,9 +60,9 @@ class RewardTerm(SumTerm):
         return SumTerm(**{name: getattr(self, name) for name in SumTerm.model_fields})
 
 
-def unique_names(terms: Sequence[RewardTerm], where: str) -> None:
-    """Raise ValueError where two terms bear one name."""
-    names = [term.name for term in terms]
+def unique_names(entries: Sequence, where: str) -> None:
+    """Raise ValueError where two entries, such as terms, bear one name."""
+    names = [entry.name for entry in entries]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ValueError(f"{where} has two entries named '{twice}': rename one")

@@ -47,14 +47,21 @@ def rename(key: str, patterns: Sequence[tuple[str, str]]) -> str:
     return key
 
 
-def fill(model: nn.Module, weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Give a model that was built on the meta device its weights, copied to fp32 on the CPU, then freeze it.
+def fill(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    source: str | Path,
+    dtype: torch.dtype | None = torch.float32,
+) -> None:
+    """Give a model that was built on the meta device its weights, copied to `dtype` on the CPU, then freeze it.
 
-    Built on meta, a model of a billion parameters costs neither the memory nor the time of a random start.
+    dtype: None keeps each weight as it is. Built on meta, a model of a billion parameters costs neither the memory nor
+    the time of a random start.
     Raises UserError where the keys or shapes are not exactly the model's.
     """
     refuse_mismatch(model.state_dict(), weights, source)
-    model.load_state_dict({key: value.to(torch.float32, copy=True) for key, value in weights.items()}, assign=True)
+    kept = weights if dtype is None else {key: value.to(dtype, copy=True) for key, value in weights.items()}
+    model.load_state_dict(kept, assign=True)
     for module in model.modules():
         # The only buffers of transformers' CLIP and BLIP; no checkpoint need hold them.
         positions = module._buffers.get("position_ids")

@@ -14,6 +14,7 @@ from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.report import Report, Stopwatch
 from dipp_ray.serving.client.configured import transport_of
 from dipp_ray.serving.client.reward_client import RewardClient
+from dipp_ray.serving.contract.records import VaeRecord
 from dipp_ray.serving.direct import DirectTransport
 
 DESCRIBE_S = 10.0  # a checkpoint waits for it
@@ -27,26 +28,33 @@ class RewardClientActor:
 
     def __init__(self, application: str | None, settings: RewardSection, run: str):
         quiet_libraries()
+        private = application is not None
         transport = DirectTransport(application) if application is not None else transport_of(settings)
         self.settings = settings
         self.client = RewardClient(
-            transport, settings.deadline_s, on_nonfinite=settings.on_nonfinite, space="latents", trainer=run[:64]
+            transport,
+            settings.deadline_s,
+            on_nonfinite=settings.on_nonfinite,
+            space="latents",
+            trainer=run[:64],
+            vae=None if private else settings.vae,
         )
 
     async def alive(self) -> None:
         """Returns as long as its event loop runs."""
 
-    async def check(self, rows: int, gradient: bool) -> dict:
-        """What the service is, after `reward.terms` and calls of `rows` rows have been found there."""
+    async def check(self, rows: int, gradient: bool, own: VaeRecord | None) -> dict:
+        """What the service is, after `reward.terms`, calls of `rows` rows and the VAE of the run's `own` latents have
+        been found there."""
         names = [term.name for term in self.settings.terms]
         held_out = [term.name for term in self.settings.terms if term.held_out]
-        return (await self.client.check(names, held_out, rows, gradient)).model_dump()
+        return (await self.client.check(names, held_out, rows, gradient, own)).to_plain()
 
     async def describe(self) -> dict:
         """What the service is now: see `ServiceRecord`. Raises RewardUnavailableError after DESCRIBE_S seconds."""
         try:
             async with asyncio.timeout(DESCRIBE_S):
-                return (await self.client.describe()).model_dump()
+                return (await self.client.describe()).to_plain()
         except TimeoutError:
             raise RewardUnavailableError(f"the reward service did not say within {DESCRIBE_S:g} s what it is") from None
 

@@ -12,7 +12,7 @@ import numpy as np
 from dipp_ray.serving.client.by_handle import HandleTransport
 from dipp_ray.serving.client.transport import as_client_error
 from dipp_ray.serving.contract.calls import Question, as_fp32
-from dipp_ray.serving.core.ingress import RewardIngress
+from dipp_ray.serving.core.ingress import DECODER, RewardIngress
 
 
 class DirectTransport(HandleTransport):
@@ -41,8 +41,11 @@ class DirectTransport(HandleTransport):
                 from ray import serve
 
                 settings, user_config = await self._call("opening")
+                app = self._application
                 ingress = RewardIngress(
-                    settings, {name: serve.get_deployment_handle(name, self._application) for name in settings.models}
+                    settings,
+                    {name: serve.get_deployment_handle(name, app) for name in settings.models},
+                    {name: serve.get_deployment_handle(DECODER + name, app) for name in settings.vaes},
                 )
                 ingress.reconfigure(user_config)
                 self._ingress = ingress

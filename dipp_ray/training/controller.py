@@ -56,7 +56,13 @@ class Controller:
                 "reward": [roles.reward] if roles.reward else [],
             }
         )
-        self.executor = Executor(self.actors, config.roles.step_timeout_s, config.roles.heartbeat_s, say)
+        self.executor = Executor(
+            self.actors,
+            config.roles.step_timeout_s,
+            config.roles.heartbeat_s,
+            say,
+            away_s=config.reward.away_s if config.reward.shared else 0.0,
+        )
         self.reward_deviation = 1.0
         self.texts = lru_cache(8 * config.data.micro_batches)(prompts.of)  # asked for by text and by reward
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from dipp_ray.errors import RoleFailure
 from dipp_ray.training.actor_protocol import Actors, Send, TaskResult
+from dipp_ray.training.away import Away
 from dipp_ray.training.faults import TOLD, ActorLost, died, named, overdue, silent, stranger_died, work_of
 from dipp_ray.training.pulse import EVERY_S, Pulse
 from dipp_ray.training.tasks import GROUPS, Key, Role, Task
@@ -53,7 +54,7 @@ class _Listed:
 
 class Executor:
     """timeout_s: the longest that one task may take from when it could have begun. heartbeat_s: the longest that an
-    actor may be silent. say: told what is waited for."""
+    actor may be silent. say: told what is waited for. away_s: the longest that a shared reward service may be away."""
 
     def __init__(
         self,
@@ -62,8 +63,10 @@ class Executor:
         heartbeat_s: float,
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        away_s: float = 0.0,
     ):
         self.actors, self.timeout_s, self.say, self.clock = actors, timeout_s, say, clock
+        self.away = Away(away_s, lambda text: self.say(text))
         self.listed: dict[Key, _Listed] = {}  # until they have ended
         self.finished: dict[Key, Finished] = {}
         self.out: dict[Any, Key] = {}  # report -> task, in the order in which they were sent
@@ -115,10 +118,14 @@ class Executor:
             entry = going.popleft()
             task = entry.task
             entry.index = task.rank if task.rank is not None else self._least_busy(task.role)
-            entry.answer = entry.send(task, entry.index, {key: self._answer(key) for key in task.needs})
-            self.out[entry.answer.report] = task.key
-            self.busy[task.role, entry.index] += 1
+            self._ask(entry)
             going.extend(self._unblocked(("out", task.key)))
+
+    def _ask(self, entry: _Listed) -> None:
+        task = entry.task
+        entry.answer = entry.send(task, entry.index, {key: self._answer(key) for key in task.needs})
+        self.out[entry.answer.report] = task.key
+        self.busy[task.role, entry.index] += 1
 
     def _answer(self, key: Key) -> TaskResult:
         if key in self.finished:
@@ -167,11 +174,20 @@ class Executor:
         try:
             result = self.actors.result(report)
         except Exception as error:
-            self._blame(error, entry)
-        finally:  # what failed has ended too: who goes on in spite of it does not meet it again
-            del self.out[report], self.listed[key]
-            self.busy[who] -= 1
-            self.idle_since[who] = now
+            if self.away.asks_again(error, now - took, now):
+                self._ended(report, who, now)
+                entry.could_begin = now
+                self._ask(entry)  # what needs its answer is gated, and waits on
+                return
+            try:
+                self._blame(error, entry)
+            finally:  # what failed has ended too: who goes on in spite of it does not meet it again
+                self._ended(report, who, now)
+                del self.listed[key]
+        self._ended(report, who, now)
+        del self.listed[key]
+        if entry.task.role == "reward":
+            self.away.answered(now)
         could = entry.could_begin if entry.could_begin is not None else now
         began = max(could, now - getattr(result, "seconds", 0.0))
         assert entry.answer is not None
@@ -183,6 +199,11 @@ class Executor:
             if not other.unended and other.could_begin is None:
                 other.could_begin = now
         self._send(deque(self._unblocked(("good", key))))
+
+    def _ended(self, report, who: tuple[Role, int], now: float) -> None:
+        del self.out[report]
+        self.busy[who] -= 1
+        self.idle_since[who] = now
 
     def _take_beat(self, report) -> None:
         """An actor that dies while it has nothing to do is seen so, and not when it is next needed."""

@@ -15,6 +15,7 @@ from dipp_ray.roles.reward_client import RewardClientActor
 from dipp_ray.roles.teacher import Teacher
 from dipp_ray.roles.text import Text
 from dipp_ray.roles.waiting import wait_all
+from dipp_ray.serving.deploy.application import vae_record
 from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.serving.deploy.private import private_config, private_name
 from dipp_ray.training.draining import draining_nodes
@@ -117,6 +118,7 @@ def start_actor(actor: Any, options: dict, *arguments):
 def call_rewards(application: str | None, config: RunConfig, say: Callable[[str], None]) -> tuple:
     """(the reward-client actor, what the service said it is). application: the run's own; None for a shared one."""
     reward = start_actor(RewardClientActor, {}, application, config.reward, config.run.name)
-    asked = reward.check.remote(config.micro_batch_size, config.objective.reward_scale > 0)
+    own = vae_record(config.model.teacher) if application is None else None  # its own decodes by the same folder
+    asked = reward.check.remote(config.micro_batch_size, config.objective.reward_scale > 0, own)
     (service,) = wait_all([asked], "the reward service", config.reward.deadline_s + 60, say)
     return reward, service

@@ -112,7 +112,7 @@ class Run:
         if self.config.reward.shared and before and now:
             if judge_of(before) != judge_of(now):  # another model's scores are no better and no worse
                 self.state = self.state.but(held_out={}, falls=0)
-            if said := changes(before, now):
+            if said := changes(before, now, self.config.reward.vae):
                 kept = "; reward_deviation stays as it was measured" if self.state.reward_deviation is not None else ""
                 self.say(f"the reward service changed: {', '.join(said)}; the run goes on with it as it is now{kept}")
         self.state = self.state.but(service=now)

@@ -25,10 +25,11 @@ def require_room_on(config: ServiceConfig, nodes: list[Node]) -> None:
 
 
 def requests(config: ServiceConfig) -> list[Request]:
-    """One for each replica that a model begins with."""
+    """One for each replica that a model or a VAE begins with."""
     found = []
-    for model in config.models:
-        role, least = model.role, model.replicas if isinstance(model.replicas, int) else model.replicas[0]
+    named = [(f"reward '{model.name}'", model) for model in config.models]
+    for name, served in [*named, *((f"VAE '{vae.name}'", vae) for vae in config.vaes)]:
+        role = served.role
         one = (role.cpus, role.gpus, role.accelerator, role.labels, role.resources)
-        found += [Request(f"reward '{model.name}'", index, *one) for index in range(least)]
+        found += [Request(name, index, *one) for index in range(served.least_replicas)]
     return found

@@ -12,14 +12,15 @@ from tiny_models import Brightness, save_clip
 
 
 def term(model, folder=None):
-    return RewardTerm(name="r", model=model, folder=folder and str(folder))
+    server = {"url": "http://127.0.0.1:1"} if model == "server" else None
+    return RewardTerm(name="r", model=model, folder=folder and str(folder), server=server)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_name_is_a_class_that_says_what_it_is(name, tmp_path):
     kind = reward_class(term(name))
     assert callable(kind.reward)
-    assert is_differentiable(kind) == (name != "jpeg")
+    assert is_differentiable(kind) == (name not in ("jpeg", "server"))
     if name in WITHOUT_FOLDER:
         check_term(term(name))
         with pytest.raises(UserError, match="reads no folder"):
@@ -44,10 +45,11 @@ def test_a_model_that_does_not_say_is_differentiable():
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(
-        UserError, match=r"'hps' is neither package.module:Class nor one of imagereward, .*jpeg: did you mean hpsv2"
+        UserError,
+        match=r"'hps' is neither package.module:Class nor one of imagereward, .*jpeg, server: did you mean hpsv3",
     ):
         check_term(term("hps"))
-    with pytest.raises(UserError, match=r"nor one of imagereward, .*jpeg$"):
+    with pytest.raises(UserError, match=r"nor one of imagereward, .*jpeg, server$"):
         check_term(term("mine"))
 
 

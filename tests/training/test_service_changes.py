@@ -21,16 +21,16 @@ SERVICE = {
 
 
 def test_each_difference_that_rewards_depend_on_is_told():
-    assert changes(SERVICE, SERVICE | {"limits": {"rows": 9}}) == []
+    assert changes(SERVICE, SERVICE | {"limits": {"rows": 9}}, None) == []
     now = SERVICE | {"models": [CLIP | {"weight": 2.0, "cap": 3.0}], "deterministic": True}
-    assert changes(SERVICE, now) == [
+    assert changes(SERVICE, now, None) == [
         "deterministic was False and is True", "weight of clip was 1.0 and is 2.0", "cap of clip was None and is 3.0"
     ]  # fmt: skip
 
 
 def test_models_that_come_and_go_are_told():
     other = SERVICE | {"models": [CLIP | {"name": "hps"}]}
-    assert changes(SERVICE, other) == ["clip is gone", "hps is new"]
+    assert changes(SERVICE, other, None) == ["clip is gone", "hps is new"]
 
 
 def run_of(tmp_path, answer, said):

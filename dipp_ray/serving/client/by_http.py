@@ -68,6 +68,7 @@ class HttpTransport:
         options = ScoreOptions(
             prompts=list(prompts),
             space=question.space,
+            vae=question.vae,
             gradient=question.gradient,
             held_out=question.held_out,
             reply_dtype=self._dtype,

@@ -15,11 +15,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, UserError
+from dipp_ray.errors import CallError, NonFiniteError, RewardAwayError, RewardUnavailableError, UserError
 from dipp_ray.serving.client.transport import Transport, TransportError
+from dipp_ray.serving.client.vaes import require_vae
 from dipp_ray.serving.contract.calls import Question, finite_rows
 from dipp_ray.serving.contract.failures import first_line
-from dipp_ray.serving.contract.records import TRAINER, ServiceRecord, Space
+from dipp_ray.serving.contract.records import TRAINER, ServiceRecord, Space, VaeRecord
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
@@ -30,7 +31,8 @@ class RewardClient:
 
     deadline_s: longest wait for one answer in seconds, retries included. on_nonfinite: `raise` refuses an answer with
     a NaN or an infinity in it; `drop` returns it with the mask `finite`, for the generator to drop those terms.
-    space: what is sent. trainer: who calls, where no token says it.
+    space: what is sent. vae: which of the service's VAEs made the latents, by its name there; None for its only one.
+    trainer: who calls, where no token says it.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class RewardClient:
         on_nonfinite: Literal["raise", "drop"],
         space: Space,
         trainer: str,
+        vae: str | None = None,
     ):
         if space not in get_args(Space):
             raise UserError(f"space '{space}': write {' or '.join(get_args(Space))}")
@@ -49,7 +52,7 @@ class RewardClient:
         self._transport = transport
         self._deadline_s = deadline_s
         self._on_nonfinite = on_nonfinite
-        self._space = space
+        self._space, self._vae = space, vae
         self._trainer = trainer
 
     async def __aenter__(self) -> "RewardClient":
@@ -74,7 +77,7 @@ class RewardClient:
         if isinstance(prompts, str):
             raise CallError("prompts is one text: give a list of them, one a row")
 
-        question = Question(self._space, gradient, held_out)
+        question = Question(self._space, gradient, held_out, self._vae)
 
         async def attempt(left: float) -> dict:
             return await self._transport.score(x, prompts, question, self._trainer, left)
@@ -96,10 +99,13 @@ class RewardClient:
 
         return await self._retried(attempt, "the question what it serves")
 
-    async def check(self, names: list[str], held_out: list[str], rows: int, gradient: bool) -> ServiceRecord:
+    async def check(
+        self, names: list[str], held_out: list[str], rows: int, gradient: bool, own: VaeRecord | None = None
+    ) -> ServiceRecord:
         """`describe`, after what a trainer needs was found there: models of these names, calls of `rows` rows, health.
 
-        gradient: whether gradients will be asked for. An ill service is waited for, as long as for an answer.
+        gradient: whether gradients will be asked for. own: what the trainer's latents are, as far as it knows. An ill
+        service is waited for, as long as for an answer.
 
         Raises UserError where it is another service than was expected.
         """
@@ -121,8 +127,8 @@ class RewardClient:
             raise UserError(
                 f"the reward service {service.name} has {flat[0]} in its sum, which has no gradient: hold it out there"
             )
-        if self._space == "latents" and service.latent_channels is None:
-            raise UserError(f"the reward service {service.name} has no VAE and takes no latents: set its vae")
+        if self._space == "latents":
+            require_vae(service, self._vae, own)
         if rows > service.limits.rows:
             raise UserError(
                 f"the reward service {service.name} takes {service.limits.rows} rows a call, this run sends {rows}: "
@@ -157,7 +163,7 @@ class RewardClient:
             wait = max(pause, asked) * random.uniform(1.0, 1.5)
             await asyncio.sleep(max(0.0, min(wait, until - time.monotonic())))
             pause = min(2 * pause, LONGEST_PAUSE_S)
-        raise RewardUnavailableError(
+        raise RewardAwayError(
             f"reward service: no answer for {what} within {self._deadline_s:g} s and {attempts} attempts "
             f"({last}): see `serve status` and the service's log, or wait longer (a trainer's reward.deadline_s)"
         )

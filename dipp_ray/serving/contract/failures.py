@@ -36,13 +36,25 @@ class ModelError(Exception):
         self.model, self.reason, self.kind = model, reason, kind
 
     def __str__(self) -> str:
-        return f"reward '{self.model}': {self.reason}"
+        return f"{self.named}: {self.reason}"
 
     @property
     def public(self) -> str:
         """For callers from outside: of what the model raised, the kind alone, for its text may name files."""
         reason = self.reason.partition(":")[0] if self.kind == "failed" else self.reason
-        return f"reward '{self.model}': {reason}"
+        return f"{self.named}: {reason}"
+
+    @property
+    def named(self) -> str:
+        return f"reward '{self.model}'"
+
+
+class DecoderError(ModelError):
+    """The same of a VAE, named `model` here."""
+
+    @property
+    def named(self) -> str:
+        return f"VAE '{self.model}'"
 
 
 class Draining(Exception):

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 SAFETENSORS, JSON = "application/x-safetensors", "application/json"
 REQUEST, REPLY = "request", "reply"  # keys of the safetensors metadata
 TRAINER = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+VAE = r"^[a-z][a-z0-9_.-]{0,63}$"
 MOST_AXES = 8
 MIB = 2**20
 PROMPTS_SHARE = 0.1  # of a body, at least
@@ -34,6 +35,9 @@ class ScoreOptions(Record):
 
     prompts: list[str] = Field(min_length=1, description="One prompt a row.")
     space: Space = Field("images", description="`images` in [0, 1], or `latents` in the diffusion model's scale.")
+    vae: str | None = Field(
+        None, pattern=VAE, description="Which VAE made the latents, by its name in `/v1/models`; null: the only one."
+    )
     gradient: bool = Field(False, description="Return the gradient of the weighted reward too.")
     held_out: bool = Field(True, description="Score the models that are held out of the sum too.")
     reply_dtype: WireDtype = Field("fp32", description="Of the returned gradient; fp16 comes with a scale a row.")
@@ -127,6 +131,13 @@ class LimitsRecord(Record):
         return max(1, min(self.rows, int(self.body_mib * MIB * (1 - PROMPTS_SHARE)) // row_bytes))
 
 
+class VaeRecord(Record):
+    """A VAE of the service, and whose latents it decodes."""
+
+    latent_channels: int
+    latents: str = Field(description="What its latents are: class, channels, pixels a latent, scale and shift.")
+
+
 class ServiceRecord(Record):
     """`GET /v1/models`: what this service is."""
 
@@ -134,9 +145,16 @@ class ServiceRecord(Record):
     version: str = Field(description="Of dipp-ray.")
     deterministic: bool
     batch_rows: int
-    latent_channels: int | None = Field(description="null: no VAE, images only.")
+    latent_channels: int | None = Field(description="null: no VAE, images only; or several, which `vaes` names.")
+    vaes: dict[str, VaeRecord] = Field(
+        default_factory=dict, description="VAEs that have a name, which a call gives as `vae`; left out where none has."
+    )
     models: list[ModelRecord]
     limits: LimitsRecord
+
+    def to_plain(self) -> dict:
+        """As a record of plain values; without what younger services alone know, where it says nothing."""
+        return self.model_dump(exclude_defaults=True)
 
 
 class HealthRecord(Record):

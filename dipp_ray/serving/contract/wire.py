@@ -18,7 +18,8 @@ NAMES = {"fp32": "F32", "fp16": "F16", "uint8": "U8"}
 def pack(tensors: dict[str, np.ndarray], key: str, record: Record) -> bytes:
     """Tensors (fp32, fp16 or uint8) and one record in the metadata, as the bytes of a safetensors file."""
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    return save(contiguous, metadata={key: record.model_dump_json()})
+    # What is not said is left out, so that services and callers of before `vae` take it.
+    return save(contiguous, metadata={key: record.model_dump_json(exclude_none=True)})
 
 
 def unpack(body: bytes, most_header: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:

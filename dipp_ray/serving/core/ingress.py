@@ -5,7 +5,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Annotated
 
@@ -13,21 +13,23 @@ import numpy as np
 from pydantic import Field
 
 from dipp_ray.errors import CallError, UserError
-from dipp_ray.rewards.combination import combine, trained
+from dipp_ray.rewards.combination import Answer, combine, trained
 from dipp_ray.rewards.terms import SumTerm
-from dipp_ray.serving.contract.calls import Question, validate_call
-from dipp_ray.serving.contract.failures import Draining
+from dipp_ray.serving.contract.calls import Question, vae_of, validate_call
+from dipp_ray.serving.contract.failures import Draining, ModelError
 from dipp_ray.serving.contract.limits import LimitsSection, check_limits
-from dipp_ray.serving.contract.records import MIB, HealthRecord, LimitsRecord, ModelRecord, ServiceRecord
-from dipp_ray.serving.core.handles import ModelHandles
+from dipp_ray.serving.contract.records import MIB, HealthRecord, LimitsRecord, ModelRecord, ServiceRecord, VaeRecord
+from dipp_ray.serving.core.handles import DecoderHandles, ModelHandles, health_of
 from dipp_ray.serving.core.joining import IngressReply, joined
 from dipp_ray.serving.core.metrics import ServiceMetrics, outcome_of
 from dipp_ray.serving.core.queue import FairQueue, QueueSection
-from dipp_ray.serving.core.scheduler import Call, Scheduler
+from dipp_ray.serving.core.scheduler import Scheduler
+from dipp_ray.serving.core.work import Call, Worked
 from dipp_ray.settings import Section, validate
 
 RANGE_SLACK = 1e-3  # rounding of pixels at the ends of [0, 1]
 HEALTH_EVERY_S = 2.0
+DECODER = "VAE-"  # before a VAE's name: the deployment that decodes
 log = logging.getLogger("ray.serve")
 
 
@@ -43,7 +45,8 @@ class UserConfig(Section):
 @dataclass(frozen=True)
 class IngressSettings:
     """What needs a restart to change. slots: replicas that can compute at the same time. models: the `model` of each,
-    by name. flat: models without a gradient."""
+    by name. flat: models without a gradient. vaes: those that are decoded by for all models; without any, each model
+    decodes latents of `latent_channels` channels by itself."""
 
     name: str
     batch_rows: int
@@ -55,15 +58,16 @@ class IngressSettings:
     flat: tuple[str, ...]
     limits: LimitsSection
     queue: QueueSection
+    vaes: dict[str, VaeRecord]
 
 
 class RewardIngress:
-    """models: a Serve handle to each reward model, by its name."""
+    """models: a Serve handle to each reward model, by its name; decoders: to each decoder, by its VAE's."""
 
-    def __init__(self, settings: IngressSettings, models: dict):
+    def __init__(self, settings: IngressSettings, models: dict, decoders: dict):
         self.settings = settings
         self.metrics = ServiceMetrics()
-        self._models = ModelHandles(models, settings.optional_wait_s)
+        self._deployed = models | {f"VAE {name}": handle for name, handle in decoders.items()}
         self._terms: tuple[SumTerm, ...] = ()
         self._summed: tuple[SumTerm, ...] = ()  # those that are not held out
         self.tokens: dict[str, str] = {}  # of callers by HTTP: digest to trainer, empty for none
@@ -73,7 +77,12 @@ class RewardIngress:
         self._open = 0  # calls that were taken and not answered yet
         queue = FairQueue(settings.queue.rows, int(settings.queue.mib * MIB))
         self._scheduler = Scheduler(
-            self._models.ask, queue, settings.batch_rows, settings.deterministic, settings.slots
+            ModelHandles(models, settings.optional_wait_s).ask,
+            queue,
+            settings.batch_rows,
+            settings.deterministic,
+            settings.slots,
+            DecoderHandles(decoders),
         )
         self._scheduler.began = self._count_batch
 
@@ -136,13 +145,14 @@ class RewardIngress:
             deterministic=settings.deterministic,
             batch_rows=settings.batch_rows,
             latent_channels=settings.latent_channels,
+            vaes=settings.vaes,
             models=models,
             limits=LimitsRecord(**limits.model_dump()),
         )
 
     async def models(self) -> dict:
         """`describe` as a record of plain values."""
-        return self.describe().model_dump()
+        return self.describe().to_plain()
 
     async def opening(self) -> tuple[IngressSettings, dict]:
         """What another ingress of the same models is made of: its settings and its `user_config`, without tokens."""
@@ -158,10 +168,10 @@ class RewardIngress:
         return health.model_copy(update={"ok": health.ok and not self._draining})
 
     async def _ask_health(self) -> HealthRecord:
-        said = await asyncio.gather(*(self._models.health_of(name) for name in self._models.names))
-        models = dict(zip(self._models.names, said, strict=True))
-        required = [term.name for term in self._terms if term.required]
-        return HealthRecord(ok=all(models[name] == "ok" for name in required), models=models)
+        said = await asyncio.gather(*map(health_of, self._deployed.values()))
+        models = dict(zip(self._deployed, said, strict=True))
+        optional = {term.name for term in self._terms if not term.required}
+        return HealthRecord(ok=all(models[name] == "ok" for name in models.keys() - optional), models=models)
 
     async def drain(self, wait_s: float) -> int:
         """Take no more calls and wait for those that were taken; returns how many are left after `wait_s` seconds."""
@@ -204,20 +214,43 @@ class RewardIngress:
         terms = self._terms if question.held_out else self._summed
         if not terms:
             raise CallError("every reward term is held out, and held-out scores were not asked for")
-        validate_call(x, prompts, space, gradient, self.settings.latent_channels, terms, self.settings.flat)
+        vae = vae_of(question, self.settings.vaes)
+        channels = self.settings.vaes[vae].latent_channels if vae is not None else self.settings.latent_channels
+        validate_call(x, prompts, space, gradient, channels, terms, self.settings.flat, vae)
         check_limits(x.shape, prompts, space, self.settings.limits)
         if not np.isfinite(x).all():
             raise CallError(f"{space} that are not finite were sent")
         if space == "images" and (x.min() < -RANGE_SLACK or x.max() > 1 + RANGE_SLACK):
             raise CallError(f"images in [{x.min():.3g}, {x.max():.3g}] were sent: pixels lie in [0, 1]")
-        call = Call(x, prompts, space, gradient, terms)
-        outcomes = await self._scheduler.score(call, trainer, expires_s)
+        call = Call(x, prompts, space, gradient, terms, vae)
+        until = time.monotonic() + expires_s
+        failed: dict[str, ModelError] = {}
+        while True:
+            chunks, answers, without = await self._asked(call, trainer, until - time.monotonic())
+            failed |= without
+            summed = {term.name for term in trained(terms) if term.name in answers}
+            if vae is None or not gradient or all(chunk.summed == summed for chunk in chunks):
+                break
+            # One that is not required failed at some chunks, and is in the sum of others: once more without it.
+            call = replace(call, terms=tuple(term for term in call.terms if term.name not in failed))
+        combined = combine(terms, answers, gradient and vae is None)
+        if vae is not None and gradient:
+            slopes = [chunk.gradient for chunk in chunks if chunk.gradient is not None]
+            combined = replace(combined, gradient=np.concatenate(slopes))
+        held_out = [term.name for term in terms if term.held_out]
+        return IngressReply(combined, held_out, failed)
+
+    async def _asked(
+        self, call: Call, trainer: str, expires_s: float
+    ) -> tuple[list[Worked], dict[str, Answer], dict[str, ModelError]]:
+        """(what came of each chunk, answers by model over all of them, failed models that are not required)."""
+        chunks = await self._scheduler.score(call, trainer, expires_s)
+        outcomes = [chunk.outcomes for chunk in chunks]
         without = {name for chunk in outcomes for name, part in chunk.items() if isinstance(part, Exception)}
         self._count_failures(without)
-        answers, failed = joined(terms, outcomes)
+        answers, failed = joined(call.terms, outcomes)
         self._count_failures(failed.keys() - without)
-        held_out = [term.name for term in terms if term.held_out]
-        return IngressReply(combine(terms, answers, gradient), held_out, failed)
+        return chunks, answers, failed
 
     def require_room(self, trainer: str) -> None:
         """Raise TrainerFull where this trainer's bound is reached already, whatever it would send."""

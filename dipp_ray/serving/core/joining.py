@@ -8,7 +8,7 @@ from dipp_ray.rewards.combination import Answer, Combined, trained
 from dipp_ray.rewards.terms import SumTerm
 from dipp_ray.serving.contract.calls import finite_rows
 from dipp_ray.serving.contract.failures import DeadlineError, ModelError
-from dipp_ray.serving.core.scheduler import Outcome
+from dipp_ray.serving.core.work import Outcome
 
 
 @dataclass(frozen=True)

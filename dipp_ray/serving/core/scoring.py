@@ -42,8 +42,7 @@ class ModelScorer:
         x: latents [B, C, h, w] in the model's scale, or images [B, 3, H, W] in [0, 1]; fp32 or fp64. Raises
         CallError where a gradient was asked for and there is none, RuntimeError where the model returns another shape.
         """
-        autocast = torch.autocast(self.device.type, self._autocast) if self._autocast else contextlib.nullcontext()
-        with torch.set_grad_enabled(gradient), autocast:
+        with torch.set_grad_enabled(gradient), casting(self.device, self._autocast):
             sent = x.detach().to(self.device).requires_grad_(gradient)
             images = sent
             if space == "latents":
@@ -59,6 +58,38 @@ class ModelScorer:
             # Rows do not depend on each other, so the gradient of the sum is each row's own.
             slope = torch.autograd.grad(score.sum(), sent)[0].cpu().numpy()
         return Answer(score.detach().to(torch.promote_types(score.dtype, torch.float32)).cpu().numpy(), slope)
+
+
+class Decoding:
+    """A decoder apart from the models that look at its images: to them, and from their derivatives back to latents.
+
+    `autocast`: as of ModelScorer.
+    """
+
+    def __init__(self, decoder: LatentDecoder, device: str | torch.device, autocast: torch.dtype | None = None):
+        self.decoder, self.device, self._autocast = decoder.to(device), torch.device(device), autocast
+
+    def images(self, x: torch.Tensor, gradient: bool) -> np.ndarray:
+        """Images [B, 3, H, W] in [0, 1] of latents x [B, C, h, w], in x's dtype.
+
+        gradient: with a graph, which is dropped: a forward pass without one may take another way to other bits.
+        """
+        return self._decoded(x, gradient)[1].detach().cpu().numpy()
+
+    def pull_back(self, x: torch.Tensor, slopes: torch.Tensor) -> np.ndarray:
+        """The derivative by latents x of a function whose derivative by their images is `slopes` [B, 3, H, W]."""
+        sent, images = self._decoded(x, gradient=True)
+        return torch.autograd.grad(images, sent, slopes.to(self.device))[0].cpu().numpy()
+
+    def _decoded(self, x: torch.Tensor, gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.set_grad_enabled(gradient), casting(self.device, self._autocast):
+            sent = x.detach().to(self.device).requires_grad_(gradient)
+            return sent, self.decoder.decode(sent)
+
+
+def casting(device: torch.device, dtype: torch.dtype | None):
+    """The context of arithmetic in `dtype`, None for that of the weights."""
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ def check_service(config: ServiceConfig) -> None:
     """Raise UserError for files, classes or tokens that are not there, before anything is started."""
     for model in config.models:
         check_term(model.term)
-    if config.vae:
-        find_vae(local(config.vae, weights_of("vae")))
+    for folder in [*([config.vae] if config.vae else []), *(vae.folder for vae in config.vaes)]:
+        find_vae(local(folder, weights_of("vae")))
     tokens = read_tokens(config.http.tokens)
     if not config.http.on_loopback and not tokens:
         raise UserError(

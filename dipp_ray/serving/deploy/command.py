@@ -39,7 +39,8 @@ def serve_rewards(config: ServiceConfig, read: Callable[[], ServiceConfig], deta
             there = require_name(config.name, detach)
             try:
                 _deploy(config)
-                say(f"starting {len(config.models)} reward models")
+                decoders = f" and {len(config.vaes)} VAEs" if config.vaes else ""
+                say(f"starting {len(config.models)} reward models{decoders}")
                 await_rewards(config.name, config.wait_s, say)
                 _running(config, read, detach, say)
             except BaseException:

@@ -7,13 +7,15 @@ from pydantic import Field, model_validator
 from dipp_ray.config import RoleSection
 from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.serving.contract.limits import LimitsSection
+from dipp_ray.serving.contract.records import VAE
 from dipp_ray.serving.core.queue import QueueSection
 from dipp_ray.settings import Count, LocalPath, ModelPath, Positive, Section
 
 
-class ServedModel(RewardTerm):
-    """A reward model and one deployment of it."""
+class Deployed(Section):
+    """What has replicas."""
 
+    name: str
     role: RoleSection = Field(RoleSection(), description="Resources of one replica: CPUs, GPU share, kind.")
     replicas: Count | tuple[Count, Count] = Field(
         1,
@@ -23,15 +25,34 @@ class ServedModel(RewardTerm):
 
     @model_validator(mode="after")
     def _replicas_in_order(self):
-        if isinstance(self.replicas, tuple) and self.replicas[0] > self.replicas[1]:
-            raise ValueError(f"replicas={list(self.replicas)} of model '{self.name}': write [min, max]")
+        if self.least_replicas > self.most_replicas:
+            raise ValueError(f"replicas={list(self.bounds)} of '{self.name}': write [min, max]")
         if self.role.workers != 1:
-            raise ValueError(f"role.workers of model '{self.name}' has no effect: set its replicas")
+            raise ValueError(f"role.workers of '{self.name}' has no effect: set its replicas")
         return self
 
     @property
+    def bounds(self) -> tuple[int, int]:
+        return (self.replicas, self.replicas) if isinstance(self.replicas, int) else self.replicas
+
+    @property
+    def least_replicas(self) -> int:
+        return self.bounds[0]
+
+    @property
     def most_replicas(self) -> int:
-        return self.replicas if isinstance(self.replicas, int) else self.replicas[1]
+        return self.bounds[1]
+
+
+class ServedVae(Deployed):
+    """A VAE, and one deployment of it that decodes for all models."""
+
+    name: str = Field(pattern=VAE, description="What callers name it by, such as the family of their latents.")
+    folder: ModelPath = Field(description="Folder or hub id of a pipeline or VAE.")
+
+
+class ServedModel(RewardTerm, Deployed):
+    """A reward model and one deployment of it."""
 
     @property
     def term(self) -> RewardTerm:
@@ -63,7 +84,13 @@ class ServiceConfig(Section):
     )
     models: list[ServedModel] = Field(min_length=1, description="Reward models, and where each runs.")
     vae: ModelPath | None = Field(
-        None, description="Folder or hub id of a pipeline or VAE that decodes latents; null: images only."
+        None,
+        description="Folder or hub id of a pipeline or VAE that decodes latents, in each model's replica; null: images "
+        "only, or `vaes`.",
+    )
+    vaes: list[ServedVae] = Field(
+        default_factory=list,
+        description="VAEs of one family or several, each in replicas of its own that decode once for all models.",
     )
     checkpoint_decoder: bool = Field(False, description="Recompute the decoder's activations: less memory, more time.")
     batch_rows: Count = Field(32, description="Rows of one forward pass: chunk of a call, bound of a merged batch.")
@@ -83,6 +110,9 @@ class ServiceConfig(Section):
     @model_validator(mode="after")
     def _consistent(self):
         unique_names(self.models, "models")
+        unique_names(self.vaes, "vaes")
+        if self.vae and self.vaes:
+            raise ValueError("vae is decoded in each model's replica, vaes once for all models: keep one of both")
         if self.queue.rows < self.limits.rows:
             raise ValueError(
                 f"queue.rows={self.queue.rows} is below limits.rows={self.limits.rows}: such a call could never be "

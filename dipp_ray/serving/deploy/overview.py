@@ -6,7 +6,7 @@ from rich.table import Table
 
 from dipp_ray.connecting import logs_folder
 from dipp_ray.rewards.loading import is_differentiable, reward_class
-from dipp_ray.serving.deploy.config import ServiceConfig
+from dipp_ray.serving.deploy.config import Deployed, ServiceConfig
 from dipp_ray.serving.http.document import example
 from dipp_ray.serving.http.tokens import read_tokens
 
@@ -17,7 +17,6 @@ def models_table(config: ServiceConfig) -> Table:
     for column in ("model", "kind", "weight", "scale", "bound", "replicas", "on"):
         table.add_column(column)
     for model in config.models:
-        role = model.role
         scaled = f"(s - {model.mean:g}) / {model.deviation:g}" if (model.mean, model.deviation) != (0, 1) else ""
         bound = (
             f"hinge {model.hinge:g}"
@@ -26,16 +25,20 @@ def models_table(config: ServiceConfig) -> Table:
             if model.cap is not None
             else ""
         )
-        where = (
-            f"{role.gpus:g} GPU{f' {role.accelerator}' if role.accelerator else ''}"
-            if role.gpus
-            else f"{role.cpus:g} CPU"
-        )
-        replicas = str(model.replicas) if isinstance(model.replicas, int) else "{} to {}".format(*model.replicas)
         weight = "held out" if model.held_out else f"{model.weight:g}"
         name = model.name if model.required else f"{model.name} (not required)"
-        table.add_row(name, model.model, weight, scaled, bound, replicas, where)
+        table.add_row(name, model.model, weight, scaled, bound, *_place(model))
+    for vae in config.vaes:
+        table.add_row(vae.name, "VAE", "", "", "", *_place(vae))
     return table
+
+
+def _place(served: Deployed) -> tuple[str, str]:
+    """How many replicas, and on what."""
+    role, (least, most) = served.role, served.bounds
+    kind = f" {role.accelerator}" if role.accelerator else ""
+    where = f"{role.gpus:g} GPU{kind}" if role.gpus else f"{role.cpus:g} CPU"
+    return str(least) if isinstance(served.replicas, int) else f"{least} to {most}", where
 
 
 def _trainers(config: ServiceConfig) -> list[str]:

@@ -9,4 +9,5 @@ def pinned_service(config: ServiceConfig) -> ServiceConfig:
     models = [
         model.model_copy(update={"folder": pinned(model.folder)}) if model.folder else model for model in config.models
     ]
-    return config.model_copy(update={"models": models, "vae": config.vae and pinned(config.vae)})
+    vaes = [vae.model_copy(update={"folder": pinned(vae.folder)}) for vae in config.vaes]
+    return config.model_copy(update={"models": models, "vae": config.vae and pinned(config.vae), "vaes": vaes})

@@ -57,7 +57,7 @@ def build_http(service: RewardIngress) -> FastAPI:
     )
     identify = [Depends(HTTPBearer(auto_error=False))]  # says in the document how to identify oneself
     limits, calls = service.settings.limits, service.settings.queue.calls
-    latents = service.settings.latent_channels is not None
+    latents, vaes = service.settings.latent_channels is not None, list(service.settings.vaes)
     admission = Admission()
     readers = ThreadPoolExecutor(AT_A_TIME, "read")  # a thread that reads goes on where its caller is gone
     uploads = Uploads(int(service.settings.queue.mib * MIB))
@@ -95,7 +95,7 @@ def build_http(service: RewardIngress) -> FastAPI:
         summary="Score images or latents, and differentiate the weighted reward by them.",
         response_description="Rewards, scores and, if asked for, the gradient, in the form of the call.",
         responses={200: answer, **errors},
-        openapi_extra={"requestBody": {"required": True, "content": request_content(limits, latents)}},
+        openapi_extra={"requestBody": {"required": True, "content": request_content(limits, latents, vaes)}},
     )
     async def score(request: Request) -> Response:
         trainer = identified(request, service)
@@ -106,13 +106,19 @@ def build_http(service: RewardIngress) -> FastAPI:
             reply = await service.answer(
                 x,
                 options.prompts,
-                Question(options.space, options.gradient, options.held_out),
+                Question(options.space, options.gradient, options.held_out, options.vae),
                 trainer or options.trainer,
                 options.deadline_s,
             )
         return await asyncio.to_thread(rendered, kind, reply, options)
 
-    @app.get("/v1/models", dependencies=identify, response_description="What it serves.", responses=refusals)
+    @app.get(
+        "/v1/models",
+        dependencies=identify,
+        response_description="What it serves.",
+        responses=refusals,
+        response_model_exclude_defaults=True,  # as `ServiceRecord.to_plain`
+    )
     async def models(request: Request) -> ServiceRecord:
         """The models, their part in the sum, and the limits."""
         identified(request, service)

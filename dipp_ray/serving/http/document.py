@@ -3,7 +3,7 @@
 import copy
 import html
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel
 
@@ -52,8 +52,9 @@ BINARY = {"type": "string", "format": "binary"}
 TEXT_CONTENT = {"text/plain": {"schema": {"type": "string"}}}
 
 
-def request_content(limits: LimitsSection, latents: bool) -> dict:
-    """The bodies of a call, as the OpenAPI document has them: what is taken. latents: whether there is a VAE."""
+def request_content(limits: LimitsSection, latents: bool, vaes: Sequence[str]) -> dict:
+    """The bodies of a call, as the OpenAPI document has them: what is taken. latents: whether there is one VAE. vaes:
+    the names of those that have one."""
     schema = schema_of(JsonCall)
     said = schema["properties"]
     text = {"type": "string", "maxLength": limits.prompt_chars}
@@ -61,17 +62,25 @@ def request_content(limits: LimitsSection, latents: bool) -> dict:
     files, tensor = said["images"]["anyOf"][0], said["x"]["anyOf"][0]
     files["maxItems"] = limits.rows
     said["reply_dtype"] = {"const": "fp32", "default": "fp32", "description": said["reply_dtype"]["description"]}
+    latents = latents or bool(vaes)
     said["space"] |= {"enum": ["images", "latents"] if latents else ["images"]}
+    unnamed = {"const": None, "default": None, "description": said["vae"]["description"]}
+    said["vae"] = (
+        {"enum": [*vaes, None], "default": None, "description": said["vae"]["description"]} if vaes else unnamed
+    )
     # One of both: files of images, a tensor of images, or a tensor of latents, which are no uint8.
     null, pixels = {"type": "null"}, {"const": "images"}
     halves = {"properties": {"dtype": {"enum": ["fp32", "fp16"]}}}
     schema["oneOf"] = [
-        {"required": ["images"], "properties": {"images": files, "x": null, "space": pixels}},
-        {"required": ["x"], "properties": {"x": tensor, "images": null, "space": pixels}},
+        {"required": ["images"], "properties": {"images": files, "x": null, "space": pixels, "vae": null}},
+        {"required": ["x"], "properties": {"x": tensor, "images": null, "space": pixels, "vae": null}},
     ]
     if latents:
         given = {"x": {"allOf": [tensor, halves]}, "images": null, "space": {"const": "latents"}}
-        schema["oneOf"].append({"required": ["x", "space"], "properties": given})
+        needed = ["x", "space"]
+        if len(vaes) > 1:  # it must be said which
+            given["vae"], needed = {"enum": list(vaes)}, [*needed, "vae"]
+        schema["oneOf"].append({"required": needed, "properties": given})
     return {JSON: {"schema": schema}, SAFETENSORS: {"schema": BINARY}}
 
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, UserError
+from dipp_ray.errors import CallError, NonFiniteError, RewardAwayError, RewardUnavailableError, UserError
 from dipp_ray.serving.client import by_http
 from dipp_ray.serving.client import reward_client as module
 from dipp_ray.serving.client.by_http import HttpTransport
@@ -97,13 +97,14 @@ def test_a_refused_call_is_not_retried():
 
 def test_a_fault_of_the_model_is_tried_a_few_times():
     broken = Flaky(10**9, TransportError("model raised", most_attempts=3))
-    with pytest.raises(RewardUnavailableError, match="3 attempts at 3 samples failed: model raised"):
+    with pytest.raises(RewardUnavailableError, match="3 attempts at 3 samples failed: model raised") as failed:
         score(broken)
+    assert not isinstance(failed.value, RewardAwayError)  # which a trainer would wait for
     assert broken.attempts == 3
 
 
 def test_the_deadline_bounds_all_attempts():
-    with pytest.raises(RewardUnavailableError, match=r"within 0\.05 s .*replica died"):
+    with pytest.raises(RewardAwayError, match=r"within 0\.05 s .*replica died"):
         score(Flaky(10**9, TransportError("replica died")), 0.05)
 
 

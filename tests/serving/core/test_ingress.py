@@ -286,7 +286,7 @@ def test_terms_of_other_models_are_refused_and_the_old_ones_stay(caplog):
         made.reconfigure({"terms": [term], "tokens": {}})  # Serve would end a replica that raises
         assert re.search(message, caplog.text)
         with pytest.raises(UserError, match=message):
-            RewardIngress(made.settings, made.handles).reconfigure({"terms": [term], "tokens": {}})
+            RewardIngress(made.settings, made.handles, {}).reconfigure({"terms": [term], "tokens": {}})
     for given in (
         {"terms": [{"name": "bright"}]},
         {"terms": None, "tokens": {}},

@@ -284,12 +284,24 @@ HALVES = TENSOR | {"dtype": "uint8"}
         ({"x": TENSOR, "space": "latents"}, False, False),
         ({"x": HALVES}, False, True),
         ({"x": HALVES, "space": "latents"}, True, False),
+        ({"x": TENSOR, "space": "latents", "vae": "a"}, True, False),
+        ({"x": TENSOR, "space": "latents", "vae": None}, True, True),
+        ({"x": TENSOR, "space": "latents", "vae": "a"}, ["a"], True),
+        ({"x": TENSOR, "space": "latents"}, ["a"], True),
+        ({"x": TENSOR, "space": "latents", "vae": "c"}, ["a", "b"], False),
+        ({"x": TENSOR, "space": "latents", "vae": "b"}, ["a", "b"], True),
+        ({"x": TENSOR, "space": "latents"}, ["a", "b"], False),
+        ({"x": TENSOR, "vae": "a"}, ["a", "b"], False),
+        ({"images": ["AAAA"], "vae": "a"}, ["a", "b"], False),
+        ({"images": ["AAAA"]}, ["a", "b"], True),
     ],
 )
 def test_the_document_describes_what_is_taken_and_nothing_else(call, latents, taken):
+    """latents: whether there is a VAE, or the names of those there are."""
     from jsonschema import Draft202012Validator
 
-    content = request_content(LimitsSection(rows=8, prompt_chars=100), latents)
+    vaes = latents if isinstance(latents, list) else []
+    content = request_content(LimitsSection(rows=8, prompt_chars=100), bool(latents), vaes)
     schema = content[JSON]["schema"] | {"components": {"schemas": {"TensorRecord": schema_of(TensorRecord)}}}
     assert Draft202012Validator(schema).is_valid({"prompts": ["a"]} | call) == taken
 

@@ -348,9 +348,9 @@ def test_503_a_service_that_stops_sends_callers_elsewhere():
 def test_503_a_model_whose_replicas_are_lost(monkeypatch):
     from ray.exceptions import ActorDiedError
 
-    from dipp_ray.serving.core import handles
+    from dipp_ray.serving.core import attempts
 
-    monkeypatch.setattr(handles, "PAUSE_S", 0.0)
+    monkeypatch.setattr(attempts, "PAUSE_S", 0.0)
     service = made()
 
     async def lost(*_):
