@@ -3,9 +3,9 @@
     python jobs/four_trainers.py [--seconds 30] [--out DIR]
 
 Each has one rank a group, a teacher and a text encoder on a node of its own; the service has another one and is called
-by HTTP, a token a trainer. All four have the same settings and the same seed. They are measured alone with one another;
-then while the fourth, beside its training, floods the service with calls that ignore Retry-After; then again; then
-while the third one's driver is killed and submitted again; then again. Written to DIR/figures.json: steps a second of each in
+by HTTP, a token a trainer. All four have the same settings and the same seed. They are measured as they are; then
+while the fourth, beside its training, floods the service with calls that ignore Retry-After; then again; then while the
+third one's driver is killed and submitted again; then again. Written to DIR/figures.json: steps a second of each in
 each of these times, and whether the four hold the same weights to the bit at the last step that all have committed.
 """
 

@@ -46,7 +46,8 @@ def row_of(**changes):
     return {
         "cell": "kill-score-train-zero2", "seed": 1, "run": "r", "step": 5, "steps": 40, "seconds": 9.5,
         "recoveries": 1, "steps_lost": 1, "parts": {"seen": 0.5, "step": 2.0}, "same_until_next": True,
-        "ended": None, "left": [], "bound": 0.0, "run_seconds": 100.0, "load": 3.0, "difference": difference, "good": True,
+        "ended": None, "left": [], "bound": 0.0, "run_seconds": 100.0, "load": 3.0,
+        "difference": difference, "good": True,
     } | changes  # fmt: skip
 
 
