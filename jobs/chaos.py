@@ -24,7 +24,11 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "cluster"), str(HERE.parent / "tests")]
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3])  # Ray's workers find the tests' reward there
 os.environ.update(
-    OMP_NUM_THREADS="1", RAY_IGNORE_UNHANDLED_ERRORS="1", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0"
+    OMP_NUM_THREADS="1",
+    RAY_IGNORE_UNHANDLED_ERRORS="1",
+    RAY_worker_niceness="0",
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
 )
 
 from chaos_cells import CELLS, Cell, ChaosRun, chaos_runs  # noqa: E402

@@ -14,7 +14,7 @@ STATELESS = {
     "ingress": "ServeReplica:.*:Rewards",
     "keeper": "Keeper:",
 }  # what an actor's class and name begin with
-FAULTS_A_RUN = 12
+FAULTS_A_RUN = 14
 EVERY = 8  # steps between checkpoints, and between looks
 
 

@@ -72,7 +72,8 @@ class Session:
     ) -> "Session":
         """Start the ranks in the room that is held for them, and bring them to `state`; None: as they are made.
 
-        The room is given back where that fails. Raises RoleFailure where a process is lost or does not answer.
+        Where that fails the ranks are ended, and their room stays held. Raises RoleFailure where a process is lost or
+        does not answer.
         """
         groups: dict[Role, Group] = {}
         nodes: dict[Role, list[str]] = {}
@@ -103,7 +104,6 @@ class Session:
         except BaseException as error:
             for group in groups.values():
                 group.kill()
-            placement.release()
             if isinstance(error, RayTaskError) and is_consequence(error):  # a rank was lost while they met
                 raise RoleFailure(f"the ranks did not meet: {said_by(error)}; {GOES_ON}") from None
             raise
@@ -123,11 +123,6 @@ class Session:
         for group in self.groups.values():
             group.kill()
 
-    def close(self) -> None:
-        """End the ranks and give their room back. Once or often."""
-        self.end_ranks()
-        self.placement.release()
-
 
 @contextmanager
 def only_session(config: RunConfig, prompts: Prompts, say: Callable[[str], None]) -> Iterator[Session]:
@@ -140,6 +135,7 @@ def only_session(config: RunConfig, prompts: Prompts, say: Callable[[str], None]
         try:
             yield session
         finally:
-            session.close()
+            session.end_ranks()
     finally:
+        room.release()
         roles.stop()
