@@ -123,10 +123,10 @@ def same_weights(home: Path) -> tuple[int, bool]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement (%(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="a folder that is not there yet, outside this one")
+    parser.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
     given = parser.parse_args()
     home = given.out.resolve()
-    home.mkdir(parents=True)
+    (home / "empty").mkdir(parents=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -140,8 +140,8 @@ def main() -> int:
         client = JobSubmissionClient(cluster.jobs_address)
 
         def submit(script: str, config: str) -> str:
-            # In another folder than this one: what lies below a job's own would be deleted with it.
-            return client.submit_job(entrypoint=f"cd /tmp && {sys.executable} {HERE / script} {home / config}")
+            # In a folder of its own: a run that lay in it would be deleted with the job.
+            return client.submit_job(entrypoint=f"cd {home}/empty && {sys.executable} {HERE / script} {home / config}")
 
         jobs = {"service": submit("serve_rewards.py", "service.yaml")}
         wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), "the service")
