@@ -7,7 +7,7 @@
 A cell is a victim, a phase of a step, and a ZeRO stage. A run takes up to a dozen of them, each in turn when the one
 before has been recovered from. Every fault comes from outside the process that it hits, when the executor's stamps show
 that its phase is under way. The final weights are compared with those of the run that nothing disturbed, and so is what
-was measured of every step. Each fault is a line of runs/chaos/table.jsonl; begun again, it goes on.
+was measured of every step. Each fault is a line of docs/chaos.jsonl; begun again, it goes on.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def outcome(cluster, world, run: ChaosRun, given) -> list[dict]:
     config = config_of_run(world, run)
     fresh(config)
     began, ended, left = time.time(), None, []
-    strikes = Strikes(run.cells, cluster, given.seed)
+    strikes = Strikes(run.cells, cluster, given.seed, given.patient)
     rows = strikes.rows
     try:
         if run.kind == "driver":
@@ -154,22 +154,23 @@ def main() -> int:
     parser.add_argument("--zero", type=int, choices=(2, 3), help="cells of this ZeRO stage")
     parser.add_argument("--runs", type=int, default=1000, help="at most so many runs")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
+    parser.add_argument("--patient", action="store_true", help="strike when spare processes are ready, and not before")
+    parser.add_argument("--figures", type=Path, default=HERE.parent / "docs" / "chaos.jsonl", help="the table")
     parser.add_argument("--table", type=Path, help="write the figures so far to this page, and run nothing")
     for name in ("--drive", "--address", "--phase"):  # how it calls itself for a driver that is killed
         parser.add_argument(name, default="", help=argparse.SUPPRESS)
     for name in ("--step", "--faults"):
         parser.add_argument(name, type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    table = given.out / "table.jsonl"
     if given.table:
-        given.table.write_text(as_page(read_table(table), given.table.read_text()))
+        given.table.write_text(as_page(read_table(given.figures), given.table.read_text()))
         return 0
     world = world_of(given.out)
     if given.drive:
         run = ChaosRun(given.drive, "driver", given.zero, (Cell("driver", given.phase, given.zero),) * given.faults)
         drive(world, given.address, run, given.phase, given.step)
         return 0
-    cells = todo(given, read_table(table))
+    cells = todo(given, read_table(given.figures))
     runs = [run for run in chaos_runs(cells, given.seed) if given.kind in (None, run.kind)][: given.runs]
     print(f"{len(cells)} cells to go, in {len(runs)} runs", flush=True)
     failed = 0
@@ -178,12 +179,12 @@ def main() -> int:
         s3 = bucket(os.environ) if run.kind == "store" else nullcontext()
         with s3, local_cluster([parse_node(n) for n in NODES], system_config=QUICK) as cluster:
             rows = outcome(cluster, world, run, given)
-        with table.open("a") as file:
+        with given.figures.open("a") as file:
             for row in rows:
                 row["good"] = is_good(row)
                 failed += not row["good"]
-                file.write(json.dumps(row) + "\n")
                 print(f"  {'good' if row['good'] else 'BAD'}: {row}", flush=True)
+                file.write(json.dumps({key: row[key] for key in row if key not in ("events", "pids")}) + "\n")
         print(f"  {len(rows)} of {len(run.cells)} struck", flush=True)
     return 1 if failed else 0
 

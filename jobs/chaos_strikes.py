@@ -25,16 +25,21 @@ PARTS = {
 
 
 class Strikes(Watched):
-    """`rows`: what became of each cell that was struck."""
+    """`rows`: what became of each cell that was struck. patient: strikes when there is a spare for each rank."""
 
-    def __init__(self, cells: tuple[Cell, ...], cluster, seed: int):
+    def __init__(self, cells: tuple[Cell, ...], cluster, seed: int, patient: bool = False):
         super().__init__()
+        self.patient = patient
         self.cells, self.cluster, self.random = cells, cluster, random.Random(f"{seed} {cells[0].name}")
         self.rows: list[dict] = []
         self.nodes = 0  # that were added
 
     def watch(self) -> None:
         for cell in self.cells:
+            if self.patient:
+                self.until(
+                    lambda: self.done > 0 and self._spares() >= self.run.session.sizes.ranks, LONGEST_S, every=0.5
+                )
             due = max(self.done, 1) + self.random.randrange(2, 5)
             first = "backward" if cell.phase == "recovery" else cell.phase
             first = "write_share" if cell.phase == "upload" else first
@@ -119,6 +124,8 @@ class Strikes(Watched):
     def _add(self, role: str) -> None:
         self.nodes += 1
         cpus = {"trainer": 1, "rest": 2}[role]
+        # Ray would have each new node end at this process's signals, and those are the main thread's.
+        self.cluster.cluster._shutdown_at_exit = False
         self.cluster.add(parse_node(f"name={role}-{self.nodes},cpus={cpus},labels=role:{role}"))
 
     def _name_of(self, actor: dict) -> str:

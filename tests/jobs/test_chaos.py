@@ -28,8 +28,11 @@ def test_every_cell_is_in_one_run_whatever_the_seed(cells):
         assert sorted(cell.name for cell in taken) == sorted(cell.name for cell in cells.CELLS)
         assert len({run.name for run in runs}) == len(runs)
         assert all({(cell.kind, cell.zero) for cell in run.cells} == {(run.kind, run.zero)} for run in runs)
+    (missing,) = [cell for cell in cells.CELLS if (cell.how, cell.zero) == ("drain", 2)]
+    (run,) = cells.chaos_runs([missing], 1)
+    assert [cell.how for cell in run.cells] == ["node", "back", "drain", "back"], "a drain needs the sizes before it"
     again = cells.chaos_runs(cells.CELLS, 1)
-    assert again == runs != cells.chaos_runs(cells.CELLS, 0)
+    assert again == runs and again != cells.chaos_runs(cells.CELLS, 0)
 
 
 def test_every_victim_meets_every_phase_at_both_stages(cells):
@@ -83,6 +86,7 @@ def test_the_page_keeps_its_text_and_shows_the_last_good_outcome_of_a_cell(table
 @pytest.mark.slow
 def test_a_few_faults_and_the_weights_are_the_undisturbed_runs(tmp_path):
     words = ["--seed", "3", "--zero", "2", "--only", "backward-zero2", "--kind", "same", "--out", str(tmp_path)]
+    words += ["--figures", str(tmp_path / "table.jsonl")]
     done = subprocess.run([sys.executable, JOBS / "chaos.py", *words], capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]

@@ -112,6 +112,4 @@ def test_ranks_that_do_not_meet_because_one_was_lost_are_a_fault_that_is_recover
     error = RoleFailure if "peer" in words else RayTaskError
     with pytest.raises(error, match=words):
         Session.open(tiny_config(tmp_path, tmp_path, tmp_path), None, placement, None, None, None, None, print)
-    assert len(ended) == 2 and not released, (
-        "it is given for the next session's, and must not be lost to others"
-    )
+    assert len(ended) == 2 and not released, "it is given for the next session's, and must not be lost to others"
