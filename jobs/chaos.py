@@ -73,12 +73,15 @@ class Announced(Watched):
 
 def drive(world, address: str, run: ChaosRun, phase: str, step: int) -> None:
     """What the process does that is killed from outside."""
-    trained(address, config_of_run(world, run), Announced(phase, step))
+    for left in trained(address, config_of_run(world, run), Announced(phase, step)):
+        print(f"LEFT {left}", flush=True)
 
 
-def struck_drivers(address: str, run: ChaosRun, given) -> list[dict]:
-    """Start the driver, kill it, and give the same command again, for each cell."""
+def struck_drivers(address: str, run: ChaosRun, given) -> tuple[list[dict], list[str]]:
+    """Start the driver, kill it, and give the same command again, for each cell; returns rows, and what was left behind
+    by the last one."""
     rows: list[dict] = []
+    left: list[str] = []
     for number, cell in enumerate([*run.cells, None]):
         phase, step = (cell.phase, 3 + 5 * number) if cell else ("", 0)
         words = [sys.executable, __file__, "--out", str(given.out), "--drive", run.name, "--address", address]
@@ -94,13 +97,15 @@ def struck_drivers(address: str, run: ChaosRun, given) -> list[dict]:
                 if rows:
                     rows[-1]["seconds"] = round(time.time() - rows[-1]["at"], 2)
                     rows[-1]["lost"] = rows[-1]["step"] - (resumed - 1)
+            if line.startswith("LEFT"):
+                left.append(line.split(maxsplit=1)[1].strip())
             if line.startswith("UNDER WAY"):
                 driver.kill()
                 rows.append({"cell": cell.name, "step": int(line.split()[2]), "at": time.time(), "parts": {}})
         limit.cancel()
         if driver.wait() != (-9 if cell else 0):
             raise RuntimeError(f"the driver ended with {driver.returncode}")
-    return rows
+    return rows, left
 
 
 def outcome(cluster, world, run: ChaosRun, given) -> list[dict]:
@@ -116,7 +121,7 @@ def outcome(cluster, world, run: ChaosRun, given) -> list[dict]:
     rows = strikes.rows
     try:
         if run.kind == "driver":
-            rows = struck_drivers(cluster.address, run, given)
+            rows, left = struck_drivers(cluster.address, run, given)
         else:
             left = trained(cluster.address, config, strikes)
     except Exception as error:  # it is a finding, and the other runs go on
