@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import ray
@@ -55,7 +56,7 @@ class Strikes(Watched):
                 row["fault"] = f"not struck: {type(error).__name__}: {error}"
                 return
             row["at"] = began
-            ended = self.until(lambda cell=cell, step=step, at=began: self._recovered(cell, step, at), LONGEST_S)
+            ended = self.until(lambda cell=cell, row=row: self._recovered(cell, row), LONGEST_S)
             row["seconds"] = round(ended - began, 2) if ended else None
             row["parts"] = self._parts(began, ended or time.time())
             self._look_for_stopped(row)
@@ -134,8 +135,9 @@ class Strikes(Watched):
 
     # -- what becomes of it --------------------------------------------------------------------------------------------
 
-    def _recovered(self, cell: Cell, step: int, began: float) -> float | None:
+    def _recovered(self, cell: Cell, row: dict) -> float | None:
         """When the next step was finished after the fault, and all is as it should be; None: not yet."""
+        step, began = row["step"], row["at"]
         if cell.how in ("back", "drain"):
             moved = self.said("goes on from", began)
             if moved is None or (cell.how == "back" and self.run.session.sizes.ranks < 4):
@@ -143,7 +145,7 @@ class Strikes(Watched):
             return self._finished_after(moved)
         if cell.how == "node" or cell.phase == "recovery" or set(cell.victims) & RANKS.keys():
             return self.said("recovered:", began)
-        there = all(self.actors(STATELESS[victim]) for victim in cell.victims)
+        there = all(self.actors(STATELESS[victim]) for victim in cell.victims) and not self._stopped(row)
         return time.time() if there and self.done > step + 1 and not self.recovering else None
 
     def _finished_after(self, moved: float) -> float | None:
@@ -167,15 +169,21 @@ class Strikes(Watched):
         alive = {actor["ActorID"] for actor in self.actors("GeneratorRank|ScoreRank")}
         return len(alive - self.ranks().keys())
 
+    def _stopped(self, row: dict) -> list[int]:
+        """The processes that were struck, are there, and hang."""
+        found = []
+        for pid in row.get("pids", ()):
+            with suppress(psutil.NoSuchProcess):
+                if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                    found.append(pid)
+        return found
+
     def _look_for_stopped(self, row: dict) -> None:
         """A process that hangs must have been ended by the run."""
-        for pid in row.get("pids", ()):
-            try:
-                if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
-                    row["left_stopped"] = row.get("left_stopped", 0) + 1
-                    os.kill(pid, signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                pass
+        if left := self._stopped(row):
+            row["left_stopped"] = len(left)
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
 
 
 def drain(address: str, node: str) -> None:

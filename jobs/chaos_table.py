@@ -41,7 +41,11 @@ def as_page(table: list[dict], page: str) -> str:
     ]
     runs = {row["run"]: f"{number + 1}" for number, row in enumerate({row["run"]: row for row in rows}.values())}
     for row in rows:
-        parts = ", ".join(f"{part} {row['parts'][part]:.1f}" for part in PARTS if part in row.get("parts", {}))
+        parts = ", ".join(
+            f"{part} {row['parts'][part]:.1f}"
+            for part in PARTS
+            if part in row.get("parts", {}) and len(row["parts"]) > 1
+        )
         seconds = "not recovered" if row.get("seconds") is None else f"{row['seconds']:.1f}"
         lines.append(
             f"| {row['cell']} | {row['seed']} | {runs[row['run']]} | {row['step']} | {_same(row)} "

@@ -81,6 +81,16 @@ def test_the_room_of_a_session_is_given_for_the_next_one_though_its_ranks_did_no
     assert sessions.room.released
 
 
+def test_room_is_looked_for_anew_where_the_very_first_ranks_did_not_meet(world, sessions):
+    first, world.fails = sessions.room, True
+    with pytest.raises(RoleFailure):
+        sessions.open(None, [])
+    sessions.survive(RoleFailure("its node was lost"), 0)
+    world.fails = False
+    sessions.open(None, [])
+    assert world.reserved == [first] and sessions.current.placement is not first
+
+
 def test_a_fault_while_the_run_recovers_belongs_to_the_same_recovery(world, sessions):
     sessions.open(None, [])
     sessions.finished(5)
