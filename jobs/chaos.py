@@ -27,6 +27,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     RAY_IGNORE_UNHANDLED_ERRORS="1",
     RAY_worker_niceness="0",
+    RAY_raylet_start_wait_time_s="180",
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
 )

@@ -92,6 +92,7 @@ def trained(address: str, config, watched=None) -> list[str]:
         return left_behind()
     finally:
         ray.shutdown()
+        serve.context._set_global_client(None)  # else the next cluster is asked for this one's Serve
 
 
 def left_behind(patience_s: float = 10.0) -> list[str]:
