@@ -188,6 +188,6 @@ class Strikes(Watched):
 
 def drain(address: str, node: str) -> None:
     """As a cloud's notice of preemption, NOTICE_S seconds before."""
-    command = [os.path.join(os.path.dirname(sys.executable), "ray"), "drain-node", "--address", address]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address]
     command += ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "chaos"]
     subprocess.run([*command, "--deadline-remaining-seconds", str(NOTICE_S)], check=True, stdout=subprocess.DEVNULL)
