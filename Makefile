@@ -20,8 +20,9 @@ $(VENV)/installed: $(VENV)/package
 demo: $(VENV)/package
 	$(RUN)/dipp-ray demo
 
+# Two at a time, whatever the machine: those that ask for a Ray share one, beside all others.
 test: $(VENV)/installed
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: $(VENV)/installed
 	$(RUN)/python -m pytest -m slow

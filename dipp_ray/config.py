@@ -134,6 +134,9 @@ class RewardSection(Section):
     standardise_samples: int = Field(256, ge=2, description="Samples that measure mean and deviation.")
     on_nonfinite: Literal["raise", "drop"] = Field("raise", description="drop: keep the divergence, count it.")
     deadline_s: Positive = Field(120.0, description="Longest wait for one answer, seconds, retries included.")
+    checkpoint_decoder: bool = Field(
+        False, description="Private service: recompute the decoder's activations: less memory, more time."
+    )
     replicas: Count | Between = Field(
         1, description="Replicas of a private application's models; {min: 1, max: 4}: scaled with the load."
     )

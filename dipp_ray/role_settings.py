@@ -49,21 +49,64 @@ class RoleSection(Section):
         return self.workers.max if isinstance(self.workers, Between) else self.workers
 
 
-class TrainedRoleSection(RoleSection):
+class NetworkRoleSection(RoleSection):
+    channels_last: bool = Field(
+        False,
+        description="UNets: a pixel's channels lie side by side, which convolutions are faster with on most GPUs.",
+    )
+    compile: bool = Field(
+        False, description="torch.compile of the network: minutes at its first call, then faster; not at ZeRO 3."
+    )
+
+
+class TrainedRoleSection(NetworkRoleSection):
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
     persistence_threshold: int = Field(
         100_000, ge=0, description="Parameters smaller than this stay whole at ZeRO 3, in elements."
+    )
+    frozen: Literal["fp32", "bf16"] | None = Field(
+        None,
+        description="In what the weights beside an adapter are kept; null: as dtype. bf16 needs dtype bf16, which "
+        "rounds them so at each use: it changes no result, and halves their memory.",
+    )
+    offload: Literal["optimizer", "weights"] | None = Field(
+        None,
+        description="What lies in the node's memory in the place of the GPU's: moments, the copy of the weights that "
+        "is stepped, and the average (ZeRO 1 to 3), or the weights too (ZeRO 3).",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     recompute: bool = Field(
         False, description="Generator: sample without a graph, run the forward again at the backward. Always at ZeRO 3."
     )
 
+    @property
+    def frozen_dtype(self) -> str:
+        return self.frozen or self.dtype
+
+    @model_validator(mode="after")
+    def _frozen_as_read(self):
+        if self.frozen == "bf16" and self.dtype == "fp32":
+            raise ValueError(
+                "frozen=bf16 would round what arithmetic in fp32 reads: set dtype=bf16 too, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stage_fits(self):
+        least = {"optimizer": 1, "weights": 3}.get(self.offload or "", 0)
+        if self.zero_stage < least:
+            raise ValueError(
+                f"offload={self.offload} needs zero_stage={least} or above: DeepSpeed moves what it divides"
+            )
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile=true at zero_stage=3: weights are gathered between the operations: leave it out")
+        return self
+
 
 class RolesSection(Section):
     generator: TrainedRoleSection = TrainedRoleSection()
     score: TrainedRoleSection = TrainedRoleSection()
-    teacher: RoleSection = RoleSection()
+    teacher: NetworkRoleSection = NetworkRoleSection()
     reward: RoleSection = RoleSection()
     text: RoleSection = RoleSection(cpus=0.1)
     ports: tuple[int, int] = Field((20000, 30000), description="Range of rendezvous ports, below the ephemeral one.")

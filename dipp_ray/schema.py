@@ -15,7 +15,6 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from dipp_ray.config import RunConfig
-from dipp_ray.models.published import table_page
 from dipp_ray.preferences.config import FitConfig
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.settings import Section
@@ -102,6 +101,8 @@ def _kind(setting: dict[str, Any]) -> str:
 
 def documents() -> dict[str, str]:
     """What is generated, by its path below docs/."""
+    from dipp_ray.models.published import table_page  # with the families, and torch, which no schema needs
+
     pages = {"settings.md": settings_page(), "generators.md": table_page()}
     return {f"schema/{name}.json": json_schema(name) for name in CONFIGURATIONS} | pages
 

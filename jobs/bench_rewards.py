@@ -32,7 +32,8 @@ from flood import measure, tokens_file
 from rich.console import Console
 from rich.table import Table
 
-from dipp_ray.cli import connect, guarded
+from dipp_ray.cli import guarded
+from dipp_ray.connecting import connect
 from dipp_ray.reporting.quiet import quiet_libraries
 
 CALLERS = (1, 4, 16)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dipp_ray import cli
+from dipp_ray.arguments import parser as parser_of_verbs
 from dipp_ray.config import RunConfig, load_config, settings_of_run
 from dipp_ray.errors import UserError
 from dipp_ray.storage.cache import is_remote
@@ -38,7 +39,7 @@ def verb(name: str, results: Callable[[argparse.Namespace], tuple[str, str | Pat
 
     results: what says where they go, and where that is, of the verb's parsed arguments.
     """
-    given, rest = cli.parser().parse_known_args([name, *arguments])
+    given, rest = parser_of_verbs().parse_known_args([name, *arguments])
     given.settings = [*getattr(given, "settings", []), *rest]
     try:
         if sentence := lost_with_the_job(*results(given)):

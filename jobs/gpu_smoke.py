@@ -39,7 +39,7 @@ def main() -> int:
     if not rehearse and not torch.cuda.is_available():
         print("gpu_smoke.py: there is no CUDA device here; --rehearse tries the script on the CPU", file=sys.stderr)
         return 2
-    from dipp_ray.cli import connect
+    from dipp_ray.connecting import connect
 
     connect()
     with tempfile.TemporaryDirectory() as folder:

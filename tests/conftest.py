@@ -16,6 +16,13 @@ TESTS = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [TESTS, *(path for path in TESTS.iterdir() if path.is_dir())]))
 
 
+def pytest_collection_modifyitems(items):
+    """For `-n 2 --dist loadgroup`: all that ask for the Ray session go to one process, other tests file by file."""
+    for item in items:
+        group = "ray" if "ray_session" in item.fixturenames else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 # Whether the session below has been opened: until then no test may have started a Ray, as its first calls do by
 # themselves, for with another order of the tests it would be the one that the session finds in its way.
 OPENED = pytest.StashKey[bool]()

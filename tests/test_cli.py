@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from dipp_ray import cli
+from dipp_ray import cli, verbs
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file, sd_pipeline
 
@@ -42,7 +42,7 @@ def no_ray(monkeypatch):
     def connect():
         raise AssertionError("Ray was started for bad input")
 
-    monkeypatch.setattr(cli, "connect", connect)
+    monkeypatch.setattr(verbs, "connect", connect)
 
 
 def refused(capsys, *arguments) -> str:

@@ -140,6 +140,26 @@ def test_two_ranks_of_a_group_on_one_gpu_are_refused(path, role):
     load_config(path, ["roles.teacher.workers=2", "roles.teacher.gpus=0.5"])
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("roles.score.frozen=bf16", "frozen=bf16 would round what arithmetic in fp32 reads"),
+        ("roles.score.offload=optimizer", "offload=optimizer needs zero_stage=1 or above"),
+        ("roles.score={zero_stage: 2, offload: weights}", "offload=weights needs zero_stage=3"),
+        ("roles.score={zero_stage: 3, compile: true}", "compile=true at zero_stage=3"),
+    ],
+)
+def test_what_saves_memory_is_refused_where_it_cannot(path, override, said):
+    assert said in sentence(path, override)
+
+
+def test_what_saves_memory_is_taken_where_it_can(path):
+    load_config(path, ["roles.score={zero_stage: 3, offload: weights, dtype: bf16, frozen: bf16}"])
+    load_config(path, ["roles.score={zero_stage: 1, offload: optimizer, compile: true}"])
+    assert load_config(path, ["roles.score.dtype=bf16"]).roles.score.frozen_dtype == "bf16"
+    assert load_config(path, []).roles.score.frozen_dtype == "fp32"
+
+
 def test_one_and_a_half_gpus_are_refused(path):
     assert "gpus=1.5: more than one GPU must be a whole number" in sentence(path, "roles.teacher.gpus=1.5")
 
@@ -300,6 +320,7 @@ def test_the_hash_changes_with_the_trajectory(path, override):
         "reward.replicas=2",
         "reward.app=shared",
         "reward.deadline_s=1",
+        "reward.checkpoint_decoder=true",
         "log.samples=4",
         "log.trackers=[wandb]",
         "checkpoint.every=7",

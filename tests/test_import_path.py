@@ -46,7 +46,8 @@ def test_what_ray_imports_before_us_is_refused(tmp_path, path):
 
 SHADOWED = """
 import sys
-from dipp_ray.cli import connect, guarded
+from dipp_ray.cli import guarded
+from dipp_ray.connecting import connect
 
 def work():
     connect()

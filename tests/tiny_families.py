@@ -10,6 +10,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 WORDS = ["a", "photo", "of", "cat", "dog", "red", "blue", "on", "the", "table"]
 PROMPTS = ["a photo of a red cat", "a blue dog", "the table"]
+# One of each family, and what of all pipelines below is a flow.
+FAMILIES = (
+    "sd15", "sd21v", "sdxl", "pixart", "pixart1024", "pixartsigma", "sd3", "sana", "flux", "qwenimage", "zimage",
+    "sanasprint",
+)  # fmt: skip
+FLOW = ("sd3", "sd3_without_t5", "sana", "sanasprint", "flux", "schnell", "qwenimage", "zimage", "auraflow")
 
 
 # -- tokenizers: every byte or letter, and most of the words as one token ---------------------------------------------

@@ -34,9 +34,7 @@ class Times:
     )
     shift: Positive = field(
         default=1.0,
-        metadata=_means(
-            "s: tau becomes s tau / (1 + (s - 1) tau); above 1 towards noise (3 is common), 1: nothing."
-        ),
+        metadata=_means("s: tau becomes s tau / (1 + (s - 1) tau); above 1 towards noise (3 is common), 1: nothing."),
     )
     mean: float = field(default=0.0, metadata=_means("Of logit_normal, before the shift."))
     std: Positive = field(default=1.0, metadata=_means("Of logit_normal, the standard deviation."))

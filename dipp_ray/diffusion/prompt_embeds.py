@@ -19,7 +19,8 @@ class PromptEmbeds:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def _map(self, function) -> "PromptEmbeds":
+    def map(self, function) -> "PromptEmbeds":
+        """Of each part that there is, what `function` makes of it."""
         tokens, *others = self.parts
         return PromptEmbeds(function(tokens), *(None if part is None else function(part) for part in others))
 
@@ -33,15 +34,15 @@ class PromptEmbeds:
 
     def to(self, device, dtype: torch.dtype | None = None) -> "PromptEmbeds":
         """Moved; floating parts in `dtype` if given."""
-        return self._map(lambda part: part.to(device, dtype if part.is_floating_point() else None))
+        return self.map(lambda part: part.to(device, dtype if part.is_floating_point() else None))
 
     def clone(self) -> "PromptEmbeds":
         """A copy that holds no more memory than `nbytes`: what was trimmed is a view of the whole."""
-        return self._map(torch.clone)
+        return self.map(torch.clone)
 
     def repeat(self, times: int) -> "PromptEmbeds":
         """One row repeated `times`, as a view."""
-        return self._map(lambda part: part.expand(times, *part.shape[1:]))
+        return self.map(lambda part: part.expand(times, *part.shape[1:]))
 
     def padded(self, length: int) -> "PromptEmbeds":
         """With L = length; the added tokens are masked. Without a mask every length is the same already."""

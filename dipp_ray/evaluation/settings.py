@@ -41,7 +41,10 @@ class EvaluationSection(Section):
     clip: ModelPath | None = Field(None, description="CLIP folder, or hub id, that measures diversity too; null: none.")
     features: FeatureSettings | None = Field(None, description="What the Frechet distance is of; null: none.")
     workers: int = Field(
-        1, ge=1, description="Actors that share the images, each with the resources of a generator's rank."
+        1,
+        ge=1,
+        description="Actors that share the images: at a run's end in the rooms of its ranks, else with a generator's "
+        "resources.",
     )
     teacher_steps: int = Field(25, ge=1, description="Steps of the teacher that is shown beside.")
     teacher_guidance: float | None = Field(

@@ -2,20 +2,35 @@
 
 import string
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from dipp_ray.miniature.autoencoder import encode
 from dipp_ray.miniature.digits import ALL_PROMPTS, Scans
+from dipp_ray.miniature.ranks import on_ranks
 from dipp_ray.miniature.stages import Progress, seeded
 from dipp_ray.reporting.pace import Ticker
 
 # "a", ink, slant, "handwritten", digit and </s>: the longest prompt, and with it all that padding needs.
 PROMPT_TOKENS = 6
 SAMPLE_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """What the teacher is trained on. latents [N, C, h, w]; prompt_of [N], rows of embeds [P, PROMPT_TOKENS, D] and
+    masks [P, PROMPT_TOKENS], whose last row is the null prompt's; alpha_bar [T]."""
+
+    latents: Tensor
+    prompt_of: Tensor
+    embeds: Tensor
+    masks: Tensor
+    alpha_bar: Tensor
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class TeacherRecipe:
     grad_clip: float = 1.0
     ema: float = 0.995
     null_share: float = 0.1  # of a batch, trained with the null prompt
+    ranks: int = 2  # processes that share each batch: another number rounds its gradients otherwise
     layers: int = 4
     heads: int = 4
     head_width: int = 24
@@ -100,35 +116,47 @@ def untrained_pipeline(vae: AutoencoderKL, recipe: TeacherRecipe) -> PixArtAlpha
 def train_teacher(vae: AutoencoderKL, scans: Scans, recipe: TeacherRecipe, progress: Progress) -> PixArtAlphaPipeline:
     """Fit the transformer to predict epsilon on the scans' latents; the average of its weights is what is returned."""
     pipeline = untrained_pipeline(vae, recipe)
-    transformer = pipeline.transformer.train()
-    average = torch.optim.swa_utils.AveragedModel(
-        transformer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
-    )
-    latents = encode(vae, scans.images)
-    alpha_bar = pipeline.scheduler.alphas_cumprod
     texts = list(ALL_PROMPTS)
     embeds, masks = encode_prompts(pipeline, [*texts, ""])
     place = {text: index for index, text in enumerate(texts)}
     prompt_of = torch.tensor([place[text] for text in scans.prompts])
+    data = Captioned(encode(vae, scans.images), prompt_of, embeds, masks, pipeline.scheduler.alphas_cumprod)
+    on_ranks(recipe.ranks, partial(fit, pipeline.transformer, data, recipe), progress)
+    pipeline.transformer.eval().requires_grad_(False)
+    return pipeline
 
+
+def fit(
+    transformer: PixArtTransformer2DModel, data: Captioned, recipe: TeacherRecipe, rank: int, progress: Progress
+) -> None:
+    """Train the transformer, by gradients of this rank's share of each batch and the mean over ranks, and give it the
+    average of its weights over the steps. All ranks draw the same whole batches, and make the same steps."""
+    average = torch.optim.swa_utils.AveragedModel(
+        transformer.train(), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
+    )
+    shared = DistributedDataParallel(transformer, broadcast_buffers=False)  # which no step changes
     optimiser = torch.optim.AdamW(transformer.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     schedule = warm_cosine(optimiser, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
-    batch = recipe.batch
+    batch, latents, null = recipe.batch, data.latents, len(data.embeds) - 1
+    share = slice(rank, batch, recipe.ranks)
     ticker = Ticker(progress, "miniature: teacher step", recipe.steps)
     for step in range(1, recipe.steps + 1):
         rows = torch.randint(len(latents), (batch,), generator=generator)
-        prompts = torch.where(torch.rand(batch, generator=generator) < recipe.null_share, len(texts), prompt_of[rows])
+        prompts = torch.where(torch.rand(batch, generator=generator) < recipe.null_share, null, data.prompt_of[rows])
         # One time from each of `batch` equal parts of the schedule: uniform as a whole, and less noisy a gradient.
         times = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        times = (times * len(alpha_bar)).long().clamp_max(len(alpha_bar) - 1)
+        times = (times * len(data.alpha_bar)).long().clamp_max(len(data.alpha_bar) - 1)
         noise = torch.randn(latents[rows].shape, generator=generator)
-        signal = alpha_bar[times][:, None, None, None]
+        signal = data.alpha_bar[times][:, None, None, None]
         noisy = signal.sqrt() * latents[rows] + (1 - signal).sqrt() * noise
-        predicted = transformer(
-            noisy, encoder_hidden_states=embeds[prompts], encoder_attention_mask=masks[prompts], timestep=times
+        predicted = shared(
+            noisy[share],
+            encoder_hidden_states=data.embeds[prompts[share]],
+            encoder_attention_mask=data.masks[prompts[share]],
+            timestep=times[share],
         ).sample
-        loss = (predicted - noise).square().mean()
+        loss = (predicted - noise[share]).square().mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), recipe.grad_clip)
@@ -137,8 +165,6 @@ def train_teacher(vae: AutoencoderKL, scans: Scans, recipe: TeacherRecipe, progr
         average.update_parameters(transformer)
         ticker.tick(step, f"loss {loss.item():.3f}")
     transformer.load_state_dict(average.module.state_dict())
-    transformer.eval().requires_grad_(False)
-    return pipeline
 
 
 def warm_cosine(optimiser: torch.optim.Optimizer, recipe: TeacherRecipe) -> torch.optim.lr_scheduler.LRScheduler:

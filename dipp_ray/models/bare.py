@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from dipp_ray.errors import UserError
-from dipp_ray.models.components import differences, refuse
+from dipp_ray.models.components import differences, hollow_model, refuse
 from dipp_ray.models.families import Family
+from dipp_ray.models.hollow import Hollow
+from dipp_ray.models.stored import stored
 from dipp_ray.models.weights import WeightFiles, find_weights
 
 Named = TypeVar("Named")
@@ -46,15 +47,12 @@ def check_bare(path: str | Path, frame: Family) -> None:
     refuse(path, *differences(_class(frame), frame.folder / frame.network_part, held))
 
 
-def load_bare(path: str | Path, frame: Family, dtype: torch.dtype) -> Any:
-    """The teacher's network, in eval mode, with the weights at `path` in `dtype`. Raises UserError as `check_bare`."""
-    check_bare(path, frame)
-    kind = _class(frame)
-    network = kind.from_config(kind.load_config(frame.folder / frame.network_part))
-    state = unwrapped(_tensors(files_of(Path(path), frame)))
-    network._fix_state_dict_keys_on_load(state)
-    network.load_state_dict(state)
-    return network.to(dtype).eval()
+def open_bare(path: str | Path, frame: Family, dtype: torch.dtype) -> Hollow:
+    """The teacher's network, to be filled with the weights at `path`. Raises UserError as `check_bare`."""
+    path = Path(path)
+    return hollow_model(
+        _class(frame), frame.folder / frame.network_part, unwrapped(stored(files_of(path, frame))), path, dtype
+    )
 
 
 def unwrapped(named: dict[str, Named]) -> dict[str, Named]:
@@ -69,12 +67,3 @@ def _class(frame: Family) -> Any:
     import diffusers
 
     return getattr(diffusers, frame.network_class)
-
-
-def _tensors(files: WeightFiles) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    state: dict[str, Tensor] = {}
-    for path in files.paths:
-        state |= load_file(path) if files.safe else torch.load(path, map_location="cpu", weights_only=True)
-    return state

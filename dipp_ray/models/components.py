@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from diffusers import DiffusionPipeline
 
 from dipp_ray.errors import UserError
 from dipp_ray.models.families import Family
+from dipp_ray.models.hollow import Hollow
+from dipp_ray.models.stored import Stored, stored
 from dipp_ray.models.weights import WeightFiles, find_weights, refuse_pointer
 from dipp_ray.storage.weight_names import is_weights
 
@@ -107,7 +110,10 @@ def differences(kind: Any, folder: Path, held: dict[str, tuple]) -> tuple[list, 
 
     kind: a class of diffusers. folder: that of its config.json. held: shapes by name.
     """
-    model = _empty(kind, folder)
+    return _compared(_empty(kind, folder), held)
+
+
+def _compared(model: Any, held: Mapping[str, tuple]) -> tuple[list, list, list]:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if set(held) != set(expected):
         held = dict(held)
@@ -154,25 +160,50 @@ def refuse(path: Path, missing: list[str], unexpected: list[str], other: list[st
             )
 
 
+def hollow_model(kind: Any, folder: Path, tensors: Mapping[str, Stored], path: Path, dtype: torch.dtype) -> Hollow:
+    """A model of diffusers without its weights, to be filled from `tensors`, those of `path`.
+
+    kind: its class. folder: that of its config.json. Raises UserError where a weight is missing or left over.
+    """
+    if dtype != torch.float32 and kind._keep_in_fp32_modules:
+        raise UserError(
+            f"{folder}: a {kind.__name__} keeps some of its weights in fp32: set the dtype of its role to fp32"
+        )
+    hollow = Hollow(kind, kind.load_config(folder), tensors, dtype)
+    refuse(path, *_compared(hollow.model, {name: one.shape for name, one in hollow.stored.items()}))
+    return hollow
+
+
+def open_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> Hollow:
+    """A model of diffusers that is to be filled from its folder. Raises UserError as `load_model`."""
+    tensors = stored(find_weights(folder, "diffusers"))
+    try:
+        hollow = hollow_model(_class(folder, "diffusers", kind), folder, tensors, folder, dtype)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"the {kind} in {folder} does not load: {_short(error)}") from error
+    hollow.model.register_to_config(_name_or_path=folder)
+    return hollow
+
+
 def load_model(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
     """A model with its weights in `dtype`, in eval mode.
 
     Raises UserError where it does not load, or a weight is missing or left over.
     """
+    if library == "diffusers":
+        hollow = open_model(folder, kind, dtype)
+        hollow.fill(lambda _: dtype)
+        return hollow.model
     files = find_weights(folder, library)
-    arguments = {"low_cpu_mem_usage": False} if library == "diffusers" else {}
     try:
         with silent(library):
             model, said = _class(folder, library, kind).from_pretrained(
                 folder, torch_dtype=dtype, use_safetensors=files.safe, variant=files.variant, local_files_only=True,
-                output_loading_info=True, **arguments,
+                output_loading_info=True,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"the {kind} in {folder} does not load: {_short(error)}") from error
     refuse(folder, sorted(said["missing_keys"]), sorted(said["unexpected_keys"]), _names(said["mismatched_keys"]))
-    # Where the first tensor of a file is in fp32 already diffusers leaves all others as the file has them.
-    if library == "diffusers" and not model._keep_in_fp32_modules and {p.dtype for p in model.parameters()} != {dtype}:
-        model.to(dtype)
     return model.eval()
 
 
@@ -198,6 +229,16 @@ def load_components(
             )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{frame.folder} does not load as a diffusers pipeline: {_short(error)}") from None
+
+
+def text_parameters(frame: Family) -> int:
+    """Parameters of the folder's text encoders, from the headers of their files."""
+    return sum(
+        math.prod(tensor.shape)
+        for name, (library, _) in models_of(frame).items()
+        if name not in (frame.network_part, "vae")
+        for tensor in find_weights(frame.folder / name, library).header().values()
+    )
 
 
 def is_plain(files: WeightFiles) -> bool:

@@ -15,6 +15,7 @@ from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import configurations, weights_of
 from dipp_ray.models.denoiser import DTYPES, Denoiser
 from dipp_ray.models.families import Family, family_of
+from dipp_ray.models.hollow import Hollow
 from dipp_ray.models.json_files import index_of, read_object
 from dipp_ray.models.vae_folder import find_vae
 
@@ -116,26 +117,38 @@ def one_step_of(
     return OneStep(generator_diffusion(frame.diffusion, prediction), t_star, convention)
 
 
-def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame: Family | None = None) -> Denoiser:
-    """The network of the pipeline in `folder`, ready to be called; `compute` and `weights` are 'fp32' or 'bf16'.
+def open_denoiser(folder: str | Path, frame: Family | None = None, weights: str = "fp32") -> tuple[Hollow, Family]:
+    """The network of the pipeline in `folder` without its weights, to be filled from there, and how it is called.
 
     frame: how it is called; None: as the folder's own says. With it `folder` may hold the network alone (`bare`).
     Of a hub's id the network alone is fetched. What an export has multiplied the last layer by is taken back: the
     output means what one_step.json says.
     """
-    from dipp_ray.models.bare import is_bare, load_bare
-    from dipp_ray.models.components import load_model  # which imports transformers: slow, and a frame needs none
+    from dipp_ray.models.bare import is_bare, open_bare
+    from dipp_ray.models.components import open_model  # which imports transformers: slow, and a frame needs none
 
     framed = frame is not None
     frame = frame or read_frame(folder)
     folder = local(folder, weights_of(frame.network_part), within=framed)
     if framed and is_bare(folder):
-        network = load_bare(folder, frame, DTYPES[weights])
+        hollow = open_bare(folder, frame, DTYPES[weights])
     else:
-        network = load_model(folder / frame.network_part, "diffusers", frame.network_class, DTYPES[weights])
+        hollow = open_model(folder / frame.network_part, frame.network_class, DTYPES[weights])
     _, record = export_at(folder, frame.network_part) or (None, {})
-    scale_output(network, frame, 1 / record.get(OUTPUT_SCALE, 1.0))
-    return Denoiser(network, frame, DTYPES[compute])
+    if (scale := record.get(OUTPUT_SCALE, 1.0)) != 1:
+        assert frame.last_layer is not None, "it was exported so"
+        hollow.multiply(frame.last_layer, 1 / scale)
+    return hollow, frame
+
+
+def load_denoiser(folder: str | Path, compute: str, weights: str = "fp32", frame: Family | None = None) -> Denoiser:
+    """The network of the pipeline in `folder`, ready to be called; `compute` and `weights` are 'fp32' or 'bf16'.
+
+    folder, frame: as `open_denoiser`.
+    """
+    hollow, frame = open_denoiser(folder, frame, weights)
+    hollow.fill(lambda _: DTYPES[weights])
+    return Denoiser(hollow.model, frame, DTYPES[compute], DTYPES[weights])
 
 
 @torch.no_grad()

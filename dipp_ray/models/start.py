@@ -1,33 +1,57 @@
 """The networks that a run trains, as they are at its start: whole, or frozen beside a LoRA."""
 
+from collections.abc import Callable
 from typing import Any, Literal
+
+import torch
+from torch import nn
 
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import UserError
 from dipp_ray.models.adapter_files import described, is_adapter, load_adapter
-from dipp_ray.models.adapters import adapted_modules, add_adapter, freeze_but_adapter, merge_adapter
+from dipp_ray.models.adapters import ADAPTABLE, adapted_modules, add_adapter, freeze_but_adapter, merge_adapter
 from dipp_ray.models.components import empty_model
-from dipp_ray.models.denoiser import Denoiser
+from dipp_ray.models.denoiser import DTYPES, Denoiser
 from dipp_ray.models.families import Family
-from dipp_ray.models.pipeline import load_denoiser
+from dipp_ray.models.hollow import Put, put_whole
+from dipp_ray.models.pipeline import load_denoiser, open_denoiser
 
 GroupName = Literal["generator", "score"]
 
 
-def starting_network(config: RunConfig, group: GroupName, frame: Family) -> Denoiser:
+def starting_network(
+    config: RunConfig, group: GroupName, frame: Family, put: Put = put_whole, frozen: str | None = None
+) -> Denoiser:
     """The network that `group` trains, with gradients for what is trained, in eval mode.
 
     The generator is that of model.generator, or the teacher's; the score model is the teacher's. A LoRA as
     model.generator is trained on where adapters.generator is set, and otherwise merged into the teacher's weights.
-    Raises UserError as `check_adapters`.
+    put: how each weight is laid down; of a network that a LoRA is merged into all are laid down whole first.
+    frozen: 'fp32' or 'bf16', in the place of the role's own. Raises UserError as `check_adapters`.
     """
-    dtype = getattr(config.roles, group).dtype
-    network = load_denoiser(_base(config) if group == "generator" else config.model.teacher, dtype, frame=frame)
-    _adapt(network.network, config, group, frame)
-    if getattr(config.adapters, group) is None and adapted_modules(network.network):
-        merge_adapter(network.network)
+    role = getattr(config.roles, group)
+    hollow, _ = open_denoiser(_base(config) if group == "generator" else config.model.teacher, frame)
+    network = hollow.model
+    _adapt(network, config, group, frame)
+    if getattr(config.adapters, group) is None and adapted_modules(network):
+        hollow.fill(lambda _: torch.float32)
+        merge_adapter(network)
         network.requires_grad_(True)
-    return network
+    else:
+        hollow.fill(kept_in(network, DTYPES[frozen or role.frozen_dtype]), put)
+    return Denoiser(network, frame, DTYPES[role.dtype]).run_as(role)
+
+
+def kept_in(network: nn.Module, frozen: torch.dtype) -> Callable[[nn.Parameter], torch.dtype]:
+    """In which precision each parameter of a trained network is kept: in `frozen` those without gradients of linear and
+    convolutional layers, all others in fp32.
+
+    These are the layers of which autocast rounds the weights at each use: kept in bf16 from the start they give the
+    same bits under it.
+    """
+    layers = (module for module in network.modules() if isinstance(module, ADAPTABLE))
+    rounded = {id(p) for layer in layers for p in layer.parameters(recurse=False) if not p.requires_grad}
+    return lambda parameter: frozen if id(parameter) in rounded else torch.float32
 
 
 def base_network(config: RunConfig, frame: Family) -> Any:

@@ -15,10 +15,12 @@ LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a header says of one tensor. dtype as safetensors spells it ('F32'); None where it is not said."""
+    """What a header says of one tensor. dtype as safetensors spells it ('F32'); None where it is not said. start: where
+    its bytes begin in a file of safetensors."""
 
     shape: tuple[int, ...]
     dtype: str | None
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,10 @@ def safetensors_header(path: Path) -> dict[str, Tensor]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            tensors = {name: Tensor(tuple(said["shape"]), said["dtype"]) for name, said in header.items()}
+            tensors = {
+                name: Tensor(tuple(said["shape"]), said["dtype"], 8 + length + said["data_offsets"][0])
+                for name, said in header.items()
+            }
             end = 8 + length + max((said["data_offsets"][1] for said in header.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise UserError(f"{path} is no safetensors file (its header is none): fetch it again") from None

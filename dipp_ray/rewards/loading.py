@@ -11,6 +11,7 @@ from dipp_ray.hub.revisions import named_here
 from dipp_ray.hub.selection import of_reward
 from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.storage.cache import is_remote
+from dipp_ray.storage.weight_names import is_weights
 
 if TYPE_CHECKING:  # what a person misspelt is said before torch is loaded
     import torch
@@ -113,6 +114,17 @@ def _named(term: RewardTerm) -> tuple[str, str]:
     raise UserError(
         f"reward '{term.name}': model '{term.model}' is neither package.module:Class nor one of {names}{meant}"
     )
+
+
+def weights_of_term(term: RewardTerm) -> int:
+    """Bytes of the weights that a term's model reads from its folder, as they lie there; 0 of one without a folder."""
+    folder = _folder(term)
+    if folder is None:
+        return 0
+    path = Path(folder)
+    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    chosen = of_reward(getattr(reward_class(term), "FILE", None))(names, None)
+    return sum((path / name).stat().st_size for name in chosen if is_weights(name))
 
 
 def _construct(kind: type, term: RewardTerm) -> Reward:

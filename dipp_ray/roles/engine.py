@@ -26,20 +26,25 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 50_000_000
 
 
-def engine_settings(role: TrainedRoleSection, optim: Optimiser, accumulation: int, world: int, elements: int) -> dict:
-    """The DeepSpeed configuration of one group that trains a network of so many elements."""
+def engine_settings(
+    role: TrainedRoleSection, optim: Optimiser, accumulation: int, world: int, elements: int = BUCKET
+) -> dict:
+    """The DeepSpeed configuration of one group that trains so many elements."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": accumulation * world,
         "gradient_clipping": optim.grad_clip if role.zero_stage else 0.0,  # at stage 0 `Engine.step` clips
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
             "stage": role.zero_stage,
             "stage3_param_persistence_threshold": role.persistence_threshold,
             "contiguous_gradients": True,
             "reduce_bucket_size": min(BUCKET, elements),
             "overlap_comm": False,
+            **({"offload_optimizer": {"device": "cpu"}} if role.offload else {}),
+            **({"offload_param": {"device": "cpu"}} if role.offload == "weights" else {}),
         },
         "steps_per_print": None,
         "wall_clock_breakdown": False,
@@ -73,6 +78,7 @@ class Engine:
             config=engine_settings(role, optim, accumulation, self.world, elements),
             dist_init_required=False,
         )
+        network.lay_out()  # now that DeepSpeed has sent the weights about, which it does as they are by themselves
         if self.world == 1 and role.zero_stage == 0:  # nobody to meet, yet DeepSpeed would copy all gradients
             self.engine.enable_backward_allreduce = False
         # What is trained: all of the network, or its adapter.
@@ -172,11 +178,15 @@ class Engine:
         """Parameter number `index` is in this rank's share of the moving average and of checkpoints."""
         return index % self.world == self.rank
 
+    def _beside(self, value: Tensor) -> Tensor:
+        """Where the average lies: with the moments, where these lie in the node's memory."""
+        return value.cpu() if self.role.offload else value
+
     def start_average(self) -> None:
         for i, (name, parameter) in enumerate(self.named):
             value = self._get(parameter)
             if self.owned(i):
-                self.average[name] = value.clone()
+                self.average[name] = self._beside(value.clone())
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -184,21 +194,30 @@ class Engine:
         for i, (name, parameter) in enumerate(self.named):
             value = self._get(parameter)  # a collective above stage 0: all ranks take part
             if self.owned(i):
-                ema_update(self.average[name], value, decay)
+                ema_update(self.average[name], self._beside(value), decay)
 
     @contextmanager
     def average_in_place(self):
-        """Run with the moving average as weights, then put the trained weights back, bit for bit."""
-        kept = [self._get(parameter).clone() for _, parameter in self.named]
+        """Run with the moving average as weights, then put the trained weights back, bit for bit.
+
+        Meanwhile each rank keeps the trained weights of its share in the average's place: no memory is added.
+        """
+        self._swap()
         try:
-            for i, (name, parameter) in enumerate(self.named):
-                value = self.average[name].clone() if self.owned(i) else torch.empty_like(kept[i])
-                torch.distributed.broadcast(value, src=i % self.world)
-                self._set(parameter, value)
             yield
         finally:
-            for (_, parameter), value in zip(self.named, kept, strict=True):
-                self._set(parameter, value)
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """Exchange the weights with what lies in the average's place. All ranks together."""
+        for i, (name, parameter) in enumerate(self.named):
+            weight = self._get(parameter).clone()
+            value = self.average[name].to(weight.device) if self.owned(i) else torch.empty_like(weight)
+            torch.distributed.broadcast(value, src=i % self.world)
+            self._set(parameter, value)
+            if self.owned(i):
+                self.average[name] = self._beside(weight)
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """This rank's share of the state, on the CPU, and the counters. All ranks call it together."""
@@ -239,7 +258,7 @@ class Engine:
                 self._set(parameter, value, keys[kind])
                 lacking.discard(full)
             elif kind == "ema" and self.owned(index):
-                self.average[name] = value.to(parameter.device)
+                self.average[name] = self._beside(value)
         if lacking:
             raise UserError(f"the checkpoint lacks {min(lacking)} ({len(lacking)} such): it is of another network")
 

@@ -30,7 +30,7 @@ class Teacher:
         self.embeds = EmbedsReader(config, self.device)
         # Frozen: its weights may lie in the precision of its arithmetic.
         network = load_denoiser(config.model.teacher, role.dtype, weights=role.dtype, frame=frame)
-        self.network = network.to(self.device).eval()
+        self.network = network.run_as(role).lay_out(trained=False).to(self.device).eval()
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:

@@ -7,16 +7,18 @@ from torch import Tensor
 from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig, TrainedRoleSection
+from dipp_ray.models.hollow import Put, put_whole
 from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.reading import one_step_of_model
 from dipp_ray.models.start import GroupName, starting_network
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.embeds import EmbedsReader
-from dipp_ray.roles.engine import Engine, is_weight
+from dipp_ray.roles.engine import Engine, engine_settings, is_weight
 from dipp_ray.roles.keeper import Sender, ShareKey
 from dipp_ray.roles.process import free_port, join, prepare
 from dipp_ray.roles.report import Report, Stopwatch
 from dipp_ray.roles.restore import spread
+from dipp_ray.roles.sharding import in_parts
 from dipp_ray.storage.files import FileRecord
 from dipp_ray.storage.remote import require_store
 
@@ -55,8 +57,12 @@ class TrainedRank:
         here = f"{self.group} {self.rank} on {ray.util.get_node_ip_address()}"
         require_store(self.config.checkpoints, f"{here}: checkpoint.url")
         join(self.rank, self.world, host, port, self.device, self.config.roles.step_timeout_s)
-        network = starting_network(self.config, self.group, self.frame).to(self.device)
-        self.engine = Engine(network, self.role, self.optim, self.config.data.micro_batches // self.world)
+        accumulation = self.config.data.micro_batches // self.world
+        put: Put = put_whole
+        if self.role.zero_stage == 3:
+            put = in_parts(engine_settings(self.role, self.optim, accumulation, self.world), self.device)
+        network = starting_network(self.config, self.group, self.frame, put).to(self.device)
+        self.engine = Engine(network, self.role, self.optim, accumulation)
         return sum(getattr(p, "ds_numel", p.numel()) for _, p in self.engine.named)
 
     def tensor(self, array) -> Tensor:

@@ -55,6 +55,12 @@ def check(config: RunConfig) -> Prompts:
             f"objective.guidance_scale={config.objective.guidance_scale:g}: {frame.folder} was distilled from guidance "
             "and has no null branch: set it to 1, and model.embedded_guidance to what the network is told"
         )
+    for name in ("generator", "score", "teacher"):
+        if getattr(config.roles, name).channels_last and not frame.convolutional:
+            raise UserError(
+                f"roles.{name}.channels_last: the {frame.network_class} of {frame.folder} is no UNet, and reads "
+                "patches as tokens: leave it out"
+            )
     check_times(config.objective, frame.diffusion.schedule)
     check_end(config, frame.diffusion, one_step.diffusion)
     local(config.model.teacher)  # all of it now: the files are looked at, and an export copies them

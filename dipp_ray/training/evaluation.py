@@ -1,5 +1,6 @@
-"""A run's evaluation where its roles ran: in actors on the generator's devices, by the run's own reward service."""
+"""A run's evaluation where its roles ran: in actors on its ranks' devices, by the run's own reward service."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from dipp_ray.roles.process import prepare
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.serving.deploy.application import replica_options
 from dipp_ray.training.home import Home, as_others_see
+from dipp_ray.training.plan import GROUPS
 from dipp_ray.training.roles import start_actor
 from dipp_ray.training.run import Run
 
@@ -91,8 +93,8 @@ def wait_some(references: list) -> tuple[list, list]:
 def evaluate_placed(config: RunConfig, say: Callable[[str], None], run: Run | None = None) -> dict:
     """Evaluate the finished run as `evaluate_run`, in actors. Needs a connected Ray.
 
-    run: that still holds its roles; its trainers are ended first, and the room of its generator's ranks is the
-    evaluation's. None: the run has ended, and room like its generator's is asked for.
+    run: that still holds its roles; its trainers are ended first, and the rooms of their ranks, the generator's before
+    the score model's, are the evaluation's. None: the run has ended, and room like its generator's is asked for.
     """
     config = whole(config)
     if run is None:
@@ -102,8 +104,9 @@ def evaluate_placed(config: RunConfig, say: Callable[[str], None], run: Run | No
     run.session.end_ranks()
     roles.end_models()
     placement = run.session.placement
-    ranks = sum(request.role == "generator" for request in placement.plan.requests)
-    options = [placement.options("generator", index) for index in range(min(ranks, config.evaluation.workers))]
+    ranks = Counter(request.role for request in placement.plan.requests)
+    rooms = [placement.options(group, index) for group in GROUPS for index in range(ranks[group])]
+    options = rooms[: config.evaluation.workers]
     with evaluators(config, say, options, roles.private_application) as placed:
         return evaluate_run(config, say, placed)
 

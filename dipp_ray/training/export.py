@@ -110,7 +110,7 @@ def generator_of(config: RunConfig, frame: Family, weights: dict[str, Tensor]) -
     if config.adapters.generator is None:  # all of it was trained: what it started from may be gone
         network = load_denoiser(config.model.teacher, config.roles.generator.dtype, frame=frame)
     else:
-        network = starting_network(config, "generator", frame)
+        network = starting_network(config, "generator", frame, frozen="fp32")
     take_weights(network.network, weights, config.model.teacher)
     return network
 
@@ -157,6 +157,7 @@ def export_adapter(
 ) -> Path:
     """The adapter alone of a checkpoint's moving average, with its card; else as `export_checkpoint`."""
     frame = frame_of(config.model)
+    local(config.model.teacher)  # which it is compared in
     network = generator_of(config, frame, average_of(store, checkpoint)).network
     write_adapter(frame, network, one_step_of_model(frame, config.model), out)
     del network

@@ -1,13 +1,20 @@
-"""What the trained state of a run takes, from shapes alone: on each rank, in memory elsewhere, and on disk.
+"""What a run takes, from shapes alone: each process in memory, by part; state kept elsewhere, and on disk.
 
-Activations, frozen weights of other roles and what libraries take are not in it.
+What libraries take is not in it, nor what an allocator keeps that was given back.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from dipp_ray.config import RunConfig
+from dipp_ray.models.components import empty_model, text_parameters
+from dipp_ray.models.denoiser import DTYPES
 from dipp_ray.models.families import Family
-from dipp_ray.models.start import meta_network
+from dipp_ray.models.start import kept_in, meta_network
+from dipp_ray.rewards.loading import weights_of_term
+from dipp_ray.training.passes import decoding, guiding, training
 from dipp_ray.training.sizes import Sizes
 from dipp_ray.training.tasks import GROUPS, Role
 
@@ -32,27 +39,44 @@ class Footprint:
         return KEPT[self.group] * FP32 * self.trained
 
 
+@dataclass(frozen=True)
+class Held:
+    """What one process of a role holds beside its libraries: bytes by part. unknown: what could not be told."""
+
+    role: str
+    said: str
+    parts: dict[str, float]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.parts.values())
+
+
 def footprints(config: RunConfig, frame: Family, sizes: Sizes) -> list[Footprint]:
     return [_footprint(config, frame, group, getattr(sizes, group)) for group in GROUPS]
 
 
 def _footprint(config: RunConfig, frame: Family, group: Role, ranks: int) -> Footprint:
-    named = meta_network(config, group, frame).named_parameters()  # type: ignore[arg-type]
+    role: Any = getattr(config.roles, group)
+    network = meta_network(config, group, frame)  # type: ignore[arg-type]
+    kept = kept_in(network, DTYPES[role.frozen_dtype])
+    named = network.named_parameters()
     if getattr(config.adapters, group) is None:  # a LoRA that it starts from is merged
         named = ((name, p) for name, p in named if ".lora_" not in name)
-    found = [(p.numel(), p.requires_grad) for _, p in named]
-    parameters, trained = sum(size for size, _ in found), sum(size for size, grown in found if grown)
-    stage = getattr(config.roles, group).zero_stage
+    found = [(p.numel(), p.requires_grad, kept(p).itemsize) for _, p in named]
+    parameters, trained = sum(size for size, *_ in found), sum(size for size, grown, _ in found if grown)
+    kept_bytes = sum(size * each for size, _, each in found)
+    stage = role.zero_stage
     share = FP32 * trained / ranks
     whole = FP32 * trained
-    weights = FP32 * parameters if stage < 3 else FP32 * parameters / ranks
     return Footprint(
         group,
         parameters,
         trained,
         {
             # Above stage 0 the optimiser steps a copy of its own part of the weights.
-            "weights": weights + (share if stage else 0),
+            "weights": (kept_bytes if stage < 3 else kept_bytes / ranks) + (share if stage else 0),
             "gradients": share if stage >= 2 else whole,
             "moments": 2 * (share if stage else whole),
             "average": share if group == "generator" else 0.0,
@@ -60,19 +84,61 @@ def _footprint(config: RunConfig, frame: Family, group: Role, ranks: int) -> Foo
     )
 
 
-def footprint_lines(config: RunConfig, frame: Family, sizes: Sizes) -> list[str]:
-    """For a person: what a rank holds, and what a checkpoint and the state in memory take."""
-    found = footprints(config, frame, sizes)
-    lines = []
-    for one in found:
+def held(config: RunConfig, frame: Family, sizes: Sizes) -> list[Held]:
+    """What one process of each role holds, those of a shared reward service left out."""
+    found = [*_groups(config, frame, sizes), *_rewards(config, frame), _text(config, frame)]
+    if sizes.teacher:
+        dtype = config.roles.teacher.dtype
+        parameters = sum(p.numel() for p in empty_model(frame).parameters())
+        said = f"{count(parameters)} parameters in {dtype}; each of {sizes.teacher}"
+        found.append(_held("teacher", said, {"weights": parameters * DTYPES[dtype].itemsize}, guiding(config, frame)))
+    return found
+
+
+def _groups(config: RunConfig, frame: Family, sizes: Sizes) -> Iterator[Held]:
+    for one in footprints(config, frame, sizes):
         role, ranks = getattr(config.roles, one.group), getattr(sizes, one.group)
         trained = "all trained" if one.trained == one.parameters else f"{count(one.trained)} of them trained"
-        parts = ", ".join(f"{name} {gigabytes(value)}" for name, value in one.rank.items() if value)
-        lines.append(
-            f"{one.group}: {count(one.parameters)} parameters, {trained}; each of {ranks} at ZeRO {role.zero_stage} "
-            f"holds {gigabytes(sum(one.rank.values()))} and activations ({parts})"
-        )
+        said = f"{count(one.parameters)} parameters, {trained}; each of {ranks} at ZeRO {role.zero_stage}"
+        yield _held(one.group, said, one.rank, training(config, frame, one.group, ranks))  # type: ignore[arg-type]
+
+
+def _rewards(config: RunConfig, frame: Family) -> Iterator[Held]:
+    rows = config.micro_batch_size
+    for term in config.reward.terms if not config.reward.shared else ():
+        backward = config.objective.reward_scale > 0 and not term.held_out
+        vae, activations = decoding(frame, rows, backward, config.reward.checkpoint_decoder, config.roles.reward.dtype)
+        parts = {"weights": float(weights_of_term(term)), "VAE": float(FP32 * vae)}
+        said = f"{term.model} behind the VAE, {count(vae)} parameters; each replica"
+        yield _held(f"reward '{term.name}'", said, parts, activations, "the VAE's activations")
+
+
+def _text(config: RunConfig, frame: Family) -> Held:
+    """The encoders, where no embeddings lie in a file, and the VAE, which shows samples."""
+    vae, activations = decoding(frame, min(config.micro_batch_size, config.log.samples), False)
+    parts = {"VAE": float(FP32 * vae)}
+    if config.data.embeddings is None:
+        parts = {"weights": float(text_parameters(frame) * DTYPES[config.roles.text.dtype].itemsize), **parts}
+    return _held("text", "it", parts, activations, "the VAE's activations")
+
+
+def _held(role: str, said: str, parts: dict[str, float], activations: float | None, what: str = "activations") -> Held:
+    if activations is None:
+        return Held(role, said, parts, (what,))
+    return Held(role, said, {**parts, what: float(activations)})
+
+
+def footprint_lines(config: RunConfig, frame: Family, sizes: Sizes, processes: list[Held] | None = None) -> list[str]:
+    """For a person: what a process of each role holds, what a step moves, and what a checkpoint and the state in memory
+    take. processes: of `held`, found here where they are None."""
+    lines = []
+    for one in held(config, frame, sizes) if processes is None else processes:
+        parts = ", ".join(f"{name} {gigabytes(value)}" for name, value in one.parts.items() if value)
+        beside = "".join(f" and {what}" for what in one.unknown)
+        lines.append(f"{one.role}: {one.said} holds {gigabytes(one.bytes)}{beside} ({parts})")
+    found = footprints(config, frame, sizes)
     state, keep = sum(one.state for one in found), config.checkpoint.keep
+    lines.append(latents_line(config, frame))
     lines.append(f"a checkpoint takes {gigabytes(state)}, and up to {keep + 2} lie there at a time")
     if config.checkpoint.memory_every:
         lines.append(
@@ -80,6 +146,14 @@ def footprint_lines(config: RunConfig, frame: Family, sizes: Sizes) -> list[str]
             "with ranks"
         )
     return lines
+
+
+def latents_line(config: RunConfig, frame: Family) -> str:
+    """What travels between the roles besides embeddings: x0 of each repeat, and of the last one its three answers."""
+    each = FP32 * math.prod(frame.latent_shape)
+    answers = 2 + (config.objective.reward_scale > 0)
+    step = config.data.batch_size * each * (config.objective.score_updates + answers)
+    return f"latents: {gigabytes(each)} a sample; {gigabytes(step)} a step go from role to role"
 
 
 def count(number: int) -> str:
@@ -90,4 +164,6 @@ def count(number: int) -> str:
 
 
 def gigabytes(size: float) -> str:
+    if size < 1e5:
+        return f"{size / 1e3:.1f} kB"
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -88,6 +88,7 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
                     config.reward.replicas,
                     config.run.deterministic,
                     config.micro_batch_size,
+                    config.reward.checkpoint_decoder,
                 )
             )
         elif config.reward.shared:

@@ -21,7 +21,7 @@ ELSEWHERE: dict[str, Any] = {
     "checkpoint": True,
     "log": True,
     "evaluation": True,
-    "reward": {"deadline_s", "replicas", "app", "urls", "token"},
+    "reward": {"deadline_s", "checkpoint_decoder", "replicas", "app", "urls", "token"},
 }
 # Settings that name what can be moved, or hold such names.
 MOVABLE = {"model.teacher", "model.generator", "init.score_checkpoint", "data.prompts", "reward.terms"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from dipp_ray import cli
+from dipp_ray import cli, verbs
 from dipp_ray.data.embeddings import JOB, NULL, NULL_ROW, RECORD, Embeddings, Rows, sizes_in
 from dipp_ray.data.prompts import Prompts, read_prompts
 from dipp_ray.encoding.command import encode
@@ -215,7 +215,7 @@ def test_several_encoders_share_the_shards(world, whole, tmp_path):
 def test_the_command_in_actors(ray_session, world, whole, tmp_path, capsys, monkeypatch):
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(tiny_config(*world).model_dump(mode="json")))
-    monkeypatch.setattr(cli, "connect", lambda: None)
+    monkeypatch.setattr(verbs, "connect", lambda: None)
     out = tmp_path / "out"
     arguments = ["encode", str(config), str(out), "--dtype", "fp32", "--rows", "2"]
     assert cli.main(arguments) == 0

@@ -117,7 +117,7 @@ def test_the_network_of_an_export_is_read_as_the_export_says(hub, folder, tmp_pa
     out = export_pipeline(frame, weights, one_step_of(frame, 399, "unit", "v_prediction"), tmp_path / "out")
     hub.add("org/exported", {f"deep/{path.relative_to(out)}": path.read_bytes() for path in out.rglob("*.*")})
     hub.add("org/exported-too", out)
-    for given in ("org/exported/deep", "org/exported/deep/unet", "org/exported-too/unet", f"org/exported-too/{UNET}"):
+    for given in ("org/exported/deep/unet", "org/exported/deep", "org/exported-too/unet", f"org/exported-too/{UNET}"):
         model = settle(ModelSection(teacher=str(folder), generator=given), frame)
         assert (model.t_star, model.input, model.prediction) == (399, "unit", "v_prediction")
     assert not [name for name in hub.fetched() if name.startswith("vae/") and name.endswith(".safetensors")]

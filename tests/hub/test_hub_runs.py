@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,9 @@ def test_the_recorded_configuration_holds_commits(hub, folder, tmp_path):
 
 def test_train_and_its_verb_go_on_with_the_pinned_configuration(hub, folder, tmp_path, monkeypatch):
     commit, seen = hub.add(TEACHER, folder), []
-    monkeypatch.setattr("dipp_ray.cli.connect", lambda: None)
+    monkeypatch.setattr("dipp_ray.verbs.connect", lambda: None)
     monkeypatch.setattr("dipp_ray.training.train._train", lambda config, *_: seen.append(config) or config.path)
+    monkeypatch.setattr("dipp_ray.training.train.watched_head", lambda *_: nullcontext())  # there is no Ray
     monkeypatch.setattr("dipp_ray.reporting.report.write_report", lambda folder: folder)
     written = tmp_path / "run.yaml"
     written.write_text(yaml.safe_dump(config_of(tmp_path).model_dump(mode="json")))
@@ -166,7 +168,7 @@ def test_a_service_is_pinned(hub):
 
 
 def test_check_says_what_the_hub_refuses_before_anything_starts(hub, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dipp_ray.cli.connect", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("dipp_ray.verbs.connect", lambda: pytest.fail("Ray was started"))
     written = tmp_path / "run.yaml"
     written.write_text(yaml.safe_dump(config_of(tmp_path).model_dump(mode="json")))
     for verb in ("check", "train"):
@@ -199,12 +201,13 @@ def test_the_card_names_the_teacher_and_its_commit(hub, run, tmp_path):
     assert f"{TEACHER}@{commit}" in card and str(tmp_path / "cache") not in card
 
 
-def test_the_card_of_an_adapter_loads_its_base_by_id_and_revision(hub, folder, tmp_path, monkeypatch):
+def test_the_card_of_an_adapter_loads_its_base_by_id_and_revision(hub, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     commit, frame, out = hub.add(TEACHER, folder), read_frame(folder), tmp_path / "out"
     config = pinned_run(config_of(tmp_path, "adapters.generator={rank: 2}"))
     record(config, trained_weights(starting_network(config, "generator", frame).network))
     assert main(["export", str(config.path), str(out), "--adapter", "--push", "me/lora"]) == 0
+    assert f"exported {out}: its latents differ from the trainer's x0 by" in capsys.readouterr().out
     pushed = hub.repos["me/lora"]
     assert pushed.commits[pushed.refs["main"]] == files_of(out)
     card = (out / "README.md").read_text()

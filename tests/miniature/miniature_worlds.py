@@ -10,7 +10,7 @@ from dipp_ray.miniature.teacher import TeacherRecipe
 
 TINY = MiniatureRecipe(
     autoencoder=AutoencoderRecipe(steps=4, batch=8, width=8),
-    teacher=TeacherRecipe(steps=3, batch=4, layers=1, heads=2, head_width=12, text_width=16),
+    teacher=TeacherRecipe(ranks=1, steps=3, batch=4, layers=1, heads=2, head_width=12, text_width=16),
     gold=GoldRecipe(steps=30, batch=64, width=4),
     pairs=PairsRecipe(train=300, test=40, samples=8, sample_steps=(1, 2)),
 )

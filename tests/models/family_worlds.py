@@ -15,6 +15,7 @@ from dipp_ray.models.denoiser import Denoiser
 from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import load_denoiser, read_frame
 from dipp_ray.models.text import TextEncoder
+from tiny_families import FLOW as FLOWS
 from tiny_families import PROMPTS, save_family
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ CALLS: dict[str, dict] = {
 }
 NAMES = list(CALLS)
 ABSENT: dict[str, dict] = {"sd3_without_t5": {"text_encoder_3": None, "tokenizer_3": None}}
-FLOW = ("sd3", "sd3_without_t5", "sana", "sanasprint", "flux", "schnell", "qwenimage", "zimage")
+FLOW = tuple(name for name in NAMES if name in FLOWS)
 PACKED = ("flux", "schnell", "qwenimage")
 
 

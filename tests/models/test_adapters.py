@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from adapted_networks import LORA, adapted, noise, x0_of
-from family_worlds import FLOW
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -13,25 +12,10 @@ from dipp_ray.models.adapter_files import save_adapter
 from dipp_ray.models.adapters import adapter_off, add_adapter, merge_adapter, trained_weights
 from dipp_ray.models.export import adapter_error, export_error, write_adapter, write_pipeline
 from dipp_ray.models.pipeline import load_denoiser, one_step_of
-from tiny_families import PROMPTS
-
-NAMES = [
-    "sd15",
-    "sd21v",
-    "sdxl",
-    "pixart",
-    "pixart1024",
-    "pixartsigma",
-    "sd3",
-    "sana",
-    "flux",
-    "qwenimage",
-    "zimage",
-    "sanasprint",
-]
+from tiny_families import FAMILIES, FLOW, PROMPTS
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_it_is_exported_merged_and_alone_and_plain_diffusers_gives_the_trainers_x0(name, folders, tmp_path):
     folder = folders(name)
     frame, network = adapted(name, folder)
@@ -53,7 +37,7 @@ def test_it_is_exported_merged_and_alone_and_plain_diffusers_gives_the_trainers_
     assert export_error(tmp_path / "merged", PROMPTS, z, x0.numpy()) < 1e-4
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"pixart1024", "flux", "zimage", "sana", "sanasprint"}))
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"pixart1024", "flux", "zimage", "sana", "sanasprint"}))
 def test_it_is_compared_at_the_size_that_the_folder_is_made_for(name, folders, tmp_path):
     """Where no resolution is set the pipeline's call finds its own, and asks the network for it.
 

@@ -6,12 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch.overrides import TorchFunctionMode
 
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
+from dipp_ray.errors import UserError
 from dipp_ray.models.denoiser import Denoiser
 from dipp_ray.models.families.pixart import PixArtAlpha
 from dipp_ray.models.families.stable_diffusion_xl import StableDiffusionXL
+from dipp_ray.models.pipeline import load_denoiser, read_frame
+from dipp_ray.models.text import TextEncoder
 from dipp_ray.models.vae_folder import VaeFolder
+from dipp_ray.role_settings import NetworkRoleSection
+from dipp_ray.training.checks import check
+from settings import tiny_config
+from tiny import prompt_file
 
 SIZE = 6  # latents of a side: 48 pixels
 B = 3
@@ -135,3 +143,49 @@ def test_each_of_sdxls_time_ids_is_felt(position, monkeypatch):
 
     monkeypatch.setattr(network, "forward", moved)
     assert not torch.allclose(right, denoiser(network)(x_t, t, embeds), atol=1e-6)
+
+
+class Attends(TorchFunctionMode):
+    """Counts the calls of torch's own attention."""
+
+    calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls += func is torch.nn.functional.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
+def passed(denoiser, folder, frame):
+    x_t = torch.randn(2, *frame.latent_shape, generator=torch.Generator().manual_seed(0))
+    embeds = TextEncoder(folder, torch.device("cpu"), frame=frame)(["a red cat", "the table"])
+    with torch.no_grad():
+        return denoiser(x_t, torch.tensor([300, 700]), embeds)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart", "sd3", "sana", "flux", "qwenimage", "zimage"])
+def test_attention_is_torchs_own(name, folders):
+    frame = read_frame(folders(name), resolution=(32, 32))
+    with Attends() as seen:
+        passed(load_denoiser(folders(name), "fp32", frame=frame), folders(name), frame)
+    assert seen.calls > 0
+
+
+def test_channels_may_come_last_and_stay_there(folders):
+    folder = folders("sd15")
+    frame = read_frame(folder)
+    plain, other = (load_denoiser(folder, "fp32", frame=frame) for _ in range(2))
+    other.run_as(NetworkRoleSection(channels_last=True)).lay_out(trained=False)
+    layouts = []
+    other.network.mid_block.resnets[-1].conv1.register_forward_hook(
+        lambda module, given, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
+    )
+    out = passed(plain, folder, frame)
+    torch.testing.assert_close(passed(other, folder, frame), out, rtol=1e-4, atol=1e-5)
+    assert layouts == [True]
+
+
+def test_channels_come_last_in_unets_alone(folders, tmp_path):
+    config = tiny_config(tmp_path, folders("pixart"), prompt_file(tmp_path / "p.parquet"), "model.resolution=[16, 16]",
+                         "roles.teacher.channels_last=true")  # fmt: skip
+    with pytest.raises(UserError, match=r"roles\.teacher\.channels_last: the PixArtTransformer2DModel .* is no UNet"):
+        check(config)

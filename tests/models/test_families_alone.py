@@ -39,6 +39,14 @@ def test_a_scale_is_told_only_to_a_network_that_reads_one(tmp_path, name, refuse
         assert frame.guidance_arguments(4.5)["true_cfg_scale"] == 4.5
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("sd15", {"guidance_scale": 4.5}), ("zimage", {"guidance_scale": 3.5})], ids=["sd15", "zimage"]
+)
+def test_a_pipeline_is_guided_in_its_own_convention(tmp_path, name, told):
+    frame = read_frame(save_family(name, tmp_path / name))
+    assert frame.guidance_arguments(4.5) == told and frame.guidance_arguments(None) == {"guidance_scale": 0.0}
+
+
 def test_an_export_goes_on_being_told_the_scale_that_it_was_trained_with(tmp_path):
     folder = save_family("flux", tmp_path / "flux")
     frame = read_frame(folder, embedded_guidance=2.0)

@@ -16,7 +16,7 @@ from preference_pairs import fit_config, make_rows, write_pairs, write_parquet
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from dipp_ray import cli
+from dipp_ray import cli, verbs
 from dipp_ray.errors import NonFiniteError, RoleFailure, UserError
 from dipp_ray.preferences.calibration import pair_accuracy
 from dipp_ray.preferences.config import ColumnSettings
@@ -102,7 +102,7 @@ def test_a_fit_learns_and_is_a_reward_that_the_service_loads(whole, world):
 
 
 def test_a_finished_fit_is_not_fitted_again_and_another_is_refused(whole, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "connect", lambda: pytest.fail("Ray was started for a finished fit"))
+    monkeypatch.setattr(verbs, "connect", lambda: pytest.fail("Ray was started for a finished fit"))
     path = tmp_path / "fit.yaml"
     path.write_text(yaml.safe_dump(whole[0].model_dump(mode="json")))
     assert cli.main(["fit-reward", str(path), "workers.count=2", "checkpoint.every=7"]) == 0
@@ -178,7 +178,7 @@ def test_room_that_the_cluster_never_has_is_said(ray_session, tmp_path, world):
     ],
 )
 def test_bad_input_is_one_sentence_before_ray(tmp_path, world, capsys, monkeypatch, overrides, words):
-    monkeypatch.setattr(cli, "connect", lambda: pytest.fail("Ray was started for bad input"))
+    monkeypatch.setattr(verbs, "connect", lambda: pytest.fail("Ray was started for bad input"))
     path = tmp_path / "fit.yaml"
     path.write_text(yaml.safe_dump(fit_config(tmp_path, *world).model_dump(mode="json")))
     assert cli.main(["fit-reward", str(path), *overrides]) == 2

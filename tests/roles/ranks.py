@@ -12,7 +12,8 @@ from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.checkpoints import CheckpointStore
 from dipp_ray.config import RoleSection, TrainedRoleSection
 from dipp_ray.errors import NonFiniteError, UserError
-from dipp_ray.models.pipeline import load_denoiser
+from dipp_ray.models.denoiser import Denoiser
+from dipp_ray.models.pipeline import load_denoiser, open_denoiser
 
 OPTIM = Optimiser(lr=1e-3, betas=(0.0, 0.999), grad_clip=0.05, weight_decay=0.01, warmup_steps=3)
 SAMPLES = 4
@@ -91,12 +92,41 @@ class Rank:
         join(rank, world, "127.0.0.1", port, self.device, timeout_s=120)
         self.folder, self.rank, self.world = folder, rank, world
 
-    def begin(self, stage):
+    def begin(self, stage, **settings):
         from dipp_ray.roles.engine import Engine
 
-        role = TrainedRoleSection(workers=self.world, zero_stage=stage, persistence_threshold=0)
-        self.engine = Engine(load_denoiser(self.folder, "fp32"), role, OPTIM, SAMPLES // self.world)
+        role = self.role(stage, **settings)
+        network = load_denoiser(self.folder, "fp32").run_as(role)
+        self.engine = Engine(network, role, OPTIM, SAMPLES // self.world)
         self.engine.start_average()
+
+    def role(self, stage, **settings):
+        return TrainedRoleSection(workers=self.world, zero_stage=stage, persistence_threshold=0, **settings)
+
+    def begin_in_parts(self, **settings):
+        """At ZeRO 3, each weight cut as it is read: (bytes read, bytes of weights that are here then)."""
+        from dipp_ray.models import stored
+        from dipp_ray.roles.engine import Engine, engine_settings
+        from dipp_ray.roles.sharding import in_parts
+
+        role, size, read = self.role(3, **settings), 0, stored._read
+
+        def counted(*what):
+            nonlocal size
+            values = read(*what)
+            size += values.nbytes
+            return values
+
+        stored._read = counted
+        hollow, frame = open_denoiser(self.folder)
+        settings = engine_settings(role, OPTIM, SAMPLES // self.world, self.world)
+        hollow.fill(lambda _: torch.float32, in_parts(settings, self.device))
+        stored._read = read
+        here = sum(p.ds_tensor.nbytes + p.nbytes for p in hollow.model.parameters())
+        network = Denoiser(hollow.model, frame, torch.float32)
+        self.engine = Engine(network, role, OPTIM, SAMPLES // self.world)
+        self.engine.start_average()
+        return size, here
 
     def update(self, update, factor=1.0):
         """One update, its loss times `factor` on rank 0."""

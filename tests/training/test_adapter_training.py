@@ -93,6 +93,17 @@ def test_the_ray_pipeline_equals_the_plain_loop(ray_session, world, settings):
     assert_same(ray_run(config, 6), plain_run(config, 6), 1e-4)
 
 
+@pytest.mark.slow
+def test_frozen_weights_in_bf16_change_nothing_where_each_rank_reads_its_own_part(ray_session, world):
+    roles = [f"roles.{role}={{workers: 2, zero_stage: 3, persistence_threshold: 0, dtype: bf16, frozen: FROZEN}}"
+             for role in ROLES]  # fmt: skip
+    runs = [
+        ray_run(tiny_config(*world, *BOTH, *(role.replace("FROZEN", frozen) for role in roles)), 4)
+        for frozen in ("fp32", "bf16")
+    ]
+    assert_same(*runs, tolerance=0)
+
+
 @pytest.fixture
 def run(ray_session, tmp_path, world):
     """Trains the run of a name to a number of steps; returns its folder and what it said."""

@@ -77,7 +77,9 @@ def test_a_missing_checkpoint_is_named(run, tmp_path):
         export_command(run / "checkpoints" / "step_000009", tmp_path / "out", print)
     with pytest.raises(UserError, match="is no run's folder"):
         export_command(run / "checkpoints", tmp_path / "out", print)
-    assert not (tmp_path / "out", print).exists()
+    with pytest.raises(UserError, match="has no adapter: leave --adapter out"):
+        export_command(run, tmp_path / "out", print, adapter=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_whose_roles_are_gone_is_compared_all_the_same(run):

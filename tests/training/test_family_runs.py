@@ -10,9 +10,7 @@ from dipp_ray.models.plain_pipeline import load_pipeline
 from dipp_ray.training.train import train
 from settings import tiny_config
 from tiny import prompt_file
-from tiny_families import save_family
-
-FLOW = ("sd3", "flux")
+from tiny_families import FLOW, save_family
 
 
 @pytest.mark.slow

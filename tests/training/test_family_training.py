@@ -16,23 +16,7 @@ from dipp_ray.training.checks import check
 from dipp_ray.training.plain import plain_loop
 from settings import tiny_config
 from tiny import prompt_file
-from tiny_families import save_family
-
-NAMES = [
-    "sd15",
-    "sd21v",
-    "sdxl",
-    "pixart",
-    "pixart1024",
-    "pixartsigma",
-    "sd3",
-    "sana",
-    "flux",
-    "qwenimage",
-    "zimage",
-    "sanasprint",
-]
-FLOW = ("sd3", "sana", "sanasprint", "flux", "qwenimage", "zimage", "auraflow")
+from tiny_families import FAMILIES, FLOW, save_family
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +62,7 @@ def exported(loop, config, out):
 
 
 @pytest.mark.parametrize("scale", [0, 2], ids=["distils", "aligns"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_trains_by_the_plain_loop(name, scale, tmp_path_factory, tmp_path, prompts):
     teacher = tmp_path_factory.getbasetemp() / f"trained-{name}"
     if not teacher.exists():

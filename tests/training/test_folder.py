@@ -3,13 +3,13 @@
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dipp_ray import cli
+from dipp_ray import cli, verbs
 from dipp_ray.errors import RunFolderLost, UserError
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.training import train as training
@@ -71,7 +71,7 @@ def test_metrics_of_another_user_are_seen_beforehand(folder):
 
 @pytest.mark.parametrize("verb", ["train", "check"])
 def test_a_second_trainer_is_told_before_ray_starts(folder, verb, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "connect", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr(verbs, "connect", lambda: pytest.fail("Ray was started"))
     pixart_pipeline(folder / "teacher"), prompt_file(folder / "prompts.parquet")
     config = config_of(folder)
     (folder / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -145,8 +145,9 @@ def test_check_and_train_say_it(tmp_path, monkeypatch, capsys):
     def nothing_more(*arguments):
         raise UserError("no cluster here")
 
-    monkeypatch.setattr(cli, "connect", nothing_more)
+    monkeypatch.setattr(verbs, "connect", nothing_more)
     monkeypatch.setattr(training, "cluster_nodes", nothing_more)
+    monkeypatch.setattr(training, "watched_head", lambda *_: nullcontext())  # there is no Ray
     pixart_pipeline(tmp_path / "teacher"), prompt_file(tmp_path / "prompts.parquet")
     config, said = config_of(tmp_path), []
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))

@@ -53,8 +53,13 @@ def test_of_an_adapter_the_trained_part_alone_has_gradients_and_state(world):
 
 def test_it_is_told_with_the_disk_and_the_memory_elsewhere(world):
     config = tiny_config(*world, "checkpoint.memory_every=5", "checkpoint.keep=3")
-    generator, score, disk, memory = footprint_lines(config, frame_of(config.model), ONE)
+    generator, score, reward, text, teacher, latents, disk, memory = footprint_lines(
+        config, frame_of(config.model), ONE
+    )
     state = 28 * found(world)[0].trained / 1e6
     assert generator.startswith("generator: ") and "all trained; each of 1 at ZeRO 0 holds" in score
+    assert teacher.startswith("teacher: ") and "in fp32; each of 1 holds" in teacher and "activations" in teacher
+    assert reward.startswith("reward 'ink': ") and text.startswith("text: it holds")
+    assert latents == "latents: 0.3 kB a sample; 8.2 kB a step go from role to role"
     assert disk == f"a checkpoint takes {state:.1f} MB, and up to 5 lie there at a time"
     assert memory.startswith(f"state in memory takes {2 * state:.1f} MB on nodes without ranks")

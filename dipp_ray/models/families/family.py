@@ -39,6 +39,7 @@ class Family:
     pipelines: ClassVar[tuple[str, ...]]
     networks: ClassVar[tuple[str, ...]]
     network_part: ClassVar[str] = "transformer"  # in the folder and in its pipeline
+    convolutional: ClassVar[bool] = False  # whether the layout of its input is its layers' (roles.*.channels_last)
     flow: ClassVar[bool] = False  # whether the scheduler must be one of flow matching
     immaterial: ClassVar[tuple[str, ...]] = ()  # settings of the network that change nothing of what it computes
     learned_sigma: ClassVar[bool] = False  # whether a network may give a sigma beside: twice the latents' channels

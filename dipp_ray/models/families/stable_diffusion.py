@@ -18,6 +18,7 @@ class StableDiffusion(Family):
     multiple = 8
     networks = ("UNet2DConditionModel",)
     network_part = "unet"
+    convolutional = True
     last_layer = "conv_out"
     immaterial = ("sample_size",)  # SDXL-Turbo's is 64, its teacher's 128: both read model.resolution
     addition: str | None = None  # the UNet's addition_embed_type

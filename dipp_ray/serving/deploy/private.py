@@ -27,6 +27,7 @@ def private_config(
     replicas: int | Between,
     deterministic: bool,
     rows: int,
+    checkpoint_decoder: bool = False,
 ) -> ServiceConfig:
     """A run's own service: every term as one model with the role's resources, for calls of `rows` rows."""
     scaled = (replicas.min, replicas.max) if isinstance(replicas, Between) else replicas
@@ -36,6 +37,7 @@ def private_config(
         name=name,
         models=models,
         vae=vae,
+        checkpoint_decoder=checkpoint_decoder,
         batch_rows=rows,
         deterministic=deterministic,
         limits=LimitsSection(rows=max(rows, wide), prompt_chars=LONGEST_PROMPT),
