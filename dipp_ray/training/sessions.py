@@ -9,12 +9,14 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import RoleFailure, UserError
 from dipp_ray.reporting.events import record_event
+from dipp_ray.reporting.pace import Pace
 from dipp_ray.reporting.telemetry import Telemetry
+from dipp_ray.roles.waiting import SAY_EVERY_S, UNREACHABLE
 from dipp_ray.training.attempts import Attempts
 from dipp_ray.training.faults import GOES_ON
 from dipp_ray.training.growth import GROWTH, Surroundings
 from dipp_ray.training.memory import StateMemory
-from dipp_ray.training.placement import Placement, living_nodes, reserve
+from dipp_ray.training.placement import GRANT_S, Placement, living_nodes, reserve
 from dipp_ray.training.plan import group_requests
 from dipp_ray.training.roles import Roles
 from dipp_ray.training.session import Committed, HeldState, Session
@@ -105,15 +107,27 @@ class Sessions:
         """End what is left of the session that broke after `done` steps. Raises `fault` after too many in a row."""
         self.broke = self.broke or (time.monotonic(), done)
         done = self.broke[1]
-        lost_node = bool(self.room.node_ids() - living_nodes())
         if self.current:
             self.current.end_ranks()
+        lost_node = self._lost_node(fault)
         goes_on = not isinstance(fault, NoRoom) and self.attempts.again(lost_node)
         reason = str(fault).removesuffix(f"; {GOES_ON}")
         record_event(self.config.path, "lost node" if lost_node else "fault", done, reason)
         if not goes_on:
             raise fault
         self.say(f"recovering from a fault after step {done}: {reason} ({self.attempts})")
+
+    def _lost_node(self, fault: RoleFailure) -> bool:
+        """Whether a node of the session's is gone. Of a process that cannot be reached Ray knows that only later, and
+        until then would have ranks placed there."""
+        pace, patience = Pace(SAY_EVERY_S, first_s=2.0), GRANT_S if UNREACHABLE in str(fault) else 0.0
+        while not (lost := self.room.node_ids() - living_nodes()) and pace.elapsed < patience:
+            if pace.due():
+                self.say(
+                    f"waiting for Ray to say whether a node is lost, {pace.elapsed:.0f} of {patience:.0f} s so far"
+                )
+            time.sleep(0.2)
+        return bool(lost)
 
     def finished(self, done: int) -> None:
         """One more step is finished."""

@@ -6,6 +6,7 @@ import pytest
 
 from dipp_ray.errors import RoleFailure
 from dipp_ray.reporting.events import read_events
+from dipp_ray.roles.waiting import UNREACHABLE
 from dipp_ray.training import sessions as module
 from dipp_ray.training.sessions import Sessions
 from dipp_ray.training.sizes import Sizes
@@ -104,6 +105,15 @@ def test_a_fault_while_the_run_recovers_belongs_to_the_same_recovery(world, sess
     sessions.finished(6)
     sessions.survive(RoleFailure("a third"), 6)
     assert sessions.attempts.in_a_row == 1, "there was progress"
+
+
+@pytest.mark.parametrize(("reason", "event"), [(UNREACHABLE, "lost node"), ("its process was killed", "fault")])
+def test_ray_is_given_time_to_say_that_the_node_of_an_unreachable_rank_is_lost(sessions, monkeypatch, reason, event):
+    looks = iter([{"a", "b"}, {"a", "b"}, {"b"}])
+    monkeypatch.setattr(module, "living_nodes", lambda: next(looks))
+    sessions.open(None, [])
+    sessions.survive(RoleFailure(f"score model rank 0 died: {reason}"), 1)
+    assert [one["event"] for one in read_events(sessions.config.path)] == [event]
 
 
 def test_faults_in_a_row_end_the_run_and_lost_nodes_do_not(world, sessions):
