@@ -127,6 +127,7 @@ def outcome(cluster, world, run: ChaosRun, given) -> list[dict]:
             left = trained(cluster.address, config, strikes)
     except Exception as error:  # it is a finding, and the other runs go on
         ended = f"{type(error).__name__}: {error}"
+        print(f"  the run ended: {ended}", flush=True)
     common = {
         "run": f"{run.name} {began:.0f}",
         "seed": given.seed,

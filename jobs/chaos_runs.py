@@ -163,7 +163,8 @@ def _average_x0(config, state: dict) -> torch.Tensor:
 def with_events(rows: list[dict], config, difference: dict) -> None:
     """To each row what events and metrics say of the time until the next one."""
     events = read_events(config.path)
-    for row, after in zip(rows, [*rows[1:], None], strict=True):
+    for number, row in enumerate(rows):
+        after = rows[number + 1] if number + 1 < len(rows) else None
         until = after["at"] if after and "at" in after else float("inf")
         own = [event for event in events if row.get("at", until) <= event["time"] < until]
         row["steps_lost"] = sum(event["steps_lost"] for event in own if event["event"] == "recovered")
