@@ -1,161 +1,198 @@
-"""Faults in every phase of a step, on a cluster of several nodes on this machine, and what became of the run.
+"""Faults in every phase of a step, on a cluster of several nodes on this machine, and what became of the runs.
 
     python jobs/chaos.py --seed 1                  # every cell that the table does not have yet
-    python jobs/chaos.py --seed 1 --only node --zero 2
+    python jobs/chaos.py --seed 1 --only stop --zero 2
     python jobs/chaos.py --table docs/chaos.md     # the figures so far, as a page
 
-A cell is a victim, a phase of a step, and a ZeRO stage. The fault comes from outside the process that it hits, when the
-executor's stamps show that the phase is under way; the step is drawn from the seed. The final weights are compared with
-those of the run that nothing disturbed. Each outcome is a line of runs/chaos/table.jsonl; begun again, it goes on.
+A cell is a victim, a phase of a step, and a ZeRO stage. A run takes up to a dozen of them, each in turn when the one
+before has been recovered from. Every fault comes from outside the process that it hits, when the executor's stamps show
+that its phase is under way. The final weights are compared with those of the run that nothing disturbed, and so is what
+was measured of every step. Each fault is a line of docs/chaos.jsonl; begun again, it goes on.
 """
 
 import argparse
 import json
 import os
-import random
-import shutil
+import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "cluster"), str(HERE.parent / "tests")]
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3])  # Ray's workers find the tests' reward there
-os.environ.update(OMP_NUM_THREADS="1", RAY_IGNORE_UNHANDLED_ERRORS="1")
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    RAY_IGNORE_UNHANDLED_ERRORS="1",
+    RAY_worker_niceness="0",
+    RAY_raylet_start_wait_time_s="180",
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+)
 
-from chaos_cells import CELLS, Cell, Strike  # noqa: E402
-from chaos_table import as_page, read_table  # noqa: E402
+from chaos_cells import CELLS, Cell, ChaosRun, chaos_runs  # noqa: E402
+from chaos_runs import (  # noqa: E402
+    DRIFT,
+    NODES,
+    QUICK,
+    bucket,
+    compared,
+    config_of_run,
+    fresh,
+    orphans,
+    straight_of,
+    trained,
+    with_events,
+    world_of,
+)
+from chaos_strikes import Strikes  # noqa: E402
+from chaos_table import as_page, is_good, read_table  # noqa: E402
+from chaos_watch import Watched  # noqa: E402
 from local import local_cluster, parse_node  # noqa: E402
 
-from settings import tiny_config  # noqa: E402
-from tiny import pixart_pipeline, prompt_file  # noqa: E402
 
-QUICK = {
-    "health_check_initial_delay_ms": 500,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 4,
-}
-NODES = ["name=rest,cpus=2,labels=role:rest", *(f"name={n},cpus=1,labels=role:trainer" for n in ("one", "two"))]
-STEPS = 40
+class Announced(Watched):
+    """In a driver that is to be killed: prints when the phase is under way, and the steps that are finished."""
 
+    def __init__(self, phase: str, step: int):
+        super().__init__()
+        self.phase, self.step = phase, step
 
-def config_of(world, name: str, zero: int):
-    trained = f"{{workers: {{min: 1, max: 2}}, cpus: 0.5, zero_stage: {zero}, persistence_threshold: 0,"
-    trained += " labels: {role: trainer}}"
-    return tiny_config(
-        *world,
-        f"run.name={name}",
-        f"run.steps={STEPS}",
-        f"roles.generator={trained}",
-        f"roles.score={trained}",
-        "roles.teacher.labels={role: rest}",
-        "roles.text.labels={role: rest}",
-        "roles.reward.labels={role: rest}",
-        "roles.heartbeat_s=6",
-        "roles.spares=true",
-        "roles.wait_s=120",
-        "objective.score_updates=2",
-        "checkpoint.every=20",
-        "checkpoint.memory_every=2",
-        "log.samples_every=20",
-    )
+    def watch(self) -> None:
+        waits, said = bool(self.phase), -1
+        while not self.ended.is_set():
+            if waits and (step := self.under_way(self.phase, self.step)) is not None:
+                print(f"UNDER WAY {step}", flush=True)
+                waits = False
+            if self.done > said:
+                said = self.done
+                print(f"DONE {said}", flush=True)
+            time.sleep(0.001)
 
 
-def final_state(config) -> dict:
-    from dipp_ray.checkpoints.store import CheckpointStore
-
-    store = CheckpointStore(str(config.path / "checkpoints"), say=lambda _: None)
-    checkpoint = store.require(STEPS)
-    return {group: store.read_group(checkpoint, group)[0] for group in ("generator", "score")}
+def drive(world, address: str, run: ChaosRun, phase: str, step: int) -> None:
+    """What the process does that is killed from outside."""
+    for left in trained(address, config_of_run(world, run), Announced(phase, step)):
+        print(f"LEFT {left}", flush=True)
 
 
-def difference(ours: dict, theirs: dict) -> float:
-    """The largest difference of any weight, relative to the largest of its tensor; 0 where all are equal to the bit."""
-    worst = 0.0
-    for group, tensors in theirs.items():
-        assert tensors.keys() == ours[group].keys()
-        for name, value in tensors.items():
-            scale = float(value.abs().max()) or 1.0
-            worst = max(worst, float((ours[group][name] - value).abs().max()) / scale)
-    return worst
+def struck_drivers(address: str, run: ChaosRun, given) -> tuple[list[dict], list[str]]:
+    """Start the driver, kill it, and give the same command again, for each cell; returns rows, and what was left behind
+    by the last one."""
+    rows: list[dict] = []
+    left: list[str] = []
+    for number, cell in enumerate([*run.cells, None]):
+        phase, step = (cell.phase, 3 + 5 * number) if cell else ("", 0)
+        words = [sys.executable, __file__, "--out", str(given.out), "--drive", run.name, "--address", address]
+        words += ["--phase", phase, "--step", str(step), "--faults", str(len(run.cells)), "--zero", str(run.zero)]
+        driver = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        limit = threading.Timer(400, driver.kill)
+        limit.start()
+        resumed = None
+        for line in driver.stdout:
+            print(f"    {line.rstrip()}", flush=True)
+            if line.startswith("DONE") and resumed is None:
+                resumed = int(line.split()[1])
+                if rows:
+                    rows[-1]["seconds"] = round(time.time() - rows[-1]["at"], 2)
+                    rows[-1]["lost"] = rows[-1]["step"] - (resumed - 1)
+            if line.startswith("LEFT"):
+                left.append(line.split(maxsplit=1)[1].strip())
+            if line.startswith("UNDER WAY"):
+                driver.kill()
+                rows.append({"cell": cell.name, "step": int(line.split()[2]), "at": time.time(), "parts": {}})
+        limit.cancel()
+        if driver.wait() != (-9 if cell else 0):
+            raise RuntimeError(f"the driver ended with {driver.returncode}")
+    return rows, left
 
 
-def trained(cluster, config, strike: Strike | None) -> None:
-    import ray
-
-    from dipp_ray.training import train as training
-
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    try:
-        with strike or Strike(None, cluster, 0, 0):
-            training.train(config, lambda line: print(f"    {line}", flush=True))
-    finally:
-        ray.shutdown()
-
-
-def outcome(cluster, world, cell: Cell, seed: int) -> dict:
-    """Train with the fault of `cell`, and compare."""
-    from dipp_ray.reporting.events import read_events
-
-    straight = config_of(world, f"straight-{cell.zero}", cell.zero)
+def outcome(cluster, world, run: ChaosRun, given) -> list[dict]:
+    """Train with the faults of `run`, and compare: its rows."""
+    straight = straight_of(world, run.zero)
     if not (straight.path / "pipeline").exists():
-        trained(cluster, straight, None)
-    config = config_of(world, cell.name, cell.zero)
-    shutil.rmtree(config.path, ignore_errors=True)
-    latest = 6 if cell.how == "return" else STEPS - 6  # a node that returns is to be used
-    step = random.Random(f"{seed} {cell.name}").randrange(3, latest)
-    strike = Strike(cell, cluster, step, seed)
-    began = time.monotonic()
-    trained(cluster, config, strike)
-    events = read_events(config.path)
-    recovered = [event for event in events if event["event"] == "recovered"]
-    return {
-        "cell": cell.name,
-        "seed": seed,
-        "step": step,
-        "struck": strike.struck,
-        "difference": difference(final_state(config), final_state(straight)),
-        "recoveries": len(recovered),
-        "steps_lost": sum(event["steps_lost"] for event in recovered),
-        "seconds_to_next_step": max((event["seconds"] for event in recovered), default=0.0),
-        "seconds": round(time.monotonic() - began, 1),
-        "events": [f"{event['event']}: {event['reason']}" for event in events],
+        fresh(straight)
+        trained(cluster.address, straight)
+    config = config_of_run(world, run)
+    fresh(config)
+    began, ended, left = time.time(), None, []
+    strikes = Strikes(run.cells, cluster, given.seed, given.patient)
+    rows = strikes.rows
+    try:
+        if run.kind == "driver":
+            rows, left = struck_drivers(cluster.address, run, given)
+        else:
+            left = trained(cluster.address, config, strikes)
+    except Exception as error:  # it is a finding, and the other runs go on
+        ended = f"{type(error).__name__}: {error}"
+        print(f"  the run ended: {ended}", flush=True)
+    common = {
+        "run": f"{run.name} {began:.0f}",
+        "seed": given.seed,
+        "steps": run.steps,
+        "load": round(os.getloadavg()[0], 1),
     }
+    common |= {"run_seconds": round(time.time() - began, 1), "ended": ended, "left": left, "bound": 0.0}
+    difference = {"different_at": None, "weights": None, "x0": None, "loss": None}
+    if ended is None:
+        difference = compared(config, straight)
+        common["bound"] = DRIFT if run.kind == "sizes" else 0.0
+        if run.kind == "store":
+            common["left"] = left + orphans(config)
+    with_events(rows, config, difference)
+    if strikes.fault:
+        print(f"  the strikes ended: {strikes.fault!r}", flush=True)
+    return [row | common | {"difference": difference} for row in rows]
+
+
+def todo(given, table: list[dict]) -> list[Cell]:
+    done = {(row["cell"], row["seed"]) for row in table if row["good"]}
+    wanted = [cell for cell in CELLS if given.only in cell.name and given.zero in (None, cell.zero)]
+    return [cell for cell in wanted if (cell.name, given.seed) not in done]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="cells whose name holds this")
-    parser.add_argument("--zero", type=int, choices=(0, 2, 3), help="cells of this ZeRO stage")
+    parser.add_argument("--kind", choices=("same", "sizes", "driver", "store"), help="runs of this kind")
+    parser.add_argument("--zero", type=int, choices=(2, 3), help="cells of this ZeRO stage")
+    parser.add_argument("--runs", type=int, default=1000, help="at most so many runs")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
+    parser.add_argument("--patient", action="store_true", help="strike when spare processes are ready, and not before")
+    parser.add_argument("--figures", type=Path, default=HERE.parent / "docs" / "chaos.jsonl", help="the table")
     parser.add_argument("--table", type=Path, help="write the figures so far to this page, and run nothing")
+    for name in ("--drive", "--address", "--phase"):  # how it calls itself for a driver that is killed
+        parser.add_argument(name, default="", help=argparse.SUPPRESS)
+    for name in ("--step", "--faults"):
+        parser.add_argument(name, type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    table = given.out / "table.jsonl"
     if given.table:
-        given.table.write_text(as_page(read_table(table)))
+        given.table.write_text(as_page(read_table(given.figures), given.table.read_text()))
         return 0
-    done = {(entry["cell"], entry["seed"]) for entry in read_table(table)}
-    wanted = [cell for cell in CELLS if given.only in cell.name and given.zero in (None, cell.zero)]
-    todo = [cell for cell in wanted if (cell.name, given.seed) not in done]
-    print(f"{len(todo)} of {len(wanted)} cells to go")
-    given.out.mkdir(parents=True, exist_ok=True)
-    home = given.out.resolve()
-    world = home, home / "teacher", home / "prompts.parquet"
-    if not world[1].exists():
-        pixart_pipeline(world[1])
-        prompt_file(world[2])
+    world = world_of(given.out)
+    if given.drive:
+        run = ChaosRun(given.drive, "driver", given.zero, (Cell("driver", given.phase, given.zero),) * given.faults)
+        drive(world, given.address, run, given.phase, given.step)
+        return 0
+    cells = todo(given, read_table(given.figures))
+    runs = [run for run in chaos_runs(cells, given.seed) if given.kind in (None, run.kind)][: given.runs]
+    print(f"{len(cells)} cells to go, in {len(runs)} runs", flush=True)
     failed = 0
-    for cell in todo:
-        print(cell.name, flush=True)
-        with local_cluster([parse_node(text) for text in NODES], system_config=QUICK) as cluster:
-            entry = outcome(cluster, world, cell, given.seed)
-        with table.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        good = entry["struck"] and entry["difference"] <= cell.bound
-        failed += not good
-        print(f"  {'good' if good else 'BAD'}: {entry}", flush=True)
+    for run in runs:
+        print(run.name, *(cell.name for cell in run.cells), flush=True)
+        s3 = bucket(os.environ) if run.kind == "store" else nullcontext()
+        with s3, local_cluster([parse_node(n) for n in NODES], system_config=QUICK) as cluster:
+            rows = outcome(cluster, world, run, given)
+        with given.figures.open("a") as file:
+            for row in rows:
+                row["good"] = is_good(row)
+                failed += not row["good"]
+                print(f"  {'good' if row['good'] else 'BAD'}: {row}", flush=True)
+                file.write(json.dumps({key: row[key] for key in row if key not in ("events", "pids")}) + "\n")
+        print(f"  {len(rows)} of {len(run.cells)} struck", flush=True)
     return 1 if failed else 0
 
 

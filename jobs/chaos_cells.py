@@ -1,26 +1,27 @@
-"""What chaos does: the cells of its table, and the strike of one of them."""
+"""What chaos does: the cells of its table, and the runs that take them one after the other. Pure."""
 
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
+import random
 from dataclasses import dataclass
 
-# Where sizes change, sums are made in another order: what fp32 makes of that over the rest of the run (measured).
-DRIFT = 2e-2
-PHASES = ("sample", "train", "predict", "guide", "backward", "keep")
-BETWEEN = ("write_share", "sample_average", "recovery")
-STATELESS = {"teacher": "Teacher", "text": "Text", "client": "RewardClientActor", "replica": "ServeReplica:.*:ink",
-             "ingress": "ServeReplica:.*:Rewards", "keeper": "Keeper"}  # fmt: skip
+PHASES = ("sample", "train", "predict", "guide", "backward", "keep", "write_share", "sample_average", "recovery")
+EVERYWHERE = ("sample", "train", "predict", "backward", "write_share", "recovery")
 RANKS = {"generator": "GeneratorRank", "score": "ScoreRank"}
+STATELESS = {
+    "teacher": "Teacher:",
+    "text": "Text:",
+    "client": "RewardClientActor:",
+    "replica": "ServeReplica:.*:ink",
+    "ingress": "ServeReplica:.*:Rewards",
+    "keeper": "Keeper:",
+}  # what an actor's class and name begin with
+FAULTS_A_RUN = 20
+EVERY = 8  # steps between checkpoints, and between looks
 
 
 @dataclass(frozen=True)
 class Cell:
-    """victim: whose process; how: kill, stop (SIGSTOP), node (all of its node), return (and another comes),
-    drain, two (and a teacher too)."""
+    """victim: whose process, or several with + between; phase: what is under way; how: kill, stop (SIGSTOP), swap (its
+    node is lost, and another comes at once), node (is lost), back (another node comes), drain (a notice of 60 s)."""
 
     victim: str
     phase: str
@@ -32,146 +33,69 @@ class Cell:
         return f"{self.how}-{self.victim}-{self.phase}-zero{self.zero}"
 
     @property
-    def bound(self) -> float:
-        return DRIFT if self.how in ("node", "drain", "return") else 0.0
+    def victims(self) -> list[str]:
+        return self.victim.split("+")
+
+    @property
+    def kind(self) -> str:
+        """What kind of run it belongs to: sizes (they change), driver, store (checkpoints on S3), same."""
+        if self.victim == "driver":
+            return "driver"
+        if self.phase == "upload":
+            return "store"
+        return "sizes" if self.how in ("node", "back", "drain") else "same"
+
+
+@dataclass(frozen=True)
+class ChaosRun:
+    """A run that takes these faults, each when the one before has been recovered from; those that it ends before are
+    taken up by another."""
+
+    name: str
+    kind: str
+    zero: int
+    cells: tuple[Cell, ...]
+
+    @property
+    def steps(self) -> int:
+        if self.kind == "sizes":  # the smaller groups' steps are quick, and a notice takes a while
+            return 8 * EVERY
+        return EVERY * (2 * len(self.cells) // 3 + 2)  # a fault takes four or five of them, where it waits for none
 
 
 def cells() -> list[Cell]:
-    found = []
+    """All of them, those first that have no like."""
+    first, more = [], []
     for zero in (2, 3):
-        found += [Cell(rank, phase, zero) for rank in RANKS for phase in (*PHASES, *BETWEEN)]
-        found += [Cell(victim, "train", zero) for victim in STATELESS]
-        found += [Cell(rank, "train", zero, "stop") for rank in RANKS]
-        found += [Cell("teacher", "guide", zero, "stop")]
-        found += [Cell("score", "train", zero, how) for how in ("node", "return", "drain", "two")]
-    return found
+        first += [Cell(rank, phase, zero) for rank in RANKS for phase in PHASES]
+        first += [Cell(victim, "train", zero) for victim in STATELESS]
+        first += [Cell(rank, "train", zero, "stop") for rank in RANKS]
+        first += [Cell(victim, "guide", zero, "stop") for victim in ("teacher", "client")]
+        first += [Cell("text", "sample", zero, "stop"), Cell("keeper", "keep", zero, "stop")]
+        first += [Cell(pair, "train", zero) for pair in ("score+teacher", "generator+keeper", "generator+score")]
+        first += [Cell("teacher", "train", zero, "swap")]
+        first += [Cell("score", "train", zero, "node"), Cell("trainer", "train", zero, "back")]
+        first += [Cell("generator", "train", zero, "drain"), Cell("trainer", "backward", zero, "back")]
+        first += [Cell("driver", phase, zero) for phase in ("train", "write_share")]
+        first += [Cell(rank, "upload", zero) for rank in RANKS]
+        more += [Cell(victim, phase, zero) for victim in STATELESS for phase in EVERYWHERE if phase != "train"]
+    return first + more
 
 
 CELLS = cells()
 
 
-class Strike:
-    """While it is entered, a thread waits for the cell's phase of `step` and strikes once; `struck` says when."""
-
-    def __init__(self, cell: Cell | None, cluster, step: int, seed: int):
-        self.cell, self.cluster, self.step, self.seed = cell, cluster, step, seed
-        self.struck: str | None = None
-        self.ended = threading.Event()
-        self.run = None
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self):
-        if self.cell is not None:
-            from dipp_ray.training import train as training
-
-            outer, plain = self, training.Run
-
-            class Seen(plain):
-                def __init__(self, *arguments):
-                    super().__init__(*arguments)
-                    outer.run = self
-
-            self.plain, training.Run = plain, Seen
-            self.thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        if self.cell is not None:
-            from dipp_ray.training import train as training
-
-            training.Run = self.plain
-            self.ended.set()
-            self.thread.join()
-
-    # -- when ----------------------------------------------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        assert self.cell is not None
-        first = "backward" if self.cell.phase == "recovery" else self.cell.phase
-        while not self.ended.is_set() and not self._under_way(first):
-            time.sleep(0.001)
-        if self.ended.is_set():
-            return
-        before = {actor["ActorID"] for actor in self._actors(RANKS[self.cell.victim])} if self._is_rank else set()
-        self._strike()
-        if self.cell.phase == "recovery":
-            while not self.ended.is_set():
-                new = [a for a in self._actors(RANKS[self.cell.victim]) if a["ActorID"] not in before and a["Pid"]]
-                if new:
-                    os.kill(new[0]["Pid"], signal.SIGKILL)
-                    self.struck += f"; its successor's process {new[0]['Pid']}"
-                    return
-                time.sleep(0.02)
-
-    @property
-    def _is_rank(self) -> bool:
-        return self.cell.victim in RANKS
-
-    def _under_way(self, phase: str) -> bool:
-        """Whether a task of the phase is at its actor, by the executor's stamps."""
-        try:
-            listed = list(self.run.controller.executor.listed.values())
-        except (AttributeError, AssertionError, RuntimeError):  # none is open, or it changed meanwhile
-            return False
-        for entry in listed:
-            key = entry.task.key
-            if key.action == phase and entry.answer and entry.could_begin is not None:
-                return key.step >= self.step or (key.step < 0 and len(self.run.states) > 1)
-        return False
-
-    # -- what ----------------------------------------------------------------------------------------------------------
-
-    def _actors(self, kind: str) -> list[dict]:
-        import re
-
-        import ray
-
-        table = ray._private.state.actors().values()
-        named = [(f"{actor['ActorClassName']}:{actor['Name']}", actor) for actor in table]
-        return sorted(
-            (actor for name, actor in named if re.match(kind, name) and actor["State"] == "ALIVE"),
-            key=lambda actor: actor["ActorID"],
-        )
-
-    def _strike(self) -> None:
-        cell = self.cell
-        kind = (RANKS | STATELESS)[cell.victim]
-        found = self._actors(kind)
-        if not found:
-            raise RuntimeError(f"no process of {cell.victim} is there")
-        victim = found[self.seed % len(found)]
-        pid, node = victim["Pid"], victim["Address"]["NodeID"]
-        if cell.how in ("kill", "two"):
-            os.kill(pid, signal.SIGKILL)
-        elif cell.how == "stop":
-            os.kill(pid, signal.SIGSTOP)
-        elif cell.how in ("node", "return"):
-            broken = self.run.session
-            self.cluster.kill(self._name_of(node))
-            if cell.how == "return":
-                self._give_back(broken)
-        elif cell.how == "drain":
-            drain(self.cluster.address, node)
-        if cell.how == "two":
-            os.kill(self._actors("Teacher")[0]["Pid"], signal.SIGKILL)
-        self.struck = f"{cell.how} of {cell.victim} (process {pid}) in {cell.phase}, step {self.step} or later"
-
-    def _give_back(self, broken) -> None:
-        """Another node like the lost one, as soon as the run goes on without it."""
-        from local import parse_node
-
-        while not self.ended.is_set() and self.run.session is broken:
-            time.sleep(0.02)
-        self.cluster.add(parse_node("name=back,cpus=1,labels=role:trainer"))
-
-    def _name_of(self, node_id: str) -> str:
-        import ray
-
-        return next(entry["NodeName"] for entry in ray.nodes() if entry["NodeID"] == node_id)
-
-
-def drain(address: str, node: str) -> None:
-    """As a cloud's notice of preemption, 60 seconds before."""
-    command = [os.path.join(os.path.dirname(sys.executable), "ray"), "drain-node", "--address", address]
-    command += ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "chaos"]
-    subprocess.run([*command, "--deadline-remaining-seconds", "60"], check=True, stdout=subprocess.DEVNULL)
+def chaos_runs(wanted: list[Cell], seed: int) -> list[ChaosRun]:
+    """The runs that take the wanted cells. Where sizes stay, the seed says which fault follows which."""
+    runs = []
+    for kind in ("same", "sizes", "driver", "store"):
+        for zero in (2, 3):
+            found = [cell for cell in wanted if (cell.kind, cell.zero) == (kind, zero)]
+            if kind == "sizes" and found:  # each begins where the one before has led
+                found = [cell for cell in CELLS if (cell.kind, cell.zero) == (kind, zero)]
+            for number, begin in enumerate(range(0, len(found), FAULTS_A_RUN)):
+                order = found[begin : begin + FAULTS_A_RUN]
+                if kind == "same":
+                    random.Random(f"{seed} {zero} {number}").shuffle(order)
+                runs.append(ChaosRun(f"{kind}-zero{zero}-seed{seed}-{order[0].name}", kind, zero, tuple(order)))
+    return runs

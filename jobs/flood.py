@@ -1,4 +1,5 @@
-"""What a flood of calls that ignores Retry-After does to another trainer: an option of `bench_rewards.py`."""
+"""What a flood of calls that ignores Retry-After does to another trainer: an option of `bench_rewards.py`; the flood
+itself is a part of `four_trainers.py` too."""
 
 import asyncio
 import statistics
@@ -19,41 +20,46 @@ def tokens_file(folder: Path) -> str:
     return str(folder / "tokens")
 
 
+async def flooded(url: str, token: str, connections: int, x: np.ndarray, seconds: float) -> dict[str, int]:
+    """Score latents `x`, again and again, from so many callers under one token, each with its next call AGAIN_S after
+    the last one ended; returns how often they were answered what."""
+    import aiohttp
+
+    from dipp_ray.serving.contract.records import REQUEST, SAFETENSORS, ScoreOptions
+    from dipp_ray.serving.contract.wire import pack
+
+    options = ScoreOptions(prompts=["a bold upright handwritten one"] * len(x), space="latents", gradient=True)
+    body = pack({"x": x}, REQUEST, options)
+    headers = {"Content-Type": SAFETENSORS, "Authorization": f"Bearer {token}"}
+    found: Counter[str] = Counter()
+    until = time.monotonic() + seconds
+
+    async def caller(session) -> None:
+        while time.monotonic() < until:
+            try:
+                async with session.post(url + "/v1/score", data=body, headers=headers) as reply:
+                    await reply.read()
+                    found[str(reply.status)] += 1
+            except (aiohttp.ClientError, OSError) as error:
+                found[type(error).__name__] += 1
+            await asyncio.sleep(AGAIN_S)
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections)) as session:
+        await asyncio.gather(*(caller(session) for _ in range(connections)))
+    return dict(found)
+
+
 @ray.remote(num_cpus=0)
 class Flood:
-    """`connections` callers under one token, each with the next call as soon as the last one ended."""
+    """`connections` callers under one token."""
 
     def __init__(self, url: str, connections: int, rows: int, latent: tuple[int, int, int]):
-        from dipp_ray.serving.contract.records import REQUEST, ScoreOptions
-        from dipp_ray.serving.contract.wire import pack
-
-        x = np.random.default_rng(0).standard_normal((rows, *latent), dtype=np.float32)
-        options = ScoreOptions(prompts=["a bold upright handwritten one"] * rows, space="latents", gradient=True)
-        self.url, self.connections, self.body = url, connections, pack({"x": x}, REQUEST, options)
+        self.url, self.connections = url, connections
+        self.x = np.random.default_rng(0).standard_normal((rows, *latent), dtype=np.float32)
 
     async def run(self, seconds: float) -> dict[str, int]:
         """How often it was answered what."""
-        import aiohttp
-
-        from dipp_ray.serving.contract.records import SAFETENSORS
-
-        headers = {"Content-Type": SAFETENSORS, "Authorization": f"Bearer {FLOODER}"}
-        found: Counter[str] = Counter()
-        until = time.monotonic() + seconds
-
-        async def caller(session) -> None:
-            while time.monotonic() < until:
-                try:
-                    async with session.post(self.url + "/v1/score", data=self.body, headers=headers) as reply:
-                        await reply.read()
-                        found[str(reply.status)] += 1
-                except (aiohttp.ClientError, OSError) as error:
-                    found[type(error).__name__] += 1
-                await asyncio.sleep(AGAIN_S)
-
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=self.connections)) as session:
-            await asyncio.gather(*(caller(session) for _ in range(self.connections)))
-        return dict(found)
+        return await flooded(self.url, FLOODER, self.connections, self.x, seconds)
 
 
 @ray.remote(num_cpus=0)

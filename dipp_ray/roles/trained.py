@@ -41,7 +41,7 @@ class TrainedRank:
         self.diffusion = self.frame.diffusion  # the teacher's and the score model's; the generator's is in one_step
         self.latent_shape = self.frame.latent_shape
         self.embeds = EmbedsReader(config, self.device)
-        self.sender = Sender()
+        self.sender = Sender(config.roles.heartbeat_s)
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:

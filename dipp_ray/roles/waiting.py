@@ -10,6 +10,7 @@ from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, R
 from dipp_ray.reporting.pace import Pace
 
 SAY_EVERY_S = 10.0
+UNREACHABLE = "it cannot be reached: its node is lost, or the network to it"
 
 
 def value_of(reference):
@@ -32,7 +33,7 @@ def lost_actor(error: RayActorError) -> tuple[str, str]:
     text = " ".join(str(error).split())
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if isinstance(error, ActorUnavailableError):  # before Ray knows why
-        reason = "it cannot be reached: its node is lost, or the network to it"
+        reason = UNREACHABLE
     elif error.actor_init_failed:
         reason = lines[-1]  # what its constructor raised
     elif "node has died" in text or "node was terminated" in text:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from dipp_ray.errors import RoleFailure
 from dipp_ray.training.actor_protocol import Actors, Send, TaskResult
 from dipp_ray.training.away import Away
-from dipp_ray.training.faults import TOLD, ActorLost, died, named, overdue, silent, stranger_died, work_of
+from dipp_ray.training.faults import TOLD, ActorLost, broke_off, died, named, overdue, silent, stranger_died, work_of
 from dipp_ray.training.pulse import EVERY_S, Pulse
 from dipp_ray.training.tasks import GROUPS, Key, Role, Task
 
@@ -286,6 +286,7 @@ class Executor:
             raise error
         if self.actors.is_consequence(error):
             self._look_for_a_death(entry)
+            raise broke_off(role, index, entry.task, error)
         error.add_note(f"raised by {named(role, index)} in {work_of(entry.task)}")
         raise error
 

@@ -48,6 +48,13 @@ def stranger_died(role: Role, index: int, running: Task | None, reason: str) -> 
     return RoleFailure(f"a process that {named(role, index)} depends on died{during}: {reason}; {GOES_ON}")
 
 
+def broke_off(role: Role, index: int, running: Task, error: BaseException) -> RoleFailure:
+    """Of work that ended as it does where a process is lost (a broken collective, a lost argument), and none is."""
+    return RoleFailure(
+        f"{named(role, index)} broke off {work_of(running)}, though no process is lost: {said_by(error)}; {GOES_ON}"
+    )
+
+
 def silent(role: Role, index: int, running: Task | None) -> RoleFailure:
     during = f", in {work_of(running)}" if running else ""
     return RoleFailure(
@@ -67,13 +74,12 @@ def broke(error: Exception, cause: BaseException, log: Path) -> RoleFailure:
     traceback go into the file `log`."""
     by = "a role" if isinstance(error, RayTaskError) else "the driver"
     where = "; ".join(getattr(error, "__notes__", [])) or f"raised by {by}"
-    said = (plain(str(cause)).strip().splitlines() or ["without a word"])[0][:LONGEST]
     try:
         log.write_text(plain("".join(traceback.format_exception(error))), encoding="utf-8")
         where += f"; its traceback is in {log}"
     except OSError:  # the run's folder is gone, or full
         pass
-    return RoleFailure(f"{type(cause).__name__}: {said} ({where}); {GOES_ON}")
+    return RoleFailure(f"{type(cause).__name__}: {said_by(cause)} ({where}); {GOES_ON}")
 
 
 def resumable(error: Exception, step: int | None) -> Exception:
@@ -84,6 +90,12 @@ def resumable(error: Exception, step: int | None) -> Exception:
         f"the same command goes on from step {step}" if step else "nothing is saved yet: the same command begins again"
     )
     return type(error)(f"{error}; {how}")
+
+
+def said_by(error: BaseException) -> str:
+    """What an error says, for a sentence; of one that a role raised, what its cause says."""
+    cause = getattr(error, "cause", None) or error
+    return (plain(str(cause)).strip().splitlines() or ["without a word"])[0][:LONGEST]
 
 
 def plain(text: str) -> str:

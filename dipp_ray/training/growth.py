@@ -3,7 +3,7 @@
 import time
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from dipp_ray.config import RunConfig
 from dipp_ray.training.draining import draining_nodes
@@ -33,7 +33,8 @@ class Demand:
 
     @property
     def met(self) -> bool:
-        return self.group is not None and self.group.wait(0)
+        # Not `wait(0)`: that may say no of room that has come.
+        return self.group is not None and placement_group_table(self.group)["state"] == "CREATED"
 
     def give_to(self, placement: Placement) -> None:
         """The room, if it has come, is that placement's from now on, to be given up with it."""

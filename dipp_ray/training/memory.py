@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dipp_ray.config import RunConfig
@@ -54,6 +54,7 @@ class StateMemory:
         asked = [actors.of(role, rank).node_id.remote() for role, rank in workers]
         ranks = dict(zip(workers, wait_all(asked, "the ranks", self.wait_s, say), strict=True))
         places = keeper_nodes(ranks, living_nodes())
+        self._held()
         self.lost = False
         for node in {node for nodes in places.values() for node in nodes} - self.keepers.keys():
             here = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -67,17 +68,25 @@ class StateMemory:
 
     def newest(self, steps: list[int] | None = None) -> InMemory | None:
         """The newest complete state among `steps` that the living keepers have."""
-        found: dict[ShareKey, ray.actor.ActorHandle] = {}
-        for node, keeper in list(self.keepers.items()):
-            try:
-                found |= {ShareKey(*key): keeper for key in ray.get(keeper.have.remote(), timeout=ASK_S)}
-            except (RayError, GetTimeoutError):
-                del self.keepers[node]
-                self.lost = True
+        found = {key: self.keepers[node] for node, keys in self._held().items() for key in keys}
         whole = [step for step in complete_steps(found) if steps is None or step in steps]
         if not whole:
             return None
         return InMemory(whole[-1], {key: keeper for key, keeper in found.items() if key.step == whole[-1]})
+
+    def _held(self) -> dict[str, list[ShareKey]]:
+        """What each keeper has, by node. One that does not say is lost: it is ended, and no longer among them."""
+        asked = {node: keeper.have.remote() for node, keeper in self.keepers.items()}
+        if asked:
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_S)
+        found = {}
+        for node, answer in asked.items():
+            try:
+                found[node] = [ShareKey(*key) for key in ray.get(answer, timeout=0)]
+            except RayError:
+                ray.kill(self.keepers.pop(node))
+                self.lost = True
+        return found
 
     def go_back(self, step: int) -> None:
         """The run goes on from `step`: what was kept later is of a session that is no more."""

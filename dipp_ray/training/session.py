@@ -5,14 +5,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ray.exceptions import RayTaskError
+
 from dipp_ray.config import RunConfig
 from dipp_ray.data.embeddings import NULL
 from dipp_ray.data.prompts import Prompts
+from dipp_ray.errors import RoleFailure
 from dipp_ray.roles.generator import GeneratorRank
 from dipp_ray.roles.group import Group
 from dipp_ray.roles.score import ScoreRank
-from dipp_ray.roles.waiting import wait_all
+from dipp_ray.roles.waiting import is_consequence, wait_all
 from dipp_ray.training.controller import Controller, StepResult
+from dipp_ray.training.faults import GOES_ON, said_by
 from dipp_ray.training.memory import StateMemory
 from dipp_ray.training.placement import Placement, reserve
 from dipp_ray.training.plan import requests
@@ -68,7 +72,8 @@ class Session:
     ) -> "Session":
         """Start the ranks in the room that is held for them, and bring them to `state`; None: as they are made.
 
-        The room is given back where that fails. Raises RoleFailure where a process is lost or does not answer.
+        Where that fails the ranks are ended, and their room stays held. Raises RoleFailure where a process is lost or
+        does not answer.
         """
         groups: dict[Role, Group] = {}
         nodes: dict[Role, list[str]] = {}
@@ -91,14 +96,16 @@ class Session:
             session = Session(groups, placement, controller)
             memory.attach(controller.actors, say)
             if state is not None:
+                say(f"taking up {state}")
                 for role in GROUPS:
                     controller.together(role, *state.asked(role))
             for role in GROUPS:
                 spares.refill(role, RANKS[role], nodes[role])
-        except BaseException:
+        except BaseException as error:
             for group in groups.values():
                 group.kill()
-            placement.release()
+            if isinstance(error, RayTaskError) and is_consequence(error):  # a rank was lost while they met
+                raise RoleFailure(f"the ranks did not meet: {said_by(error)}; {GOES_ON}") from None
             raise
         return session
 
@@ -116,11 +123,6 @@ class Session:
         for group in self.groups.values():
             group.kill()
 
-    def close(self) -> None:
-        """End the ranks and give their room back. Once or often."""
-        self.end_ranks()
-        self.placement.release()
-
 
 @contextmanager
 def only_session(config: RunConfig, prompts: Prompts, say: Callable[[str], None]) -> Iterator[Session]:
@@ -133,6 +135,7 @@ def only_session(config: RunConfig, prompts: Prompts, say: Callable[[str], None]
         try:
             yield session
         finally:
-            session.close()
+            session.end_ranks()
     finally:
+        room.release()
         roles.stop()

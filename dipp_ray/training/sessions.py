@@ -9,12 +9,14 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import RoleFailure, UserError
 from dipp_ray.reporting.events import record_event
+from dipp_ray.reporting.pace import Pace
 from dipp_ray.reporting.telemetry import Telemetry
+from dipp_ray.roles.waiting import SAY_EVERY_S, UNREACHABLE
 from dipp_ray.training.attempts import Attempts
 from dipp_ray.training.faults import GOES_ON
 from dipp_ray.training.growth import GROWTH, Surroundings
 from dipp_ray.training.memory import StateMemory
-from dipp_ray.training.placement import Placement, living_nodes, reserve
+from dipp_ray.training.placement import GRANT_S, Placement, living_nodes, reserve
 from dipp_ray.training.plan import group_requests
 from dipp_ray.training.roles import Roles
 from dipp_ray.training.session import Committed, HeldState, Session
@@ -23,7 +25,7 @@ from dipp_ray.training.spares import Spares
 
 
 class Sessions:
-    """room: held for the first session's ranks."""
+    """room: held for the ranks of a session, the first one's to begin with; given up for that of the next one."""
 
     def __init__(
         self,
@@ -35,7 +37,7 @@ class Sessions:
         say: Callable[[str], None],
     ):
         self.config, self.roles, self.prompts, self.store, self.say = config, roles, prompts, store, say
-        self.room: Placement | None = room
+        self.room, self.taken = room, False  # whether a session has begun in it
         self.current: Session | None = None
         self.surroundings: Surroundings | None = None
         self.attempts = Attempts(config.roles.failures)
@@ -58,13 +60,14 @@ class Sessions:
         try:
             if self.current is not None:
                 self.roles.move(self.config, self.say)
-            room = self.room or self._room_for_another()
+            if self.taken:
+                self.room = self._room_for_another()
+            self.taken = True
         except UserError as error:
             raise NoRoom(f"{error}\n{GOES_ON}") from None
-        self.room = None
         state = self._newest(checkpoint, remembered)
         self.current = Session.open(
-            self.config, self.roles, room, state, self.memory, self.spares, self.prompts, self.say
+            self.config, self.roles, self.room, state, self.memory, self.spares, self.prompts, self.say
         )
         self.memory.go_back(state.step if state else 0)
         self._look_around(self.current)
@@ -78,13 +81,12 @@ class Sessions:
 
     def _room_for_another(self) -> Placement:
         """Room for the largest groups that the cluster can give now; the room held so far is given up for it."""
-        given_up = self.current.placement if self.current else None
-        if self.surroundings and given_up is not None:
-            self.surroundings.demand.give_to(given_up)
+        if self.surroundings:
+            self.surroundings.demand.give_to(self.room)
         teachers = len(self.roles.teachers)
         sizes = dict.fromkeys(replace(sizes, teacher=teachers) for sizes in allowed_sizes(self.config))
         choices = [group_requests(self.config, size) for size in sizes]
-        return reserve(choices, self.config.roles.wait_s, self.say, instead_of=given_up)
+        return reserve(choices, self.config.roles.wait_s, self.say, instead_of=self.room)
 
     def _look_around(self, session: Session) -> None:
         before, self.ranks = self.ranks, session.sizes.ranks
@@ -104,15 +106,28 @@ class Sessions:
     def survive(self, fault: RoleFailure, done: int) -> None:
         """End what is left of the session that broke after `done` steps. Raises `fault` after too many in a row."""
         self.broke = self.broke or (time.monotonic(), done)
-        lost_node = self.current is not None and bool(self.current.placement.node_ids() - living_nodes())
+        done = self.broke[1]
         if self.current:
             self.current.end_ranks()
+        lost_node = self._lost_node(fault)
         goes_on = not isinstance(fault, NoRoom) and self.attempts.again(lost_node)
         reason = str(fault).removesuffix(f"; {GOES_ON}")
         record_event(self.config.path, "lost node" if lost_node else "fault", done, reason)
         if not goes_on:
             raise fault
         self.say(f"recovering from a fault after step {done}: {reason} ({self.attempts})")
+
+    def _lost_node(self, fault: RoleFailure) -> bool:
+        """Whether a node of the session's is gone. Of a process that cannot be reached Ray knows that only later, and
+        until then would have ranks placed there."""
+        pace, patience = Pace(SAY_EVERY_S, first_s=2.0), GRANT_S if UNREACHABLE in str(fault) else 0.0
+        while not (lost := self.room.node_ids() - living_nodes()) and pace.elapsed < patience:
+            if pace.due():
+                self.say(
+                    f"waiting for Ray to say whether a node is lost, {pace.elapsed:.0f} of {patience:.0f} s so far"
+                )
+            time.sleep(0.2)
+        return bool(lost)
 
     def finished(self, done: int) -> None:
         """One more step is finished."""
@@ -132,8 +147,9 @@ class Sessions:
         if self.surroundings:
             self.surroundings.close()
         if self.current:
-            self.current.close()
+            self.current.end_ranks()
             self.current = None
+        self.room.release()
         self.spares.close()
         self.memory.close()
 

@@ -1,5 +1,6 @@
 """Spare processes: ranks to be, with their libraries loaded, for those that are lost."""
 
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -10,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dipp_ray.config import RunConfig
 from dipp_ray.training.tasks import Role
 
-ANSWER_S = 1.0  # a spare that does not answer within so long is still starting, or gone
+ANSWER_S = 1.0  # a spare that does not answer within so long is still starting
 
 
 class Spares:
@@ -22,14 +23,20 @@ class Spares:
         self.kept: defaultdict[tuple[Role, str], list] = defaultdict(list)  # by role and node
 
     def take(self, role: Role, node: str) -> Any | None:
-        """A process that can be a rank of this role on this node, or None."""
+        """A process that can be a rank of this role on this node: one that is ready, or else one that is still
+        starting, for it is ahead of a new one. None where there is neither."""
         spares = self.kept[role, node]
-        for place, actor in enumerate(spares):
+        asked = {actor.alive.remote(): actor for actor in spares}
+        until = time.monotonic() + ANSWER_S
+        while asked:
+            ended, _ = ray.wait(list(asked), timeout=max(0.0, until - time.monotonic()))
+            actor = asked.pop(ended[0]) if ended else next(iter(asked.values()))
+            spares.remove(actor)
             try:
-                if ray.wait([beat := actor.alive.remote()], timeout=ANSWER_S)[0]:
-                    ray.get(beat)
-                    return spares.pop(place)
-            except RayError:
+                if ended:
+                    ray.get(ended[0])
+                return actor
+            except RayError:  # it is gone
                 continue
         return None
 

@@ -96,6 +96,7 @@ def test_a_fault_of_a_moment_is_not_seen(s3, bucket, kind):
 def test_whatever_request_fails_for_good(s3, bucket, monkeypatch, kind):
     """From each request on nothing is answered, as where the network goes or the process is killed there."""
     monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    monkeypatch.setattr(remote, "READ_S", 60.0)  # nothing is slow here but the machine
     number, finished = 0, False
     while not finished:
         url = f"{bucket}/{kind}/{number}"

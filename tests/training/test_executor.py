@@ -268,6 +268,14 @@ def test_a_broken_collective_whose_other_side_is_silent_names_that():
     assert LOST_NODE_S <= actors.now < LOST_NODE_S + 5
 
 
+def test_a_broken_collective_of_living_ranks_is_a_fault_that_is_recovered_from():
+    shape = StepShape(1, 4, "strict", False, 2, 2)
+    actors = SimulatedActors(shape)
+    actors.raising[Key("sample", 0, 0, 0)] = RuntimeError("Connection closed by peer")
+    with pytest.raises(RoleFailure, match=r"^generator rank 0 broke off step 0, 'sample' .* no process is lost: Conn"):
+        run(actors, shape)
+
+
 def test_stateless_roles_take_the_least_busy_actor():
     shape = StepShape(1, 4, "strict", False, 1, 1)
     actors = SimulatedActors(shape, seed=1, teachers=3)

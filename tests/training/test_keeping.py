@@ -1,10 +1,15 @@
 """Where shares of the state are kept, when a kept state is complete, and how many faults in a row are survived."""
 
+from functools import partial
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from dipp_ray.roles.keeper import Keeper, Sender, ShareKey
 from dipp_ray.training.attempts import Attempts
@@ -52,11 +57,12 @@ def test_a_step_is_complete_when_both_groups_have_all_shares_of_one_size():
     assert complete_steps([*keys(6, *WHOLE[:3]), ShareKey(6, "score", 1, 4)]) == []
 
 
-def test_a_keeper_owns_what_it_holds_and_forgets_what_is_older_than_complete():
+def test_a_keeper_owns_what_it_holds_and_forgets_what_is_older_than_complete(monkeypatch):
+    monkeypatch.setattr("dipp_ray.roles.keeper.ray.get", lambda reference: reference)
     keeper = Keeper.__ray_metadata__.modified_class()
     sent = np.ones(3, dtype=np.float32)
     for step in (2, 4, 6):
-        keeper.hold(ShareKey(step, "score", 0, 1), {"w": sent}, {"updates": step}, complete=step - 2)
+        keeper.hold(ShareKey(step, "score", 0, 1), [{"w": sent}], {"updates": step}, complete=step - 2)
     sent[:] = 0
     assert keeper.have() == [(4, "score", 0, 1), (6, "score", 0, 1)]
     tensors, counters = keeper.share((4, "score", 0, 1))
@@ -65,34 +71,85 @@ def test_a_keeper_owns_what_it_holds_and_forgets_what_is_older_than_complete():
     assert keeper.have() == [(4, "score", 0, 1)]
 
 
-def test_what_was_sent_is_waited_for_and_a_lost_keeper_is_told(monkeypatch):
-    held = []
+class RaysCalls:
+    """ray's put, get and wait over calls of `KeeperBySight`, whose state says how they end."""
 
-    class Held:
-        class hold:
-            @staticmethod
-            def remote(*arguments):
-                held.append(arguments)
-                return arguments
+    @staticmethod
+    def put(value):
+        return value
 
-    monkeypatch.setattr("dipp_ray.roles.keeper.ray.put", lambda value: value)
-    monkeypatch.setattr("dipp_ray.roles.keeper.ray.get", lambda references: None)
-    sender = Sender()
-    sender.keepers = [Held, Held]
+    @staticmethod
+    def wait(calls, timeout):
+        ended = [call for call in calls if call.keeper.state != "slow" or call.method != "hold"]
+        ended = [call for call in ended if call.keeper.state != "hangs"][:1]
+        return ended, [call for call in calls if call not in ended]
+
+    @staticmethod
+    def get(calls, timeout=None):
+        for call in calls if isinstance(calls, list) else [calls]:
+            if call.keeper.state == "lost":
+                raise RayActorError
+            if call.keeper.state == "hangs":
+                raise GetTimeoutError
+            if call.keeper.state == "slow":
+                call.keeper.state = "well"
+
+
+class KeeperBySight:
+    """state: well, lost, hangs, or slow, which answers after it was asked for a sign of life."""
+
+    def __init__(self, state="well"):
+        self.state, self.calls = state, []
+        self.hold, self.alive = (SimpleNamespace(remote=partial(self._called, name)) for name in ("hold", "alive"))
+
+    def _called(self, method, *arguments):
+        self.calls.append((method, *arguments))
+        return SimpleCall(self, method, arguments)
+
+
+class SimpleCall(NamedTuple):
+    keeper: KeeperBySight
+    method: str
+    arguments: tuple
+
+    def __hash__(self):
+        return id(self)
+
+
+@pytest.fixture
+def sender(monkeypatch):
+    for name in ("put", "wait", "get"):
+        monkeypatch.setattr(f"dipp_ray.roles.keeper.ray.{name}", getattr(RaysCalls, name))
+    sender = Sender(patience_s=1.0)
+    sender.keepers = [KeeperBySight(), KeeperBySight()]
+    return sender
+
+
+def test_what_was_sent_is_waited_for_and_a_lost_keeper_is_told(sender):
     sender.send(ShareKey(2, "score", 0, 1), {"w": torch.ones(2)}, {"updates": 1}, 0)
     sender.arrived(2)
-    assert [key for key, *_ in held] == [(2, "score", 0, 1)] * 2 and held[0][1]["w"].tolist() == [1, 1]
-
-    def lost(references):
-        raise ConnectionError("the keeper is gone")
-
-    monkeypatch.setattr("dipp_ray.roles.keeper.ray.get", lost)
+    for keeper in sender.keepers:
+        ((method, key, tensors, counters, complete),) = keeper.calls
+        assert (method, key, counters, complete) == ("hold", (2, "score", 0, 1), {"updates": 1}, 0)
+        assert tensors[0]["w"].tolist() == [1, 1]
+    sender.keepers[1].state = "lost"
     sender.send(ShareKey(4, "score", 0, 1), {}, {}, 2)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(RayActorError):
         sender.arrived(4)
-    monkeypatch.setattr("dipp_ray.roles.keeper.ray.get", lambda references: None)
+    sender.keepers[1].state = "well"
     sender.send(ShareKey(6, "score", 0, 1), {}, {}, 2)  # what was lost before is no reason not to send
     sender.arrived(6)
+
+
+def test_a_keeper_that_hangs_is_told_and_one_that_is_slow_is_waited_for(sender):
+    sender.keepers[0].state = "slow"
+    sender.send(ShareKey(2, "score", 0, 1), {}, {}, 0)
+    sender.arrived(2)
+    assert [method for method, *_ in sender.keepers[0].calls] == ["hold", "alive"]
+    sender.keepers[0].state = "hangs"
+    sender.send(ShareKey(4, "score", 0, 1), {}, {}, 2)
+    with pytest.raises(RayError):
+        sender.arrived(4)
 
 
 def test_faults_in_a_row_without_progress_are_bounded_and_lost_nodes_are_not_counted():

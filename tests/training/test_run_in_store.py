@@ -15,27 +15,10 @@ from dipp_ray.checkpoints import CheckpointStore
 from dipp_ray.errors import RunFolderLost
 from dipp_ray.storage.remote import file_system
 from dipp_ray.training.home import Home
-from faulty_s3 import FaultyS3, environment
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
 
 COMMAND = "import sys; from dipp_ray.cli import main; sys.exit(main())"
-
-
-@pytest.fixture(scope="module")
-def s3():
-    server = FaultyS3()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def bucket(s3, monkeypatch, request):
-    with environment(monkeypatch, s3.url):
-        fs, _ = file_system("s3://any")
-        name = f"r{abs(hash(request.node.nodeid)) % 10**12}"
-        fs.call_s3("create_bucket", Bucket=name)
-        yield f"s3://{name}"
 
 
 class Machine:

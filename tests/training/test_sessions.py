@@ -1,0 +1,129 @@
+"""One session after the other: in which room, from which state, and what is counted, without Ray."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from dipp_ray.errors import RoleFailure
+from dipp_ray.reporting.events import read_events
+from dipp_ray.roles.waiting import UNREACHABLE
+from dipp_ray.training import sessions as module
+from dipp_ray.training.sessions import Sessions
+from dipp_ray.training.sizes import Sizes
+from settings import tiny_config
+
+
+class Room:
+    """Room for ranks on one node."""
+
+    def __init__(self, node="a"):
+        self.node, self.released = node, False
+
+    def node_ids(self):
+        return {self.node}
+
+    def release(self):
+        self.released = True
+
+
+class World:
+    """reserved: the room that was given up each time; fails: whether a session's ranks do not meet."""
+
+    def __init__(self):
+        self.reserved, self.fails, self.nodes, self.states = [], False, {"a", "b"}, []
+
+    def reserve(self, choices, wait_s, say, instead_of):
+        self.reserved.append(instead_of)
+        return Room("b")
+
+    def open(self, config, roles, room, state, *_):
+        self.states.append(state)
+        if self.fails:
+            raise RoleFailure("a rank was lost while they met")
+        return SimpleNamespace(placement=room, sizes=Sizes(1, 1, 1), end_ranks=lambda: None)
+
+
+@pytest.fixture
+def world(monkeypatch):
+    world = World()
+    nothing = SimpleNamespace(add=lambda *_: None, set=lambda *_: None, close=lambda: None, give_to=lambda _: None)
+    monkeypatch.setattr(module, "reserve", world.reserve)
+    monkeypatch.setattr(module, "Session", SimpleNamespace(open=world.open))
+    monkeypatch.setattr(module, "living_nodes", lambda: world.nodes)
+    monkeypatch.setattr(module, "Telemetry", lambda run: nothing)
+    surroundings = SimpleNamespace(demand=nothing, close=lambda: None, reason_to_move=lambda: None)
+    monkeypatch.setattr(module, "Surroundings", lambda *_, **__: surroundings)
+    return world
+
+
+@pytest.fixture
+def sessions(world, tmp_path):
+    config = tiny_config(tmp_path, tmp_path, tmp_path, "roles.failures=2")
+    config.path.mkdir()
+    roles = SimpleNamespace(teachers=[1], placement=Room(), move=lambda *_: None)
+    return Sessions(config, roles, Room("a"), [], SimpleNamespace(url="u"), print)
+
+
+def test_the_room_of_a_session_is_given_for_the_next_one_though_its_ranks_did_not_meet(world, sessions):
+    first = sessions.room
+    sessions.open(None, [])
+    assert world.reserved == []
+    sessions.survive(RoleFailure("a rank died"), 5)
+    world.fails = True
+    with pytest.raises(RoleFailure):
+        sessions.open(None, [])
+    second = sessions.room
+    assert world.reserved == [first] and not second.released
+    sessions.survive(RoleFailure("another"), 3)
+    world.fails = False
+    sessions.open(None, [])
+    assert world.reserved == [first, second], "else the ranks that ended hold it, and the groups would be smaller"
+    sessions.close()
+    assert sessions.room.released
+
+
+def test_room_is_looked_for_anew_where_the_very_first_ranks_did_not_meet(world, sessions):
+    first, world.fails = sessions.room, True
+    with pytest.raises(RoleFailure):
+        sessions.open(None, [])
+    sessions.survive(RoleFailure("its node was lost"), 0)
+    world.fails = False
+    sessions.open(None, [])
+    assert world.reserved == [first] and sessions.current.placement is not first
+
+
+def test_a_fault_while_the_run_recovers_belongs_to_the_same_recovery(world, sessions):
+    sessions.open(None, [])
+    sessions.finished(5)
+    sessions.survive(RoleFailure("a rank died"), 5)
+    sessions.survive(RoleFailure("another"), 2)  # what the run remembers of its last state
+    sessions.open(None, [])
+    sessions.finished(3)
+    events = read_events(sessions.config.path)
+    assert [(event["event"], event["step"]) for event in events] == [("fault", 5), ("fault", 5), ("recovered", 3)]
+    assert events[-1]["steps_lost"] == 3
+    sessions.finished(6)
+    sessions.survive(RoleFailure("a third"), 6)
+    assert sessions.attempts.in_a_row == 1, "there was progress"
+
+
+@pytest.mark.parametrize(("reason", "event"), [(UNREACHABLE, "lost node"), ("its process was killed", "fault")])
+def test_ray_is_given_time_to_say_that_the_node_of_an_unreachable_rank_is_lost(sessions, monkeypatch, reason, event):
+    looks = iter([{"a", "b"}, {"a", "b"}, {"b"}])
+    monkeypatch.setattr(module, "living_nodes", lambda: next(looks))
+    sessions.open(None, [])
+    sessions.survive(RoleFailure(f"score model rank 0 died: {reason}"), 1)
+    assert [one["event"] for one in read_events(sessions.config.path)] == [event]
+
+
+def test_faults_in_a_row_end_the_run_and_lost_nodes_do_not(world, sessions):
+    sessions.open(None, [])
+    world.nodes = {"b"}
+    for _ in range(4):
+        sessions.survive(RoleFailure("its node was lost"), 1)
+    world.nodes = {"a", "b"}
+    sessions.survive(RoleFailure("one"), 1)
+    sessions.survive(RoleFailure("two"), 1)
+    with pytest.raises(RoleFailure, match="three"):
+        sessions.survive(RoleFailure("three"), 1)
+    assert [event["event"] for event in read_events(sessions.config.path)] == ["lost node"] * 4 + ["fault"] * 3
