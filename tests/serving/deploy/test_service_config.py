@@ -105,6 +105,7 @@ def test_serve_that_runs_already_is_listened_to_where_it_listens(monkeypatch):
     monkeypatch.setattr(listening.serve, "start", lambda **_: pytest.fail("Serve runs already"))
     there = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1", port=8123))
     monkeypatch.setattr(listening, "_get_global_client", lambda **_: there)
+    monkeypatch.setattr(listening, "front_address", lambda: None)
     listening.start_http(HttpSection(port=8123))
     with pytest.raises(
         UserError, match=r"listens on 127\.0\.0\.1:8123 .* set http\.host=127\.0\.0\.1 and http\.port=8123"
