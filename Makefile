@@ -20,9 +20,9 @@ $(VENV)/installed: $(VENV)/package
 demo: $(VENV)/package
 	$(RUN)/dipp-ray demo
 
-# Two at a time, whatever the machine: those that ask for a Ray share one, beside all others.
+# Two files at a time, whatever the machine.
 test: $(VENV)/installed
-	$(RUN)/python -m pytest -n 2 --dist loadgroup
+	$(RUN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed
 	$(RUN)/python -m pytest -m slow

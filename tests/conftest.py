@@ -1,4 +1,4 @@
-"""One Ray session for all tests that need one."""
+"""One Ray session for all tests of a process that need one."""
 
 import os
 import shutil
@@ -14,13 +14,6 @@ os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", OMP_NUM
 # Actors that a test module defines are imported by Ray's workers from where pytest found them.
 TESTS = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [TESTS, *(path for path in TESTS.iterdir() if path.is_dir())]))
-
-
-def pytest_collection_modifyitems(items):
-    """For `-n 2 --dist loadgroup`: all that ask for the Ray session go to one process, other tests file by file."""
-    for item in items:
-        group = "ray" if "ray_session" in item.fixturenames else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 # Whether the session below has been opened: until then no test may have started a Ray, as its first calls do by

@@ -20,6 +20,7 @@ from dipp_ray.serving.direct import DirectTransport
 from tiny_families import vae as family_vae
 from tiny_models import PROMPTS, save_clip, save_pipeline
 
+pytestmark = pytest.mark.slow  # a service of six processes
 CHUNK, NAME = 8, "families"
 CHANNELS = {"small": 1, "wide": 4}
 
