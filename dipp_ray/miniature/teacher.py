@@ -1,6 +1,7 @@
 """The miniature's teacher: a genuine PixArt-alpha pipeline, small, trained on the train part of the scans."""
 
 import string
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -131,6 +132,8 @@ def fit(
 ) -> None:
     """Train the transformer, by gradients of this rank's share of each batch and the mean over ranks, and give it the
     average of its weights over the steps. All ranks draw the same whole batches, and make the same steps."""
+    if rank > 0:  # what was sent here lies in the memory of rank 0
+        transformer = deepcopy(transformer)
     average = torch.optim.swa_utils.AveragedModel(
         transformer.train(), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
     )

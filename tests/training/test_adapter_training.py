@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_family_training import FLOW, NAMES
 from test_parity import assert_same, plain_run, ray_run
 
 from dipp_ray.checkpoints.store import CheckpointStore
@@ -25,7 +24,7 @@ from dipp_ray.training.train import train
 from dipp_ray.training.trajectory import trajectory
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
-from tiny_families import save_family
+from tiny_families import FAMILIES, FLOW, save_family
 
 ROLES = ("generator", "score")
 BOTH = ("adapters.generator={rank: 2, alpha: 4}", "adapters.score={rank: 3}")
@@ -37,7 +36,7 @@ def world(tmp_path_factory):
     return folder, pixart_pipeline(folder / "pipeline"), prompt_file(folder / "prompts.parquet")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_trains_its_adapters_alone(name, tmp_path, world):
     teacher = save_family(name, tmp_path / "teacher")
     config = tiny_config(
