@@ -13,6 +13,8 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from dipp_ray.storage.remote import file_system
+
 SLOW_S = 3.0
 BODY = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>for a moment</Message></Error>"
 # What may happen to a request; `lost`: it is done, and its answer never comes.
@@ -141,3 +143,20 @@ def environment(monkeypatch: pytest.MonkeyPatch, url: str) -> Iterator[None]:
         yield
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="package")
+def s3():
+    server = FaultyS3()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch, request):
+    """s3://NAME of a bucket of its own."""
+    with environment(monkeypatch, s3.url):
+        fs, _ = file_system("s3://any")
+        name = f"b{abs(hash(request.node.nodeid)) % 10**12}"
+        fs.call_s3("create_bucket", Bucket=name)
+        yield f"s3://{name}"

@@ -1,5 +1,7 @@
 """What the generator's and the score model's ranks share: start, rendezvous, checkpoint shares."""
 
+from functools import partial
+
 import ray
 import torch
 from torch import Tensor
@@ -19,12 +21,13 @@ from dipp_ray.roles.process import free_port, join, prepare
 from dipp_ray.roles.report import Report, Stopwatch
 from dipp_ray.roles.restore import spread
 from dipp_ray.roles.sharding import in_parts
+from dipp_ray.roles.writer import Writer
 from dipp_ray.storage.files import FileRecord
 from dipp_ray.storage.remote import require_store
 
 # Threads of a rank's process: `alive` has one of its own, so that it returns whatever the rank is busy with, and so has
-# `kept`, which waits.
-HEALTH = {"health": 1, "state": 1}
+# `kept`, which waits, and `share_written`.
+HEALTH = {"health": 1, "state": 1, "writing": 1}
 
 
 class TrainedRank:
@@ -41,7 +44,7 @@ class TrainedRank:
         self.diffusion = self.frame.diffusion  # the teacher's and the score model's; the generator's is in one_step
         self.latent_shape = self.frame.latent_shape
         self.embeds = EmbedsReader(config, self.device)
-        self.sender = Sender(config.roles.heartbeat_s)
+        self.sender, self.writer = Sender(config.roles.heartbeat_s), Writer()
 
     @ray.method(concurrency_group="health")
     def alive(self) -> None:
@@ -68,10 +71,16 @@ class TrainedRank:
     def tensor(self, array) -> Tensor:
         return torch.tensor(array, device=self.device)
 
-    def write_share(self, url: str, step: int) -> list[FileRecord]:
-        """Write this rank's share of the group's state; all ranks of the group are called together."""
-        tensors, counters = self.engine.state()
-        return CheckpointStore(url).write_share(step, self.group, self.rank, self.world, tensors, counters)
+    def write_share(self, url: str, step: int) -> None:
+        """Begin to write this rank's share of the group's state as it is now; all ranks of the group are called
+        together. `share_written` returns when it is there."""
+        write = partial(CheckpointStore(url).write_share, step, self.group, self.rank, self.world)
+        self.writer.begin(write, self.engine.state)
+
+    @ray.method(concurrency_group="writing")
+    def share_written(self) -> list[FileRecord]:
+        """The files of the share that was begun last, when they are written. Raises what the writing raised."""
+        return self.writer.written()
 
     def restore(self, url: str, step: int) -> None:
         """Load the group's state from a committed checkpoint, whatever sizes it was written at."""

@@ -139,7 +139,10 @@ def footprint_lines(config: RunConfig, frame: Family, sizes: Sizes, processes: l
     found = footprints(config, frame, sizes)
     state, keep = sum(one.state for one in found), config.checkpoint.keep
     lines.append(latents_line(config, frame))
-    lines.append(f"a checkpoint takes {gigabytes(state)}, and up to {keep + 2} lie there at a time")
+    lines.append(
+        f"a checkpoint takes {gigabytes(state)}, and up to {keep + 2} lie there at a time; until it is written, the "
+        "nodes of the ranks hold as much in memory"
+    )
     if config.checkpoint.memory_every:
         lines.append(
             f"state in memory takes {gigabytes(GENERATIONS * state)} on nodes without ranks, or twice that on those "

@@ -14,6 +14,7 @@ from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.training.checks import score_checkpoint
 from dipp_ray.training.controller import Controller, StepResult
 from dipp_ray.training.memory import InMemory
+from dipp_ray.training.saving import Saver
 from dipp_ray.training.session import Session
 from dipp_ray.training.sessions import Sessions
 from dipp_ray.training.shared_service import changes, judge_of
@@ -43,7 +44,7 @@ class Run:
         self.states: dict[int, RunState] = {}  # after each step whose groups' state is kept in memory
         self.state = RunState()
         self.interrupted = False
-        self.saved = 0  # finished steps of the last checkpoint
+        self.saver = Saver(store, config.checkpoint.keep)
         self.stopping = False  # an interrupt that was seen when the step in hand was listed
         self.moving: str | None = None  # why the session in hand gives way to another after the step that was listed
 
@@ -97,7 +98,7 @@ class Run:
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
         self.state = RunState.from_record(checkpoint.record).but(next_step=checkpoint.step)
-        self.saved = checkpoint.step
+        self.saver.saved = checkpoint.step
         self.compare_service(self.sessions.roles.service)
         best = self.state.best
         if best and best.step == checkpoint.step:
@@ -150,8 +151,10 @@ class Run:
                     continue
                 self.say(f"another session from step {done} on: {self.moving}")
                 record_event(self.config.path, "moved", done, self.moving)
+                self.saver.finish(self.controller)
                 self.session.end_ranks()
             except RoleFailure as fault:
+                self.saver.forget()
                 self.sessions.survive(fault, done)
             checkpoint = self.store.latest()  # who reads it compares checksums
             done = self.start(checkpoint)
@@ -188,6 +191,7 @@ class Run:
                 self.save_where_due(done, "best_step" in seen)
             progress.update(done, values)
             self.tell(step, speed)
+            self.saver.commit_if_written(self.controller)
             if self.sessions.memory.is_due(done):
                 self.remember(done)
             if step.last and self.moving and self.sessions.memory.every:
@@ -205,7 +209,7 @@ class Run:
         telemetry.set("dipp_ray_images_per_second", speed)
         actors = {"generator": sizes.generator, "score": sizes.score, "teacher": sizes.teacher, "text": 1, "reward": 1}
         telemetry.busy(step.busy, actors, self.config.data.batch_size / speed)
-        telemetry.set("dipp_ray_state_age_steps", step.step + 1 - max([self.saved, *self.states]))
+        telemetry.set("dipp_ray_state_age_steps", step.step + 1 - max([self.saver.saved, *self.states]))
         if "keep_seconds" in step.metrics:
             telemetry.set("dipp_ray_keep_seconds", step.metrics["keep_seconds"])
 
@@ -233,11 +237,10 @@ class Run:
         last = last or (self.moving is not None and not self.sessions.memory.every)
         if last or best or done % self.config.checkpoint.every == 0:
             began = time.perf_counter()
-            self.save(done)
+            self.save(done, best)
+            if last:
+                self.saver.finish(self.controller)
             self.sessions.telemetry.set("dipp_ray_checkpoint_seconds", time.perf_counter() - began)
-            if best and self.state.best:
-                self.store.mark_best(self.state.best.step, self.state.best.mean)
-            self.store.prune(self.config.checkpoint.keep)
 
     def look(self, done: int) -> dict[str, float]:
         """The sample grid and the held-out rewards, with their differences from the start and from the best before;
@@ -247,13 +250,10 @@ class Run:
         values = seen.values | before.changes(seen.looks)
         return values | ({"best_step": done} if self.state.best != before.best else {})
 
-    def save(self, done: int) -> None:
-        """Commit a checkpoint: both groups have finished the step and nothing is in flight."""
+    def save(self, done: int, best: bool) -> None:
+        """Begin a checkpoint: both groups have finished the step and nothing is in flight."""
         self.look_at_service()
         self.state = self.state.but(next_step=done)
-        shares = [
-            share for group in GROUPS for share in self.controller.together(group, "write_share", self.store.url, done)
-        ]
         record = {
             "trajectory": trajectory(self.config),
             "trajectory_hash": trajectory_hash(self.config),
@@ -261,5 +261,4 @@ class Run:
             "sizes": {group: self.controller.actors.count(group) for group in GROUPS},
             **self.state.to_record(),
         }
-        self.store.commit(done, record, [file for share in shares for file in share])
-        self.saved = done
+        self.saver.begin(self.controller, done, record, self.state.best if best else None)

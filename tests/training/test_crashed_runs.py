@@ -4,6 +4,7 @@ All of `train` but the roles: what they compute is a function of the step here, 
 """
 
 from contextlib import nullcontext, suppress
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from dipp_ray.reporting.metrics import grid_of, read_metrics
 from dipp_ray.storage import remote
 from dipp_ray.storage.aside import whole_folder
 from dipp_ray.training import run as run_module
+from dipp_ray.training import saving
 from dipp_ray.training import train as training
 from dipp_ray.training.controller import StepResult
 from dipp_ray.training.folder import check_folder
@@ -45,7 +47,9 @@ class Session:
 
     def __init__(self, store, checkpoint):
         self.store, self.controller, self.sizes = store, self, Sizes(1, 1, 1)
-        self.actors, self.reward_deviation = SimpleNamespace(count=lambda role: 1), 1.0
+        rank = SimpleNamespace(share_written=SimpleNamespace(remote=lambda: None))
+        self.actors, self.reward_deviation = SimpleNamespace(count=lambda role: 1, of=lambda role, index: rank), 1.0
+        self.begun = {}  # by group: what is to be written, as it was when that was asked for
         self.state = store.read_group(checkpoint, "score")[0]["w"] if checkpoint else after(0)
 
     def run_until(self, first, ends_after):
@@ -57,10 +61,12 @@ class Session:
             done += 1
 
     def together(self, role, method, *arguments):
-        if method != "write_share":
+        if method == "write_share":
+            self.begun[role] = (*arguments, self.state)
+        if method != "share_written":
             return [None]
-        url, step = arguments
-        return [CheckpointStore(url).write_share(step, role, 0, 1, {"w": self.state}, {"step": step})]
+        url, step, state = self.begun[role]
+        return [CheckpointStore(url).write_share(step, role, 0, 1, {"w": state}, {"step": step})]
 
     def warm_score_up(self):
         pass
@@ -134,6 +140,9 @@ def without_roles(monkeypatch):
     }.items():
         monkeypatch.setattr(training, name, value)
     monkeypatch.setattr(run_module, "Watch", Watch)
+    asked = count()  # shares are there when they are asked after for the second time: a step later
+    wait = lambda written, **_: (written, []) if next(asked) % 2 else ([], written)  # noqa: E731
+    monkeypatch.setattr(saving, "ray", SimpleNamespace(wait=wait))
     monkeypatch.setattr("os.fsync", lambda _: None)  # hundreds of them: what counts is where they stand
 
 

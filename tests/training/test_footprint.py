@@ -61,5 +61,6 @@ def test_it_is_told_with_the_disk_and_the_memory_elsewhere(world):
     assert teacher.startswith("teacher: ") and "in fp32; each of 1 holds" in teacher and "activations" in teacher
     assert reward.startswith("reward 'ink': ") and text.startswith("text: it holds")
     assert latents == "latents: 0.3 kB a sample; 8.2 kB a step go from role to role"
-    assert disk == f"a checkpoint takes {state:.1f} MB, and up to 5 lie there at a time"
+    copied = "until it is written, the nodes of the ranks hold as much in memory"
+    assert disk == f"a checkpoint takes {state:.1f} MB, and up to 5 lie there at a time; {copied}"
     assert memory.startswith(f"state in memory takes {2 * state:.1f} MB on nodes without ranks")
