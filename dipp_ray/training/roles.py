@@ -12,7 +12,6 @@ import ray
 
 from dipp_ray.config import RunConfig
 from dipp_ray.roles.reward_client import RewardClientActor
-from dipp_ray.roles.teacher import Teacher
 from dipp_ray.roles.text import Text
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.serving.deploy.application import vae_record
@@ -20,12 +19,12 @@ from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, sto
 from dipp_ray.serving.deploy.private import private_config, private_name
 from dipp_ray.training.draining import draining_nodes
 from dipp_ray.training.placement import Placement, reserve
-from dipp_ray.training.plan import Plan
+from dipp_ray.training.pool import Pool
 
 
 @dataclass
 class Roles:
-    teachers: list
+    pool: Pool
     text: ray.actor.ActorHandle
     reward: ray.actor.ActorHandle | None
     service: dict | None  # what the reward service said it is: see `ServiceRecord`
@@ -37,7 +36,7 @@ class Roles:
         if self.private_application and self.reward is None:
             await_rewards(self.private_application, config.roles.wait_s, say)
             self.reward, self.service = call_rewards(self.private_application, config, say)
-        asked = [actor.__ray_ready__.remote() for actor in [*self.teachers, self.text]]
+        asked = [actor.__ray_ready__.remote() for actor in [*self.pool.members.values(), self.text]]
         wait_all(asked, "teacher and text", config.roles.wait_s, say)
 
     def move(self, config: RunConfig, say: Callable[[str], None]) -> None:
@@ -46,21 +45,20 @@ class Roles:
         for entry in [entry for entry in self.placement.held if self.placement.only(entry).node_ids() & leaving]:
             (request,) = entry[1]
             say(f"{request.role} {request.index} moves to another node")
-            ray.kill(self.text if request.role == "text" else self.teachers[request.index])
+            ray.kill(self.text if request.role == "text" else self.pool.members[request.index])
             self.placement.held.remove(entry)
             self.placement.only(entry).release()
             room = reserve([[request]], config.roles.wait_s, say)
             self.placement.held += room.held
-            options = room.options(request.role, request.index)
             if request.role == "text":
-                self.text = start_actor(Text, options, config)
+                self.text = start_actor(Text, room.options("text", 0), config)
             else:
-                self.teachers[request.index] = start_actor(Teacher, options, config)
+                self.pool.move(request.index, room)
 
     def end_models(self) -> None:
         """End all of them but the rewards."""
-        for actor in [*self.teachers, self.text]:
-            ray.kill(actor)
+        self.pool.end()
+        ray.kill(self.text)
 
     def stop(self) -> None:
         """End them. Actors first: they go even where Serve no longer answers."""
@@ -95,19 +93,15 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
         elif config.reward.shared:
             reward, service = call_rewards(None, config, say)
         text = start_actor(Text, placement.options("text", 0), config)
-        pool = teachers_of(placement.plan)
-        teachers = [start_actor(Teacher, placement.options("teacher", i), config) for i in range(pool)]
+        pool = Pool(config, placement)
+        pool.start()
     except BaseException:
         placement.release()  # Ray ends the actors in it
         if private:
             with suppress(Exception):  # what failed first is what a person must read
                 stop_rewards(private)
         raise
-    return Roles(teachers, text, reward, service, private, placement)
-
-
-def teachers_of(plan: Plan) -> int:
-    return len([request for request in plan.requests if request.role == "teacher"])
+    return Roles(pool, text, reward, service, private, placement)
 
 
 def start_actor(actor: Any, options: dict, *arguments):

@@ -57,6 +57,7 @@ class Sessions:
 
         Raises RoleFailure where a process is lost meanwhile, or where there is no room within roles.wait_s.
         """
+        self.roles.pool.withdraw()  # what comes free now is the ranks'
         try:
             if self.current is not None:
                 self.roles.move(self.config, self.say)
@@ -83,7 +84,7 @@ class Sessions:
         """Room for the largest groups that the cluster can give now; the room held so far is given up for it."""
         if self.surroundings:
             self.surroundings.demand.give_to(self.room)
-        teachers = len(self.roles.teachers)
+        teachers = len(self.roles.pool.members)
         sizes = dict.fromkeys(replace(sizes, teacher=teachers) for sizes in allowed_sizes(self.config))
         choices = [group_requests(self.config, size) for size in sizes]
         return reserve(choices, self.config.roles.wait_s, self.say, instead_of=self.room)

@@ -46,12 +46,19 @@ class SimulatedActors:
         self.takes = {}  # action -> seconds
         self.log = []  # ("sent" | "ended", key)
         self.dead, self.hung, self.raising = {}, set(), {}
+        self.gone = set()  # stateless ones that were given up
         self.places = defaultdict(int)
 
     # -- what the executor asks -----------------------------------------------------------------------------------
 
     def count(self, role):
-        return self.sizes[role]
+        return len(self.indices(role))
+
+    def indices(self, role):
+        return [index for index in range(self.sizes[role]) if (role, index) not in self.gone]
+
+    def follow(self, say):
+        pass
 
     def send(self, task, index, answers):
         call = Call(task.role, index, task, [answer.reference for answer in answers.values()])
@@ -110,6 +117,15 @@ class SimulatedActors:
     def kill(self, role, index):
         """From now on every call of this actor ends with its death, and calls that meet it break off."""
         self.dead[role, index] = ActorLost(role, index, "its process was killed")
+
+    def give_up(self, role, index):
+        """Its calls end with its death, and nobody is to ask it again."""
+        self.kill(role, index)
+        self.gone.add((role, index))
+
+    def take_in(self, role):
+        """One more."""
+        self.sizes[role] += 1
 
     def _advance(self, timeout_s):
         """Let one to three calls end, chosen at random from those that can; or let the time pass."""

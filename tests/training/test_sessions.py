@@ -60,7 +60,9 @@ def world(monkeypatch):
 def sessions(world, tmp_path):
     config = tiny_config(tmp_path, tmp_path, tmp_path, "roles.failures=2")
     config.path.mkdir()
-    roles = SimpleNamespace(teachers=[1], placement=Room(), move=lambda *_: None)
+    roles = SimpleNamespace(
+        pool=SimpleNamespace(members={0: 1}, withdraw=lambda: None), placement=Room(), move=lambda *_: None
+    )
     return Sessions(config, roles, Room("a"), [], SimpleNamespace(url="u"), print)
 
 
