@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from dipp_ray.config import RunConfig
+from dipp_ray.errors import UserError
 from dipp_ray.roles.reward_client import RewardClientActor
 from dipp_ray.roles.text import Text
 from dipp_ray.roles.waiting import wait_all
@@ -36,11 +37,12 @@ class Roles:
         if self.private_application and self.reward is None:
             await_rewards(self.private_application, config.roles.wait_s, say)
             self.reward, self.service = call_rewards(self.private_application, config, say)
-        asked = [actor.__ray_ready__.remote() for actor in [*self.pool.members.values(), self.text]]
-        wait_all(asked, "teacher and text", config.roles.wait_s, say)
+        self.pool.await_ready(config.roles.wait_s, say)
+        wait_all([self.text.__ray_ready__.remote()], "text", config.roles.wait_s, say)
 
     def move(self, config: RunConfig, say: Callable[[str], None]) -> None:
-        """Start those anew elsewhere whose node is about to leave; nothing is asked of them now."""
+        """Start those anew elsewhere whose node is about to leave; nothing is asked of them now. A teacher for whom
+        there is no room is given up where the pool may do without."""
         leaving = draining_nodes().keys()
         for entry in [entry for entry in self.placement.held if self.placement.only(entry).node_ids() & leaving]:
             (request,) = entry[1]
@@ -48,7 +50,15 @@ class Roles:
             ray.kill(self.text if request.role == "text" else self.pool.members[request.index])
             self.placement.held.remove(entry)
             self.placement.only(entry).release()
-            room = reserve([[request]], config.roles.wait_s, say)
+            may_go = request.role == "teacher" and len(self.pool.members) > self.pool.fewest
+            try:
+                room = reserve([[request]], 0.0 if may_go else config.roles.wait_s, say)
+            except UserError:
+                if not may_go:
+                    raise
+                say(f"there is no room for teacher {request.index}: the pool goes on without it")
+                del self.pool.members[request.index]
+                continue
             self.placement.held += room.held
             if request.role == "text":
                 self.text = start_actor(Text, room.options("text", 0), config)

@@ -376,6 +376,17 @@ def test_what_a_teacher_owes_that_is_given_up_is_asked_of_another(seed):
     assert len(guided) == len(set(guided)) == 12, "each question once, those of the lost one among them"
 
 
+def test_nobody_ends_the_process_of_a_teacher_that_was_given_up():
+    shape = StepShape(1, 6, "overlapped", False, 1, 1)
+    actors = SimulatedActors(shape, 1, teachers=2)
+    executor = executor_of(actors, heartbeat_s=1.0)
+    actors.gone.add(("teacher", 0))
+    executor._hangs("teacher", 0)
+    assert actors.restarted == []
+    executor._hangs("teacher", 1)
+    assert actors.restarted == [("teacher", 1)]
+
+
 def test_a_teacher_that_came_later_is_asked_too():
     shape = StepShape(1, 6, "overlapped", False, 1, 1)
     actors = SimulatedActors(shape, 1, teachers=1)

@@ -4,11 +4,15 @@ import time
 
 import pytest
 import ray
-from ray.util.placement_group import placement_group_table, remove_placement_group
+from ray.exceptions import RayActorError
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dipp_ray.training import pool as pool_module
+from dipp_ray.training.actors import RayActors
+from dipp_ray.training.faults import ActorLost
 from dipp_ray.training.placement import reserve
-from dipp_ray.training.plan import requests
+from dipp_ray.training.plan import Request, requests
 from dipp_ray.training.pool import Pool
 from dipp_ray.training.sizes import Sizes
 from settings import tiny_config
@@ -20,6 +24,8 @@ class Named:
 
     def __init__(self, config):
         self.name = config.run.name
+        if self.name == "broken":
+            raise MemoryError("CUDA out of memory")
 
     def who(self):
         return self.name
@@ -91,17 +97,19 @@ def test_who_has_lost_its_room_is_given_up_and_its_place_is_taken_again(pool_of,
 
 def test_the_fewest_stay_though_their_room_is_lost(pool_of, monkeypatch):
     monkeypatch.setattr(pool_module, "GONE_S", 0.0)
-    pool = pool_of("{workers: {min: 1, max: 2}, cpus: 0.25, labels: {role: nowhere}}", 0)
-    pool.members = {0: pool_module.Teacher.remote(pool.config)}
-    followed(pool, lambda: pool.coming is not None)
+    pool = pool_of("{workers: {min: 1, max: 3}, cpus: 0.25}", 2)
+    pool.ranks_lack = lambda: pool.requests  # so that it asks for nobody
+    for entry in pool.placement.held:
+        remove_placement_group(entry[0])
+    followed(pool, lambda: len(pool.members) == 1)
     for _ in range(20):
         pool.follow(pytest.fail)
-    assert list(pool.members) == [0]
+    assert list(pool.members) == [1] and pool.spare() == []
 
 
-def test_what_has_not_come_is_asked_for_no_longer_while_ranks_look_for_room(pool_of):
-    pool = pool_of("{workers: {min: 1, max: 1}, cpus: 0.25, labels: {role: nowhere}}", 0)
-    pool.fewest = 0
+def test_what_has_not_come_is_asked_for_no_longer_while_ranks_look_for_room(pool_of, monkeypatch):
+    monkeypatch.setattr(pool_module, "can_grow", lambda: True)  # an autoscaler may bring such a node
+    pool = pool_of("{workers: {min: 1, max: 2}, cpus: 0.25, labels: {role: nowhere}}", 0)
     followed(pool, lambda: pool.coming is not None)
     group = pool.coming.group
     pool.withdraw()
@@ -109,8 +117,82 @@ def test_what_has_not_come_is_asked_for_no_longer_while_ranks_look_for_room(pool
     followed(pool, lambda: pool.coming is not None)  # the next look asks again
 
 
+def test_without_an_autoscaler_it_asks_only_for_room_that_is_there(pool_of):
+    """Else the first that comes free is taken from who has just lost it, such as a replica of the reward service."""
+    for settings in ("labels: {role: nowhere}", "cpus: 7.5"):
+        pool = pool_of(f"{{workers: {{min: 1, max: 2}}, {settings}}}", 0)
+        held = placement_group([{"CPU": 1.0}])
+        assert held.wait(30)
+        for _ in range(20):
+            pool.follow(pytest.fail)
+        assert pool.coming is None
+        remove_placement_group(held)
+
+
+@pytest.mark.parametrize(("labels", "asks"), [({}, False), ({"role": "elsewhere"}, True)])
+def test_ranks_come_first_where_a_teacher_could_take_their_room(pool_of, labels, asks):
+    pool = pool_of("{workers: {min: 1, max: 2}, cpus: 0.25}", 1)
+    pool.ranks_lack = lambda: [Request("score", 1, cpus=0.5, labels=labels)]
+    pool.follow(lambda text: None)
+    assert (pool.coming is not None) == asks
+
+
 def test_who_is_coming_up_keeps_its_room(pool_of):
     pool = pool_of("{workers: {min: 1, max: 2}, cpus: 0.25}", 1)
     followed(pool, lambda: pool.coming is not None and pool.coming.actor is not None)
     pool.withdraw()
     followed(pool, lambda: len(pool.members) == 2)
+
+
+def test_one_that_does_not_come_up_is_no_fault_of_the_run(pool_of):
+    pool = pool_of("{workers: {min: 1, max: 2}, cpus: 0.25}", 1)
+    pool.config = pool.config.model_copy(update={"run": pool.config.run.model_copy(update={"name": "broken"})})
+    groups = []
+    said = followed(pool, lambda: pool.not_before > 0 or groups.append(pool.coming) is not None)
+    assert "did not come up" in said[-1] and "CUDA out of memory" in said[-1]
+    group = next(coming.group for coming in groups if coming)
+    assert list(pool.members) == [0] and placement_group_table(group)["state"] == "REMOVED"
+    for _ in range(5):
+        pool.follow(pytest.fail)  # not again at once
+
+
+def test_members_are_waited_for_and_one_without_room_is_given_up_meanwhile(pool_of, monkeypatch):
+    monkeypatch.setattr(pool_module, "GONE_S", 0.3)
+    pool = pool_of("{workers: {min: 1, max: 2}, cpus: 0.25}", 2)
+    pool.ranks_lack = lambda: pool.requests
+    pool.await_ready(60, print)
+    remove_placement_group(pool.placement.held[1][0])
+    lost = placement_group([{"CPU": 100.0}])  # where nothing ever starts
+    pool.members[1] = Named.options(
+        num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(lost, placement_group_bundle_index=0)
+    ).remote(pool.config)
+    pool.await_ready(60, print)
+    assert list(pool.members) == [0]
+    remove_placement_group(lost)
+
+
+def test_it_ends_with_who_was_coming(pool_of):
+    pool = pool_of("{workers: {min: 1, max: 2}, cpus: 0.25}", 1)
+    followed(pool, lambda: pool.coming is not None and pool.coming.actor is not None)
+    coming = pool.coming
+    first = pool.members[0]
+    pool.end()
+    assert placement_group_table(coming.group)["state"] == "REMOVED" and pool.members == {}
+    for actor in (coming.actor, first):
+        with pytest.raises(RayActorError):
+            ray.get(actor.who.remote())
+
+
+def test_who_came_later_is_known_by_name(pool_of):
+    pool = pool_of("{workers: {min: 1, max: 2}, cpus: 0.25}", 1)
+    actors = RayActors({"text": {}}, pool)
+    followed(pool, lambda: pool.coming is not None and pool.coming.actor is not None)
+    until = time.monotonic() + 60
+    while actors.count("teacher") < 2:
+        assert time.monotonic() < until
+        actors.follow(lambda text: None)
+    assert actors.indices("teacher") == [0, 1]
+    ray.kill(actors.of("teacher", 1))
+    with pytest.raises(ActorLost) as lost:
+        actors.result(actors.of("teacher", 1).who.remote())
+    assert (lost.value.role, lost.value.index) == ("teacher", 1)
