@@ -32,6 +32,8 @@ def connect() -> None:
     if local:
         # Serve's controller would look at every replica ten times a second, for 3% of a core
         os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
+        # Ray's own is 15: beside two busy programs a role would get a thirtieth of a core.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         if os.environ.get("RAY_AUTH_MODE", "token") == "token":
             keep_token()
     try:

@@ -43,7 +43,6 @@ class Strikes(Watched):
                 )
             due = max(self.done, 1) + self.random.randrange(2, 5)
             first = "backward" if cell.phase == "recovery" else cell.phase
-            first = "write_share" if cell.phase == "upload" else first
             step = self.until(lambda first=first, due=due: self.under_way(first, due), 3600, every=0.001)
             if step is None:
                 return

@@ -73,7 +73,13 @@ class Watched:
         return self.run.sessions.broke is not None
 
     def under_way(self, phase: str, step: int) -> int | None:
-        """The step, from `step` on, of which a task of the phase is at its actor now; None where there is none."""
+        """The step, from `step` on, of which a task of the phase is at its actor now; None where there is none.
+
+        upload: shares of a checkpoint are being written, beside whatever else is under way.
+        """
+        if phase == "upload":
+            begun = self.run.saver.begun if self.run else None
+            return begun.step if begun and begun.step >= step else None
         try:
             listed = list(self.run.controller.executor.listed.values())
         except (AttributeError, AssertionError, RuntimeError):  # no session is open, or the list changed meanwhile

@@ -10,6 +10,8 @@ import pytest
 from dipp_ray import connecting
 from dipp_ray.errors import UserError
 
+NICENESS = "RAY_worker_niceness"
+
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
@@ -134,3 +136,19 @@ def test_logs_are_named_where_they_are(monkeypatch, capsys, variables, folder):
         UserError, match=rf"the raylet did not start; its logs are in {folder}/ray/session_latest/logs$"
     ):
         connecting.connect()
+
+
+@pytest.mark.parametrize(("given", "read"), [(None, "0"), ("7", "7")])
+def test_roles_are_no_background_work_unless_that_is_asked_for(home, monkeypatch, given, read):
+    """A Ray that is started here gives its workers no niceness of its own: see also test_lost_command.py."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv(NICENESS, given or "")
+    if given is None:
+        monkeypatch.delenv(NICENESS)
+    found = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: found.append(os.environ[NICENESS]))
+    connecting.connect()
+    assert found == [read]

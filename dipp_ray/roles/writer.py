@@ -8,6 +8,8 @@ from dipp_ray.storage.files import FileRecord
 
 
 class Writer:
+    """One thread, which writes one share at a time."""
+
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[list[FileRecord]] | None = None

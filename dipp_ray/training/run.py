@@ -151,9 +151,9 @@ class Run:
                     continue
                 self.say(f"another session from step {done} on: {self.moving}")
                 record_event(self.config.path, "moved", done, self.moving)
-                self.saver.finish(self.controller)
                 self.session.end_ranks()
             except RoleFailure as fault:
+                self.saver.commit_if_written()
                 self.saver.forget()
                 self.sessions.survive(fault, done)
             checkpoint = self.store.latest()  # who reads it compares checksums
@@ -191,10 +191,11 @@ class Run:
                 self.save_where_due(done, "best_step" in seen)
             progress.update(done, values)
             self.tell(step, speed)
-            self.saver.commit_if_written(self.controller)
+            self.saver.commit_if_written()
             if self.sessions.memory.is_due(done):
                 self.remember(done)
             if step.last and self.moving and self.sessions.memory.every:
+                self.saver.finish(self.controller)
                 self.controller.keep_now(done)
                 self.remember(done)
             if step.last and self.sessions.memory.lost:
@@ -209,12 +210,16 @@ class Run:
         telemetry.set("dipp_ray_images_per_second", speed)
         actors = {"generator": sizes.generator, "score": sizes.score, "teacher": sizes.teacher, "text": 1, "reward": 1}
         telemetry.busy(step.busy, actors, self.config.data.batch_size / speed)
+        telemetry.set("dipp_ray_checkpoint_seconds", self.saver.held_up)
         telemetry.set("dipp_ray_state_age_steps", step.step + 1 - max([self.saver.saved, *self.states]))
         if "keep_seconds" in step.metrics:
             telemetry.set("dipp_ray_keep_seconds", step.metrics["keep_seconds"])
 
     def remember(self, done: int) -> None:
-        """What belongs to the groups' state that is kept in memory after `done` steps."""
+        """What belongs to the groups' state that is kept in memory after `done` steps. One that speaks of a best model
+        whose checkpoint is not there yet is not gone back to: the model would be lost, and the run would not know."""
+        if self.saver.writes_best:
+            return
         self.states = dict([*self.states.items(), (done, self.state.but(next_step=done))][-GENERATIONS:])
 
     def ends_after(self, done: int) -> bool:
@@ -236,11 +241,9 @@ class Run:
         last = self.stopping or done >= self.config.run.steps or self.gives_up
         last = last or (self.moving is not None and not self.sessions.memory.every)
         if last or best or done % self.config.checkpoint.every == 0:
-            began = time.perf_counter()
             self.save(done, best)
             if last:
                 self.saver.finish(self.controller)
-            self.sessions.telemetry.set("dipp_ray_checkpoint_seconds", time.perf_counter() - began)
 
     def look(self, done: int) -> dict[str, float]:
         """The sample grid and the held-out rewards, with their differences from the start and from the best before;

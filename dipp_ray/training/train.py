@@ -32,6 +32,8 @@ from dipp_ray.training.sessions import Sessions
 from dipp_ray.training.sizes import allowed_sizes
 from dipp_ray.training.trajectory import difference, trajectory
 
+LAST_WRITE_S = 30.0  # so long a run that fails waits for a checkpoint that its ranks are writing
+
 
 def train(config: RunConfig, say: Say = print, evaluates: bool = False) -> Path:
     """Run or resume a training run to its end; returns the run's folder. Needs a connected Ray.
@@ -110,7 +112,10 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, home: Home
         if evaluates:
             evaluate_placed(config, say, run)
     except BaseException as error:
-        with suppress(Exception):  # what failed first is what a person must read
+        if run is not None and isinstance(error, Exception):
+            with suppress(Exception):  # what failed first is what a person must read
+                run.saver.commit_if_written(LAST_WRITE_S)
+        with suppress(Exception):
             room.release()
             rest.release()
             if run is not None:

@@ -47,10 +47,16 @@ class Session:
 
     def __init__(self, store, checkpoint):
         self.store, self.controller, self.sizes = store, self, Sizes(1, 1, 1)
-        rank = SimpleNamespace(share_written=SimpleNamespace(remote=lambda: None))
-        self.actors, self.reward_deviation = SimpleNamespace(count=lambda role: 1, of=lambda role, index: rank), 1.0
+        self.actors, self.reward_deviation = SimpleNamespace(count=lambda role: 1, of=self._rank), 1.0
         self.begun = {}  # by group: what is to be written, as it was when that was asked for
         self.state = store.read_group(checkpoint, "score")[0]["w"] if checkpoint else after(0)
+
+    def _rank(self, role, index):
+        return SimpleNamespace(share_written=SimpleNamespace(remote=lambda: lambda: self._written(role)))
+
+    def _written(self, role):
+        url, step, state = self.begun[role]
+        return CheckpointStore(url).write_share(step, role, 0, 1, {"w": state}, {"step": step})
 
     def run_until(self, first, ends_after):
         done, last = first, False
@@ -63,10 +69,7 @@ class Session:
     def together(self, role, method, *arguments):
         if method == "write_share":
             self.begun[role] = (*arguments, self.state)
-        if method != "share_written":
-            return [None]
-        url, step, state = self.begun[role]
-        return [CheckpointStore(url).write_share(step, role, 0, 1, {"w": state}, {"step": step})]
+        return [self._written(role) if method == "share_written" else None]
 
     def warm_score_up(self):
         pass
@@ -143,6 +146,7 @@ def without_roles(monkeypatch):
     asked = count()  # shares are there when they are asked after for the second time: a step later
     wait = lambda written, **_: (written, []) if next(asked) % 2 else ([], written)  # noqa: E731
     monkeypatch.setattr(saving, "ray", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(saving, "value_of", lambda written: written())
     monkeypatch.setattr("os.fsync", lambda _: None)  # hundreds of them: what counts is where they stand
 
 
@@ -220,3 +224,86 @@ def test_a_run_in_a_bucket_that_is_cut_off_at_any_request_ends_elsewhere(
         assert_ends(config, number)
         number += 7
     assert number > 50
+
+
+# -- what becomes of a checkpoint that is being written ----------------------------------------------------------------
+
+
+def plain_run(tmp_path, monkeypatch, sessions=Sessions, seen=lambda done, store: None):
+    """A run whose checkpoints are due every 3 steps; seen(done, store) is called before each step."""
+
+    class Seen(Session):
+        def run_until(self, first, ends_after):
+            for step in super().run_until(first, ends_after):
+                seen(step.step + 1, self.store)
+                yield step
+
+    class Opening(sessions):
+        def open(self, checkpoint, remembered):
+            found = super().open(checkpoint, remembered)
+            self.current = Seen(self.store, checkpoint)
+            return found
+
+    monkeypatch.setattr(training, "Sessions", Opening)
+    config = config_of(tmp_path, tmp_path)
+    config = config.model_copy(update={"log": config.log.model_copy(update={"samples_every": 100})})
+    train(config)
+    return config
+
+
+def test_a_checkpoint_is_committed_as_soon_as_it_is_written(tmp_path, without_roles, monkeypatch):
+    """Here its shares are there when they are asked after for the second time."""
+    steps = {}
+    plain_run(tmp_path, monkeypatch, seen=lambda done, store: steps.update({done: store.steps()}))
+    assert steps[4] == [] and steps[6] == [3], "begun after 3, and there while 5 and 6 are trained"
+
+
+def test_what_lost_ranks_had_begun_is_not_asked_of_others(tmp_path, without_roles, monkeypatch):
+    survived = []
+
+    class Surviving(Sessions):
+        def survive(self, fault, done):
+            survived.append(done)
+
+    def lost(done, store):
+        if done == 4 and not survived:
+            raise RoleFailure("a rank died")
+
+    config = plain_run(tmp_path, monkeypatch, Surviving, lost)
+    assert survived == [3]
+    assert_committed_ones_are_whole(config)
+    assert CheckpointStore(config.checkpoints, say=lambda _: None).latest().step == STEPS
+
+
+def test_a_move_waits_for_the_checkpoint_that_is_being_written(tmp_path, without_roles, monkeypatch):
+    """Its ranks are ended: what they have not written would be lost."""
+    kept = []
+
+    class Moving(Sessions):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.memory = SimpleNamespace(every=100, lost=False, is_due=lambda done: False)
+            self.reason_to_move = lambda: "a node leaves" if self.moves() else None
+            self.asked = count(1)
+
+        def moves(self):
+            return next(self.asked) == 4  # the step after a checkpoint was begun
+
+        def open(self, checkpoint, remembered):
+            found = super().open(checkpoint, remembered)
+            Session.keep_now = lambda session, done: kept.append((done, session.store.steps()))
+            return found
+
+    plain_run(tmp_path, monkeypatch, Moving)
+    assert kept == [(4, [3])]
+
+
+def test_a_state_whose_best_model_is_only_being_written_is_not_gone_back_to(tmp_path):
+    config = config_of(tmp_path, tmp_path)
+    run = run_module.Run(config, None, CheckpointStore(config.checkpoints, say=lambda _: None), lambda _: None)
+    run.saver.begun = SimpleNamespace(best=Look(3, 1.0))
+    run.remember(4)
+    assert run.states == {}
+    run.saver.begun = SimpleNamespace(best=None)
+    run.remember(5)
+    assert list(run.states) == [5]

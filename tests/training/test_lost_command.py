@@ -58,6 +58,7 @@ def test_a_killed_rank_ends_the_command_with_one_sentence(config, kind, name):
         time.sleep(0.05)
     mine = psutil.Process(command.pid).children(recursive=True)
     victim = next(process for process in mine if process.cmdline()[:1] and kind in process.cmdline()[0])
+    assert victim.nice() == psutil.Process().nice(), "beside other programs it has as much of a core as they"
     victim.send_signal(signal.SIGKILL)
     out, error = command.communicate(timeout=60)
     assert command.returncode == 1

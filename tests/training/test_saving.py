@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError
 
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.errors import StorageUnavailable
@@ -49,10 +50,11 @@ def ranks(monkeypatch):
     ranks = Ranks()
 
     def wait(groups, num_returns, timeout):
-        assert timeout == 0
+        assert (num_returns, timeout) == (2, 0)
         return [group for group in groups if ranks.writers[group].writing.done()], []
 
     monkeypatch.setattr(saving, "ray", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(saving, "value_of", lambda group: ranks.writers[group].written())
     yield ranks
     ranks.may_write.set()
 
@@ -71,11 +73,11 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_it_holds_the_barrier
     saver = Saver(store, 2)
     saver.begin(ranks, 5, {"of": 5}, Look(5, 1.5))
     ranks.train()
-    saver.commit_if_written(ranks)
+    saver.commit_if_written()
     assert store.steps() == [] and saver.saved == 0  # it is not there yet, and nothing waited for it
     ranks.may_write.set()
     until_written(ranks)
-    saver.commit_if_written(ranks)
+    saver.commit_if_written()
     assert store.steps() == [5] and saver.saved == 5 and store.require(5).record["of"] == 5
     assert store.read_group(store.require(5), "generator")[0]["w"].tolist() == [0, 0]
     assert store.read_group(store.require(5), "score")[0]["w"].tolist() == [1, 1]
@@ -88,7 +90,7 @@ def test_one_group_alone_makes_no_checkpoint(ranks, store):
     saver.begin(ranks, 5, {}, None)
     until_written(ranks)
     ranks.writers["score"] = SimpleNamespace(writing=SimpleNamespace(done=lambda: False))
-    saver.commit_if_written(ranks)
+    saver.commit_if_written()
     assert store.steps() == []
 
 
@@ -119,13 +121,37 @@ def test_what_a_rank_could_not_write_is_raised_and_not_committed(ranks, store):
     assert store.steps() == [] and saver.saved == 0
 
 
+def test_what_could_not_be_written_is_raised_while_training_goes_on(ranks, store):
+    saver = Saver(store, 1)
+    ranks.fault = StorageUnavailable("the store is away")
+    ranks.may_write.set()
+    saver.begin(ranks, 5, {}, None)
+    for writer in ranks.writers.values():
+        assert writer.writing.exception()
+    with pytest.raises(StorageUnavailable, match="the store is away"):
+        saver.commit_if_written()
+    assert store.steps() == []
+
+
+def test_a_lost_ranks_checkpoint_is_no_error_of_the_checkpoint(ranks, store):
+    """The executor tells of the rank."""
+    saver = Saver(store, 1)
+    ranks.fault = ActorDiedError()
+    ranks.may_write.set()
+    saver.begin(ranks, 5, {}, None)
+    for writer in ranks.writers.values():
+        assert writer.writing.exception()
+    saver.commit_if_written()
+    assert store.steps() == [] and saver.begun is None
+
+
 def test_what_was_begun_by_ranks_that_are_lost_is_forgotten(ranks, store):
     saver = Saver(store, 1)
     ranks.may_write.set()
     saver.begin(ranks, 5, {}, None)
     saver.forget()
     until_written(ranks)
-    saver.commit_if_written(ranks)
+    saver.commit_if_written()
     saver.finish(ranks)
     assert store.steps() == [] and saver.saved == 0
 
