@@ -26,7 +26,8 @@ class Call:
 
 
 class SimulatedActors:
-    """Each actor does its calls in the order in which they came, one at a time (the reward client: any number).
+    """Each actor does its calls in the order in which they came, one at a time (the reward client: any number; it and
+    teachers: those first whose arguments are there).
 
     A rank's call ends only when every rank of its group has come to the same place, as collectives have it.
     """
@@ -151,7 +152,7 @@ class SimulatedActors:
                 continue
             if (role, index) in self.hung:
                 continue
-            for call in list(queue) if role == "reward" else list(queue)[:1]:
+            for call in list(queue) if role in ("reward", "teacher") else list(queue)[:1]:
                 if call.task is None:
                     found.append((call, None))
                 elif all(given.state == "ended" for given in call.inputs):

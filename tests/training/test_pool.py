@@ -8,6 +8,7 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from dipp_ray.roles.teacher import Teacher
 from dipp_ray.training import pool as pool_module
 from dipp_ray.training.actors import RayActors
 from dipp_ray.training.faults import ActorLost
@@ -169,6 +170,22 @@ def test_members_are_waited_for_and_one_without_room_is_given_up_meanwhile(pool_
     pool.await_ready(60, print)
     assert list(pool.members) == [0]
     remove_placement_group(lost)
+
+
+def test_a_question_that_is_asked_again_does_not_wait_behind_those_that_wait_for_its_answer(ray_session):
+    """As `Teacher` is made: test_executor.py shows the deadlock that it would be else."""
+    assert Teacher._default_options["allow_out_of_order_execution"]
+
+    @ray.remote(num_cpus=0, allow_out_of_order_execution=True)
+    class Asked:
+        def guide(self, x0):
+            return x0
+
+    asked = Asked.remote()
+    never = ray.remote(num_cpus=100)(lambda: 0).remote()
+    behind = asked.guide.remote(never)
+    assert ray.get(asked.guide.remote(5), timeout=60) == 5
+    ray.cancel(never), ray.cancel(behind)
 
 
 def test_it_ends_with_who_was_coming(pool_of):
