@@ -17,8 +17,9 @@ from dipp_ray.roles.process import prepare
 from dipp_ray.roles.report import Report, Stopwatch
 
 
-# Stateless: what a lost one owes is asked again of its successor, with the same keyed noise.
-@ray.remote(max_restarts=-1, max_task_retries=-1, concurrency_groups={"health": 1})
+# Stateless: what a lost one owes is asked again of its successor, with the same keyed noise. In any order: a question
+# that is asked again must not wait behind those whose x0 waits for its answer.
+@ray.remote(max_restarts=-1, max_task_retries=-1, concurrency_groups={"health": 1}, allow_out_of_order_execution=True)
 class Teacher:
     def __init__(self, config: RunConfig):
         quiet_libraries()

@@ -20,6 +20,14 @@ class Actors(Protocol):
 
     def count(self, role: Role) -> int: ...
 
+    def indices(self, role: Role) -> Sequence[int]:
+        """Those of a role that can be asked now; of a group, all its ranks from 0 on."""
+        ...
+
+    def follow(self, say: Callable[[str], None]) -> None:
+        """Take notice of who has come and gone among stateless actors; called all the time."""
+        ...
+
     def wait(self, reports: Sequence, timeout_s: float) -> list:
         """Those that have ended; as soon as there is one, or after `timeout_s` none."""
         ...

@@ -50,11 +50,11 @@ class Controller:
         self.shape = shape_of(config, {role: len(group.ranks) for role, group in groups.items()})
         self.actors = RayActors(
             {
-                **{role: group.ranks for role, group in groups.items()},
-                "teacher": roles.teachers,
-                "text": [roles.text],
-                "reward": [roles.reward] if roles.reward else [],
-            }
+                **{role: dict(enumerate(group.ranks)) for role, group in groups.items()},
+                "text": {0: roles.text},
+                "reward": {0: roles.reward} if roles.reward else {},
+            },
+            roles.pool,
         )
         self.executor = Executor(
             self.actors,

@@ -135,7 +135,7 @@ class Executor:
         return answer
 
     def _least_busy(self, role: Role) -> int:
-        return min(range(self.actors.count(role)), key=lambda index: (self.busy[role, index], index))
+        return min(self.actors.indices(role), key=lambda index: (self.busy[role, index], index))
 
     def _unblocked(self, event: tuple[str, Key]) -> list[_Listed]:
         free = []
@@ -150,6 +150,7 @@ class Executor:
 
     def _collect(self) -> None:
         """Take what has ended, at least one task's or after a while none, and send what that frees."""
+        self.actors.follow(self.say)
         ended = self.actors.wait([*self.out, *self.pulse.beats], EVERY_S)
         now = self.clock()
         moved = False
@@ -174,9 +175,11 @@ class Executor:
         try:
             result = self.actors.result(report)
         except Exception as error:
-            if self.away.asks_again(error, now - took, now):
+            gone = isinstance(error, ActorLost) and self._is_gone(*who)
+            if gone or self.away.asks_again(error, now - took, now):
                 self._ended(report, who, now)
                 entry.could_begin = now
+                entry.index = self._least_busy(entry.task.role) if gone else entry.index
                 self._ask(entry)  # what needs its answer is gated, and waits on
                 return
             try:
@@ -211,13 +214,18 @@ class Executor:
         try:
             self.actors.result(report)
         except ActorLost as lost:
-            raise self._failure(lost, *who) from None
+            if not self._is_gone(*who):
+                raise self._failure(lost, *who) from None
+
+    def _is_gone(self, role: Role, index: int) -> bool:
+        """Whether a stateless actor has been given up: others of its role answer in its place."""
+        return role not in GROUPS and index not in self.actors.indices(role)
 
     def _hangs(self, role: Role, index: int) -> None:
         """A rank that hangs is lost. A stateless actor is ended, and another takes its place and its tasks."""
         if role in GROUPS:
             raise silent(role, index, self._running(role, index))
-        if self.actors.restart(role, index):
+        if not self._is_gone(role, index) and self.actors.restart(role, index):
             self.say(f"{named(role, index)} does not respond: its process is ended, and another takes its place")
 
     def _look_at_the_late(self, now: float) -> None:

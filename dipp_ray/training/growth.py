@@ -31,6 +31,10 @@ class Demand:
             selectors = [request.labels for request in self.requests]
             self.group = placement_group([r.amounts for r in self.requests], bundle_label_selector=selectors)
 
+    def lacking(self) -> list[Request]:
+        """What is waited for."""
+        return [] if self.group is None or self.met else self.requests
+
     @property
     def met(self) -> bool:
         # Not `wait(0)`: that may say no of room that has come.
@@ -57,7 +61,7 @@ class Surroundings:
         self.demand = Demand(config, sizes if asks else None)
         self.said: str | None = None
         self.looked = time.monotonic()
-        self.nodes = {node for placement in placements for node in placement.node_ids()}
+        self.placements = placements  # what they hold changes with the teacher pool
         self.names = {entry["NodeID"]: entry["NodeName"] or entry["NodeManagerAddress"] for entry in ray.nodes()}
 
     def reason_to_move(self) -> str | None:
@@ -70,8 +74,9 @@ class Surroundings:
 
     def _draining(self) -> str | None:
         leaving = draining_nodes()
+        ours = {node for placement in self.placements for node in placement.node_ids()} if leaving else set()
         for node, deadline in leaving.items():
-            if node in self.nodes:
+            if node in ours:
                 left = f" in {max(0.0, deadline - time.time()):.0f} s" if deadline else ""
                 return f"node {self.names.get(node, node)} leaves the cluster{left}"
         return None

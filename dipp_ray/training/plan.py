@@ -145,6 +145,11 @@ def matches(labels: dict[str, str], selectors: dict[str, str]) -> bool:
     return True
 
 
+def compete(one: Request, other: Request, nodes: Sequence[Node]) -> bool:
+    """Whether some node could hold either of them: then one may take the room that the other waits for."""
+    return any(_fits(one, node) and _fits(other, node) for node in nodes)
+
+
 class _Room:
     """What is left of one node while a plan is made; its GPUs one by one."""
 
@@ -172,11 +177,13 @@ class _Room:
         return True
 
 
+def _fits(request: Request, node: Node) -> bool:
+    """Whether the node could hold it, were it empty."""
+    return matches(node.labels, request.labels) and _Room(node.total).place(request)
+
+
 def _assign(requests: list[Request], nodes: list[Node], capacity: dict[str, dict[str, float]]):
-    fits = {
-        request: [n for n in nodes if matches(n.labels, request.labels) and _Room(n.total).place(request)]
-        for request in requests
-    }
+    fits = {request: [node for node in nodes if _fits(request, node)] for request in requests}
     rooms = {node.id: _Room(capacity[node.id]) for node in nodes}
     where, unmet = {}, {}
     for request in sorted(requests, key=lambda r: (len(fits[r]), -r.gpus, -r.cpus)):

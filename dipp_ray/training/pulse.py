@@ -27,7 +27,7 @@ class Pulse:
         self.asked = now
         waiting = {who for who, _ in self.beats.values()}
         for role in ROLES:
-            for index in range(self.actors.count(role)):
+            for index in self.actors.indices(role):
                 if (role, index) not in waiting and can_beat(role, index):
                     self.beats[self.actors.heartbeat(role, index)] = (role, index), now
 

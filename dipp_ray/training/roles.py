@@ -11,8 +11,8 @@ from typing import Any
 import ray
 
 from dipp_ray.config import RunConfig
+from dipp_ray.errors import UserError
 from dipp_ray.roles.reward_client import RewardClientActor
-from dipp_ray.roles.teacher import Teacher
 from dipp_ray.roles.text import Text
 from dipp_ray.roles.waiting import wait_all
 from dipp_ray.serving.deploy.application import vae_record
@@ -20,12 +20,12 @@ from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, sto
 from dipp_ray.serving.deploy.private import private_config, private_name
 from dipp_ray.training.draining import draining_nodes
 from dipp_ray.training.placement import Placement, reserve
-from dipp_ray.training.plan import Plan
+from dipp_ray.training.pool import Pool
 
 
 @dataclass
 class Roles:
-    teachers: list
+    pool: Pool
     text: ray.actor.ActorHandle
     reward: ray.actor.ActorHandle | None
     service: dict | None  # what the reward service said it is: see `ServiceRecord`
@@ -37,30 +37,38 @@ class Roles:
         if self.private_application and self.reward is None:
             await_rewards(self.private_application, config.roles.wait_s, say)
             self.reward, self.service = call_rewards(self.private_application, config, say)
-        asked = [actor.__ray_ready__.remote() for actor in [*self.teachers, self.text]]
-        wait_all(asked, "teacher and text", config.roles.wait_s, say)
+        self.pool.await_ready(config.roles.wait_s, say)
+        wait_all([self.text.__ray_ready__.remote()], "text", config.roles.wait_s, say)
 
     def move(self, config: RunConfig, say: Callable[[str], None]) -> None:
-        """Start those anew elsewhere whose node is about to leave; nothing is asked of them now."""
+        """Start those anew elsewhere whose node is about to leave; nothing is asked of them now. A teacher for whom
+        there is no room is given up where the pool may do without."""
         leaving = draining_nodes().keys()
         for entry in [entry for entry in self.placement.held if self.placement.only(entry).node_ids() & leaving]:
             (request,) = entry[1]
             say(f"{request.role} {request.index} moves to another node")
-            ray.kill(self.text if request.role == "text" else self.teachers[request.index])
+            ray.kill(self.text if request.role == "text" else self.pool.members[request.index])
             self.placement.held.remove(entry)
             self.placement.only(entry).release()
-            room = reserve([[request]], config.roles.wait_s, say)
+            may_go = request.role == "teacher" and len(self.pool.members) > self.pool.fewest
+            try:
+                room = reserve([[request]], 0.0 if may_go else config.roles.wait_s, say)
+            except UserError:
+                if not may_go:
+                    raise
+                say(f"there is no room for teacher {request.index}: the pool goes on without it")
+                del self.pool.members[request.index]
+                continue
             self.placement.held += room.held
-            options = room.options(request.role, request.index)
             if request.role == "text":
-                self.text = start_actor(Text, options, config)
+                self.text = start_actor(Text, room.options("text", 0), config)
             else:
-                self.teachers[request.index] = start_actor(Teacher, options, config)
+                self.pool.move(request.index, room)
 
     def end_models(self) -> None:
         """End all of them but the rewards."""
-        for actor in [*self.teachers, self.text]:
-            ray.kill(actor)
+        self.pool.end()
+        ray.kill(self.text)
 
     def stop(self) -> None:
         """End them. Actors first: they go even where Serve no longer answers."""
@@ -95,19 +103,15 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
         elif config.reward.shared:
             reward, service = call_rewards(None, config, say)
         text = start_actor(Text, placement.options("text", 0), config)
-        pool = teachers_of(placement.plan)
-        teachers = [start_actor(Teacher, placement.options("teacher", i), config) for i in range(pool)]
+        pool = Pool(config, placement)
+        pool.start()
     except BaseException:
         placement.release()  # Ray ends the actors in it
         if private:
             with suppress(Exception):  # what failed first is what a person must read
                 stop_rewards(private)
         raise
-    return Roles(teachers, text, reward, service, private, placement)
-
-
-def teachers_of(plan: Plan) -> int:
-    return len([request for request in plan.requests if request.role == "teacher"])
+    return Roles(pool, text, reward, service, private, placement)
 
 
 def start_actor(actor: Any, options: dict, *arguments):

@@ -16,8 +16,8 @@ from dipp_ray.training.attempts import Attempts
 from dipp_ray.training.faults import GOES_ON
 from dipp_ray.training.growth import GROWTH, Surroundings
 from dipp_ray.training.memory import StateMemory
-from dipp_ray.training.placement import GRANT_S, Placement, living_nodes, reserve
-from dipp_ray.training.plan import group_requests
+from dipp_ray.training.placement import GRANT_S, Placement, cluster_nodes, living_nodes, reserve
+from dipp_ray.training.plan import Request, best_plan, group_requests
 from dipp_ray.training.roles import Roles
 from dipp_ray.training.session import Committed, HeldState, Session
 from dipp_ray.training.sizes import allowed_sizes
@@ -57,6 +57,7 @@ class Sessions:
 
         Raises RoleFailure where a process is lost meanwhile, or where there is no room within roles.wait_s.
         """
+        self.roles.pool.withdraw()  # what comes free now is the ranks'
         try:
             if self.current is not None:
                 self.roles.move(self.config, self.say)
@@ -83,10 +84,26 @@ class Sessions:
         """Room for the largest groups that the cluster can give now; the room held so far is given up for it."""
         if self.surroundings:
             self.surroundings.demand.give_to(self.room)
-        teachers = len(self.roles.teachers)
+        teachers = len(self.roles.pool.members)
         sizes = dict.fromkeys(replace(sizes, teacher=teachers) for sizes in allowed_sizes(self.config))
         choices = [group_requests(self.config, size) for size in sizes]
+        self._take_from_the_pool(choices)
         return reserve(choices, self.config.roles.wait_s, self.say, instead_of=self.room)
+
+    def _take_from_the_pool(self, choices: list[list[Request]]) -> None:
+        """Where none of the choices fits, teachers that the pool may do without go, as many as make room for one."""
+        pool, given_up, leaving = self.roles.pool, [self.room], []
+        for index in [*pool.spare(), None]:
+            found = best_plan(choices, cluster_nodes(given_up))
+            if found.possible and not found.waits:
+                break
+            if index is None:
+                return  # it would be in vain
+            given_up.append(pool.room_of(index))
+            leaving.append(index)
+        for index in leaving:
+            self.say(f"teacher {index} makes room for ranks")
+            pool.give_up(index)
 
     def _look_around(self, session: Session) -> None:
         before, self.ranks = self.ranks, session.sizes.ranks
@@ -96,6 +113,7 @@ class Sessions:
             self.surroundings.close()
         placements = [session.placement, self.roles.placement]
         self.surroundings = Surroundings(self.config, session.sizes, placements, asks=not grew_in_vain)
+        self.roles.pool.ranks_lack = self.surroundings.demand.lacking
 
     def reason_to_move(self) -> str | None:
         """Why the session in hand is to give way to another at the next boundary, or None."""

@@ -26,7 +26,8 @@ class Call:
 
 
 class SimulatedActors:
-    """Each actor does its calls in the order in which they came, one at a time (the reward client: any number).
+    """Each actor does its calls in the order in which they came, one at a time (the reward client: any number; it and
+    teachers: those first whose arguments are there).
 
     A rank's call ends only when every rank of its group has come to the same place, as collectives have it.
     """
@@ -46,12 +47,19 @@ class SimulatedActors:
         self.takes = {}  # action -> seconds
         self.log = []  # ("sent" | "ended", key)
         self.dead, self.hung, self.raising = {}, set(), {}
+        self.gone = set()  # stateless ones that were given up
         self.places = defaultdict(int)
 
     # -- what the executor asks -----------------------------------------------------------------------------------
 
     def count(self, role):
-        return self.sizes[role]
+        return len(self.indices(role))
+
+    def indices(self, role):
+        return [index for index in range(self.sizes[role]) if (role, index) not in self.gone]
+
+    def follow(self, say):
+        pass
 
     def send(self, task, index, answers):
         call = Call(task.role, index, task, [answer.reference for answer in answers.values()])
@@ -111,6 +119,15 @@ class SimulatedActors:
         """From now on every call of this actor ends with its death, and calls that meet it break off."""
         self.dead[role, index] = ActorLost(role, index, "its process was killed")
 
+    def give_up(self, role, index):
+        """Its calls end with its death, and nobody is to ask it again."""
+        self.kill(role, index)
+        self.gone.add((role, index))
+
+    def take_in(self, role):
+        """One more."""
+        self.sizes[role] += 1
+
     def _advance(self, timeout_s):
         """Let one to three calls end, chosen at random from those that can; or let the time pass."""
         for count in range(self.random.randint(1, 3)):
@@ -135,7 +152,7 @@ class SimulatedActors:
                 continue
             if (role, index) in self.hung:
                 continue
-            for call in list(queue) if role == "reward" else list(queue)[:1]:
+            for call in list(queue) if role in ("reward", "teacher") else list(queue)[:1]:
                 if call.task is None:
                     found.append((call, None))
                 elif all(given.state == "ended" for given in call.inputs):

@@ -258,7 +258,13 @@ def test_a_checkpoint_is_committed_as_soon_as_it_is_written(tmp_path, without_ro
     assert steps[4] == [] and steps[6] == [3], "begun after 3, and there while 5 and 6 are trained"
 
 
+def never_there(monkeypatch):
+    """Whoever asks after shares without waiting finds none."""
+    monkeypatch.setattr(saving, "ray", SimpleNamespace(wait=lambda written, **_: ([], written)))
+
+
 def test_what_lost_ranks_had_begun_is_not_asked_of_others(tmp_path, without_roles, monkeypatch):
+    never_there(monkeypatch)
     survived = []
 
     class Surviving(Sessions):
@@ -277,6 +283,7 @@ def test_what_lost_ranks_had_begun_is_not_asked_of_others(tmp_path, without_role
 
 def test_a_move_waits_for_the_checkpoint_that_is_being_written(tmp_path, without_roles, monkeypatch):
     """Its ranks are ended: what they have not written would be lost."""
+    never_there(monkeypatch)
     kept = []
 
     class Moving(Sessions):

@@ -354,3 +354,42 @@ def test_results_are_forgotten_with_their_step():
     assert not executor.listed and not executor.finished and not executor.out
     assert set(executor.busy.values()) == {0}
     assert Key("backward", 2, 1, 3) not in executor.finish(2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_teacher_owes_that_is_given_up_is_asked_of_another(seed):
+    shape = StepShape(1, 6, "overlapped", True, 2, 2)
+    actors = SimulatedActors(shape, seed, teachers=2)
+    actors.hung.add(("teacher", 0))  # its node is gone, and Ray finds no other
+    looks = []
+
+    def follow(say):
+        looks.append(1)
+        if len(looks) == 40:
+            actors.give_up("teacher", 0)
+
+    actors.follow = follow
+    finished = run(actors, shape, executor_of(actors), steps=2)
+    assert len(looks) > 40
+    assert {key for found in finished for key in found} == {task.key for tasks in lists(shape, 2) for task in tasks}
+    guided = [task.key for task in actors.seen["teacher", 1] if task.key.action == "guide"]
+    assert len(guided) == len(set(guided)) == 12, "each question once, those of the lost one among them"
+
+
+def test_nobody_ends_the_process_of_a_teacher_that_was_given_up():
+    shape = StepShape(1, 6, "overlapped", False, 1, 1)
+    actors = SimulatedActors(shape, 1, teachers=2)
+    executor = executor_of(actors, heartbeat_s=1.0)
+    actors.gone.add(("teacher", 0))
+    executor._hangs("teacher", 0)
+    assert actors.restarted == []
+    executor._hangs("teacher", 1)
+    assert actors.restarted == [("teacher", 1)]
+
+
+def test_a_teacher_that_came_later_is_asked_too():
+    shape = StepShape(1, 6, "overlapped", False, 1, 1)
+    actors = SimulatedActors(shape, 1, teachers=1)
+    actors.follow = lambda say: actors.take_in("teacher") if len(actors.indices("teacher")) == 1 else None
+    run(actors, shape, steps=3)
+    assert len(actors.seen["teacher", 1]) > 2

@@ -31,6 +31,7 @@ class World:
 
     def __init__(self):
         self.reserved, self.fails, self.nodes, self.states = [], False, {"a", "b"}, []
+        self.fits = lambda given_up: True  # whether ranks fit into what is free and these placements' room
 
     def reserve(self, choices, wait_s, say, instead_of):
         self.reserved.append(instead_of)
@@ -43,6 +44,25 @@ class World:
         return SimpleNamespace(placement=room, sizes=Sizes(1, 1, 1), end_ranks=lambda: None)
 
 
+class Pool:
+    """Three teachers, of whom two may go."""
+
+    def __init__(self):
+        self.members, self.did, self.ranks_lack = {0: 1, 1: 1, 2: 1}, [], list
+
+    def withdraw(self):
+        self.did.append("withdraw")
+
+    def spare(self):
+        return [2, 1]
+
+    def room_of(self, index):
+        return f"room of {index}"
+
+    def give_up(self, index):
+        self.did.append(index)
+
+
 @pytest.fixture
 def world(monkeypatch):
     world = World()
@@ -51,6 +71,11 @@ def world(monkeypatch):
     monkeypatch.setattr(module, "Session", SimpleNamespace(open=world.open))
     monkeypatch.setattr(module, "living_nodes", lambda: world.nodes)
     monkeypatch.setattr(module, "Telemetry", lambda run: nothing)
+    monkeypatch.setattr(module, "cluster_nodes", lambda given_up: given_up)
+    monkeypatch.setattr(
+        module, "best_plan", lambda choices, given_up: SimpleNamespace(possible=world.fits(given_up), waits=False)
+    )
+    nothing.lacking = lambda: ["a rank"]
     surroundings = SimpleNamespace(demand=nothing, close=lambda: None, reason_to_move=lambda: None)
     monkeypatch.setattr(module, "Surroundings", lambda *_, **__: surroundings)
     return world
@@ -60,7 +85,7 @@ def world(monkeypatch):
 def sessions(world, tmp_path):
     config = tiny_config(tmp_path, tmp_path, tmp_path, "roles.failures=2")
     config.path.mkdir()
-    roles = SimpleNamespace(teachers=[1], placement=Room(), move=lambda *_: None)
+    roles = SimpleNamespace(pool=Pool(), placement=Room(), move=lambda *_: None)
     return Sessions(config, roles, Room("a"), [], SimpleNamespace(url="u"), print)
 
 
@@ -127,3 +152,27 @@ def test_faults_in_a_row_end_the_run_and_lost_nodes_do_not(world, sessions):
     with pytest.raises(RoleFailure, match="three"):
         sessions.survive(RoleFailure("three"), 1)
     assert [event["event"] for event in read_events(sessions.config.path)] == ["lost node"] * 4 + ["fault"] * 3
+
+
+def test_the_pool_asks_for_nothing_while_ranks_look_for_room_and_knows_what_they_lack(world, sessions):
+    sessions.open(None, [])
+    assert sessions.roles.pool.did == ["withdraw"]
+    assert sessions.roles.pool.ranks_lack() == ["a rank"]
+
+
+@pytest.mark.parametrize(
+    ("fits", "gone"),
+    [
+        (lambda given_up: True, []),
+        (lambda given_up: "room of 2" in given_up, [2]),
+        (lambda given_up: "room of 1" in given_up, [2, 1]),
+        (lambda given_up: False, []),
+    ],
+    ids=["there is room", "one makes room", "two do", "nor would two"],
+)
+def test_teachers_that_the_pool_may_do_without_make_room_for_ranks(world, sessions, fits, gone):
+    sessions.open(None, [])
+    sessions.survive(RoleFailure("a rank died"), 5)
+    world.fits, sessions.roles.pool.did = fits, []
+    sessions.open(None, [])
+    assert sessions.roles.pool.did == ["withdraw", *gone]
