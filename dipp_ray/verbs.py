@@ -84,7 +84,7 @@ def run_check(given) -> None:
         from dipp_ray.training.reward_trial import try_rewards
 
         try_rewards(config, prompts.first(2), print)
-    where = "" if in_cluster else "; planned for this machine: RAY_ADDRESS names a cluster"
+    where = "" if in_cluster else "; planned for this machine (where RAY_ADDRESS names a cluster, for that)"
     print(f"{given.config}: ready. {len(prompts):,} prompts; {sizes_line(config)}{where}")
 
 

@@ -102,14 +102,25 @@ def _first_fault(column: pyarrow.ChunkedArray) -> int | None:
 
 
 def _table(content: bytes, column: str, shown: str, delimiter: str, quoting: Literal[0, 3]) -> Rows:
-    lines = csv.reader(io.StringIO(_text(content, shown), newline=""), delimiter=delimiter, quoting=quoting)
-    header = next(lines, [])
-    column = published_column(header, column)
-    _require_column(header, column, shown)
-    position = header.index(column)
-    for row in lines:
-        if row:
-            yield f"line {lines.line_num}", row[position] if position < len(row) else None
+    text = _text(content, shown)
+    # Strict: a quote that is never closed would make one prompt of all that follows.
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    begun = 1
+    try:
+        header = next(lines, [])
+        column = published_column(header, column)
+        _require_column(header, column, shown)
+        position = header.index(column)
+        begun = lines.line_num + 1
+        for row in lines:
+            if row:
+                yield f"line {lines.line_num}", row[position] if position < len(row) else None
+            begun = lines.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"prompt file {shown}: the row that begins on line {begun} cannot be read ({error}): write a text with "
+            'quotes or commas in it as "...", and each quote in it twice'
+        ) from None
 
 
 def _csv(content: bytes, column: str, shown: str) -> Rows:
@@ -164,6 +175,9 @@ def _reader(file: str, shown: str, key: str) -> Callable[[bytes, str, str], Rows
 
 
 def _text(content: bytes, shown: str) -> str:
+    if (nothing := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, nothing) + 1
+        raise UserError(f"prompt file {shown}, line {line}: a NUL byte is no text: save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

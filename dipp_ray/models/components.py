@@ -61,6 +61,23 @@ def check_components(frame: Family) -> None:
     """Raise UserError unless all components that the pipeline needs are there, each model's files are whole and hold
     exactly its weights, by their names and shapes, and each tokenizer loads."""
     _refuse_unnamed(frame)
+    require_files(frame)
+    models = models_of(frame)
+    for name, (library, kind) in _needed(frame).items():
+        folder = frame.folder / name
+        if name in models:
+            check_model(folder, library, kind)
+        elif _is_tokenizer(library, kind):
+            try:
+                with silent(library):
+                    _class(folder, library, kind).from_pretrained(folder, local_files_only=True)
+            except Exception as error:  # whatever its parsers raise
+                raise UserError(f"the {kind} in {folder} does not load ({_short(error)}): fetch its files") from None
+
+
+def require_files(frame: Family) -> None:
+    """Raise UserError unless each component that the pipeline needs has its folder and whole files, by their headers;
+    of tokenizers, the vocabulary, without which transformers makes one of no words and says nothing."""
     models = models_of(frame)
     for name, (library, kind) in _needed(frame).items():
         folder = frame.folder / name
@@ -68,13 +85,22 @@ def check_components(frame: Family) -> None:
             if path.is_file() and not is_weights(path.name):  # of which only those that are read must be here
                 refuse_pointer(path)
         if name in models:
-            check_model(folder, library, kind)
-        elif library == "transformers" and "Tokenizer" in kind:
-            try:
-                with silent(library):
-                    _class(folder, library, kind).from_pretrained(folder, local_files_only=True)
-            except Exception as error:  # whatever its parsers raise
-                raise UserError(f"the {kind} in {folder} does not load ({_short(error)}): fetch its files") from None
+            find_weights(folder, library).header()
+        elif _is_tokenizer(library, kind):
+            _require_vocabulary(_class(folder, library, kind), folder)
+
+
+def _is_tokenizer(library: str, kind: str) -> bool:
+    return library == "transformers" and "Tokenizer" in kind
+
+
+def _require_vocabulary(kind: Any, folder: Path) -> None:
+    own = [name for name in (kind.vocab_files_names or {}).values() if name != "tokenizer.json"]
+    has_own = all((folder / name).is_file() for name in own) if own else not kind.vocab_files_names
+    if has_own or (folder / "tokenizer.json").is_file() or any(folder.glob("*.model")):
+        return
+    others = f" (or {' and '.join(own)})" if own else ""
+    raise UserError(f"{folder} is incomplete: tokenizer.json{others} is missing: fetch it")
 
 
 def _refuse_unnamed(frame: Family) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dipp_ray.errors import UserError
 from dipp_ray.hub.fetch import local
-from dipp_ray.models.components import load_components
+from dipp_ray.models.components import load_components, require_files
 from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import one_step_of_folder, read_frame
 
@@ -48,6 +48,7 @@ def load_pipeline(folder: str | Path, device: torch.device | str = "cpu", frame:
     """
     frame = frame or read_frame(folder)
     folder = local(folder)
+    require_files(frame)
     if one_step_of_folder(folder) is None:
         pipeline = load_components(frame, torch.float32)
     else:

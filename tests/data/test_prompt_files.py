@@ -131,3 +131,19 @@ def test_a_store_that_cannot_be_read_is_one_sentence(monkeypatch, error, words):
 def test_a_row_is_counted_through_the_row_groups(tmp_path):
     parquet(tmp_path / "a.parquet", {"prompt": ["one", "two", "three", "four", "\u3000\n"]}, groups=2)
     assert "a.parquet, row 5: the prompt is empty" in fault(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [('prompt\na cat\n"12 inch ruler\n' + "one more\n" * 50, 3), ('prompt\n"a\n', 2), ('prompt\na\n"big" dog\n', 3)],
+    ids=["never closed", "the last one", "closed too soon"],
+)
+def test_a_quote_that_swallows_what_follows_is_one_sentence(tmp_path, text, line):
+    (tmp_path / "q.csv").write_text(text)
+    assert f"q.csv: the row that begins on line {line} cannot be read" in fault(tmp_path / "q.csv")
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".txt", ".jsonl"])
+def test_a_nul_byte_is_no_text(tmp_path, kind):
+    (tmp_path / f"n{kind}").write_bytes(b"prompt\na\0b\n")
+    assert f"n{kind}, line 2: a NUL byte is no text" in fault(tmp_path / f"n{kind}")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from dipp_ray.errors import UserError
 from dipp_ray.models.components import check_components, load_model
 from dipp_ray.models.pipeline import read_frame
+from dipp_ray.models.plain_pipeline import load_pipeline
 
 
 @pytest.fixture
@@ -77,6 +78,28 @@ class Code:
 
     def __reduce__(self):
         return (warnings.warn, ("executed",))
+
+
+@pytest.mark.parametrize("name", ["pixart", "sd15", "sdxl", "sd3", "flux", "sana"])
+def test_a_tokenizer_without_its_vocabulary_is_missed_wherever_the_folder_is_read(copy_of, name):
+    """transformers would make one of no words of it, and every prompt would be the same few tokens."""
+    folder = copy_of(name)
+    for path in sorted((folder / "tokenizer").iterdir()):
+        if path.name in ("tokenizer.json", "vocab.json", "merges.txt") or path.suffix == ".model":
+            path.unlink()
+    refused(folder, r"tokenizer is incomplete: tokenizer\.json.* is missing: fetch it$")
+    with pytest.raises(UserError, match=r"tokenizer is incomplete: tokenizer\.json"):
+        load_pipeline(folder)
+
+
+def test_a_pipeline_that_is_harmed_is_one_sentence_for_who_samples_it_too(folder):
+    part = folder / "transformer" / PARTS["transformer"]
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is cut: its header speaks of"):
+        load_pipeline(folder)
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(UserError, match="names tokenizer, but there is no such folder: fetch it"):
+        load_pipeline(folder)
 
 
 def test_a_bin_with_more_than_tensors_is_never_opened(folder):
