@@ -135,11 +135,8 @@ def test_check_plans_for_this_machine_and_starts_no_ray(capsys, config_file, mon
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert cli.main(["check", str(config_file)]) == 0
     said = capsys.readouterr().out
-    assert (
-        f"node {socket.gethostname()}" in said
     words = " ".join(said.split())
     assert f"node {socket.gethostname()}" in words and "for this machine (where RAY_ADDRESS names a cluster" in words
-    )
     assert "the cluster cannot hold this run" in plan_refused(capsys, config_file, "roles.generator.gpus=64")
 
 
