@@ -16,14 +16,14 @@ from dipp_ray.evaluation.settings import EvaluationSection
 from dipp_ray.reporting.trackers import Name as TrackerName
 from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.role_settings import Between, RoleSection, RolesSection, TrainedRoleSection
-from dipp_ray.settings import Count, LocalPath, ModelPath, Positive, Section, load_settings
+from dipp_ray.settings import NAME, Count, LocalPath, ModelPath, Positive, Section, load_settings
 from dipp_ray.storage.cache import copy_of, is_remote
 
 __all__ = ["RoleSection", "RolesSection", "RunConfig", "TrainedRoleSection", "allowed_group_sizes", "load_config"]
 
 
 class RunSection(Section):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run's folder.")
+    name: str = Field("run", pattern=NAME, description="Name of the run's folder.")
     folder: LocalPath = Field(
         "runs",
         validate_default=True,

@@ -23,6 +23,7 @@ from dipp_ray.hub.ids import hub_id
 LONGEST_KEY = 200
 KEY = re.compile(r"[^.\[\]]+(\[\d{1,6}\])*(\.[^.\[\]]+(\[\d{1,6}\])*)*")  # section.list[0].key
 STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # what may be a run's or a service's
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # of a Section, of a dataclass
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -127,7 +128,7 @@ def validate(data: dict[str, Any], model: type[Settings], source: str) -> Settin
         return model.model_validate(at_home(data))
     except ValidationError as error:
         first = _first(error)
-        given = first["type"] not in ("missing", "value_error", *UNKNOWN_KEY)
+        given = first["type"] not in ("missing", "value_error", *UNKNOWN_KEY) and first["input"] is not None
         shown = f" (given: {first['input']!r})" if given else ""
         if first["type"] == "string_type" and isinstance(first["input"], (int, float, date)):
             shown += ": YAML reads it as a number, a truth value or a date, so put it in quotes"
@@ -149,8 +150,19 @@ def fault(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] in UNKNOWN_KEY:
         return unknown_key(first["loc"], model)
     where = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
-    message = first["msg"].removeprefix("Value error, ")
+    message = _in_words(first)
     return f"{where}: {message}" if where else message
+
+
+def _in_words(fault: ErrorDetails) -> str:
+    """pydantic's sentence, or one of our own where that speaks of types or patterns."""
+    if fault["input"] is None and fault["type"] not in ("missing", "value_error"):
+        return "it has no value: write one, or remove the key"
+    if fault["type"] == "tuple_type":
+        return "write a list of its values, such as [512, 768]"
+    if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == NAME:
+        return "write letters, digits, '.', '_' and '-' alone, a letter or digit first"
+    return fault["msg"].removeprefix("Value error, ")
 
 
 def _first(error: ValidationError) -> ErrorDetails:

@@ -482,3 +482,16 @@ def test_a_file_of_settings_is_laid_over_another(tmp_path):
     second.write_text("roles: {generator: {thread: 5}}\n")
     assert "did you mean roles.generator.threads" in sentence(first, str(second))
     assert "No such file" in sentence(first, str(tmp_path / "third.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("run.name=a/b", r"run.name: write letters, digits, '.', '_' and '-' alone, .* \(given: 'a/b'\)$"),
+        ("model.resolution=8", r"model.resolution: write a list of its values, such as \[512, 768\] \(given: 8\)$"),
+        ("objective.guidance_scale=", r"objective.guidance_scale: it has no value: write one, or remove the key$"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(path, setting, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_config(path, [setting])

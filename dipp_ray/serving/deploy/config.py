@@ -9,7 +9,7 @@ from dipp_ray.rewards.terms import RewardTerm, unique_names
 from dipp_ray.serving.contract.limits import LimitsSection
 from dipp_ray.serving.contract.records import VAE
 from dipp_ray.serving.core.queue import QueueSection
-from dipp_ray.settings import Count, LocalPath, ModelPath, Positive, Section
+from dipp_ray.settings import NAME, Count, LocalPath, ModelPath, Positive, Section
 
 
 class Deployed(Section):
@@ -79,9 +79,7 @@ class HttpSection(Section):
 
 
 class ServiceConfig(Section):
-    name: str = Field(
-        "rewards", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the Serve application (`reward.app`)."
-    )
+    name: str = Field("rewards", pattern=NAME, description="Name of the Serve application (`reward.app`).")
     models: list[ServedModel] = Field(min_length=1, description="Reward models, and where each runs.")
     vae: ModelPath | None = Field(
         None,
