@@ -63,11 +63,17 @@ def require_sane_ray() -> None:
 
 
 def require_listener(address: str) -> None:
-    """Raise OSError where nothing listens at `host:port`: Ray itself would try for a minute and more."""
+    """Raise OSError where nothing listens at `host:port`: Ray itself would try for a minute and more. Raise UserError
+    for what is none."""
     if not address.strip():
-        raise OSError("it is empty, which Ray takes for any cluster that it finds: unset it, or write host:port")
+        raise UserError(
+            f"RAY_ADDRESS={address}: it is empty, which means any cluster: unset it, or write host:port"
+        )
     if address.startswith(("http://", "https://")):
-        raise OSError("that is where a dashboard takes jobs: write host:port of the cluster, such as 10.0.0.5:6379")
+        raise UserError(
+            f"RAY_ADDRESS={address}: that is where a dashboard takes jobs: write host:port of the cluster, such as "
+            "10.0.0.5:6379"
+        )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):

@@ -69,10 +69,13 @@ def load_settings(path: str | Path, overrides: list[str] | None, model: type[Set
 def read_sections(path: Path) -> dict:
     """The sections of a YAML file. Raises UserError where it is none."""
     try:
-        data = strict_yaml.load(path.read_text())
+        data = strict_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"configuration {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"configuration {path}, line {line}: its bytes are no UTF-8: save it as that") from None
+    except yaml.YAMLError as error:
         raise UserError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"configuration {path} holds no sections: expected lines such as 'run:'")

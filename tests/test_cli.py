@@ -233,7 +233,7 @@ def test_a_setting_of_rays_that_means_another_is_refused(capsys, config_file, mo
     monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was started"))
     monkeypatch.setenv(name, given)
     said = refused(capsys, "check", config_file)
-    assert f"{name}={given}: " in said and words in said
+    assert f"{name}={given}: " in said and words in said and "start that cluster" not in said
 
 
 def test_a_reward_without_gradient_is_trained_on_only_by_mistake(capsys, config_file):

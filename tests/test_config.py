@@ -495,3 +495,8 @@ def test_a_file_of_settings_is_laid_over_another(tmp_path):
 def test_what_is_wrong_is_said_in_words(path, setting, sentence):
     with pytest.raises(UserError, match=sentence):
         load_config(path, [setting])
+
+
+def test_a_file_in_another_encoding_is_one_sentence(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("run:\n  name: caf\xe9\n".encode("latin-1"))
+    assert sentence(tmp_path / "latin.yaml").endswith("latin.yaml, line 2: its bytes are no UTF-8: save it as that")
