@@ -66,9 +66,7 @@ def require_listener(address: str) -> None:
     """Raise OSError where nothing listens at `host:port`: Ray itself would try for a minute and more. Raise UserError
     for what is none."""
     if not address.strip():
-        raise UserError(
-            f"RAY_ADDRESS={address}: it is empty, which means any cluster: unset it, or write host:port"
-        )
+        raise UserError(f"RAY_ADDRESS={address}: it is empty, which means any cluster: unset it, or write host:port")
     if address.startswith(("http://", "https://")):
         raise UserError(
             f"RAY_ADDRESS={address}: that is where a dashboard takes jobs: write host:port of the cluster, such as "
