@@ -38,3 +38,7 @@ class JobFailed(RuntimeError):
 
 class StorageUnavailable(RuntimeError):
     """A disk or a store that failed at last. The message says how, and what is left."""
+
+
+# Each says what is wrong to a person: a cause by itself, whoever else breaks off.
+TOLD = (UserError, CallError, NonFiniteError, RewardUnavailableError, StorageUnavailable)

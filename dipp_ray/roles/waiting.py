@@ -6,14 +6,7 @@ from collections.abc import Callable, Sequence
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
-from dipp_ray.errors import (
-    CallError,
-    NonFiniteError,
-    RewardUnavailableError,
-    RoleFailure,
-    StorageUnavailable,
-    UserError,
-)
+from dipp_ray.errors import TOLD, RoleFailure
 from dipp_ray.reporting.pace import Pace
 
 SAY_EVERY_S = 10.0
@@ -28,7 +21,7 @@ def value_of(reference):
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, (UserError, CallError, NonFiniteError, RewardUnavailableError, StorageUnavailable)):
+        if isinstance(error.cause, TOLD):
             raise error.cause from None
         if isinstance(error.cause, RayActorError):
             raise error.cause from None

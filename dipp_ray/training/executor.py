@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from dipp_ray.errors import RoleFailure
+from dipp_ray.errors import TOLD, RoleFailure
 from dipp_ray.training.actor_protocol import Actors, Send, TaskResult
 from dipp_ray.training.away import Away
-from dipp_ray.training.faults import TOLD, ActorLost, broke_off, died, named, overdue, silent, stranger_died, work_of
+from dipp_ray.training.faults import ActorLost, broke_off, died, named, overdue, silent, stranger_died, work_of
 from dipp_ray.training.pulse import EVERY_S, Pulse
 from dipp_ray.training.tasks import GROUPS, Key, Role, Task
 

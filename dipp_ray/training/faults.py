@@ -7,25 +7,11 @@ from pathlib import Path
 from ray.exceptions import RayTaskError
 
 from dipp_ray.diffusion.noise import BARRIER
-from dipp_ray.errors import (
-    CallError,
-    NonFiniteError,
-    RewardUnavailableError,
-    RoleFailure,
-    StorageUnavailable,
-    UserError,
-)
+from dipp_ray.errors import RoleFailure
 from dipp_ray.training.tasks import Role, Task
 
 LONGEST = 300  # characters of an error that nobody foresaw
 GOES_ON = "the same command goes on from the last checkpoint"
-TOLD = (
-    UserError,
-    CallError,
-    NonFiniteError,
-    RewardUnavailableError,
-    StorageUnavailable,
-)  # a cause by itself, whoever else breaks off
 
 
 class ActorLost(Exception):

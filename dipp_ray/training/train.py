@@ -9,7 +9,7 @@ import yaml
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
-from dipp_ray.errors import RoleFailure, RunFolderLost
+from dipp_ray.errors import TOLD, RoleFailure, RunFolderLost
 from dipp_ray.head import watched_head
 from dipp_ray.models.reading import settled
 from dipp_ray.reporting.metrics import MetricsLog
@@ -20,7 +20,7 @@ from dipp_ray.training.checks import check, doubt_about_start
 from dipp_ray.training.contents import contents_of
 from dipp_ray.training.evaluation import evaluate_placed
 from dipp_ray.training.export import export_run, exported_step
-from dipp_ray.training.faults import GOES_ON, TOLD, broke, resumable
+from dipp_ray.training.faults import GOES_ON, broke, resumable
 from dipp_ray.training.folder import only_trainer, require_folder
 from dipp_ray.training.home import Home
 from dipp_ray.training.pinning import pinned_run
