@@ -6,6 +6,7 @@ keys are refused with the nearest right one.
 
 import difflib
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import date
 from itertools import pairwise
@@ -27,6 +28,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # what may be a run's or a service's
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # of a Section, of a dataclass
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Steps = tuple[str | int, ...]  # the way to a value: keys of mappings and places in lists
+Above = tuple[str, Steps]  # what set a value, for a person, and the way to it
 
 
 def absolute(path: str) -> str:
@@ -58,12 +61,15 @@ def load_settings(path: str | Path, overrides: list[str] | None, model: type[Set
     key.
     """
     data = read_sections(Path(path))
+    above: list[Above] = []
     for override in overrides or []:
         if "=" not in override and override.endswith((".yaml", ".yml")):
-            lay_over(data, read_sections(Path(override)))
+            sections = read_sections(Path(override))
+            lay_over(data, sections)
+            above += [(override, steps) for steps in _set_in(sections)]
         else:
-            apply_override(data, override)
-    return validate(data, model, str(path))
+            above.append((f"'{override}'", apply_override(data, override)))
+    return validate(data, model, str(path), above)
 
 
 def read_sections(path: Path) -> dict:
@@ -91,15 +97,24 @@ def lay_over(data: dict, above: dict) -> None:
             data[key] = value
 
 
-def apply_override(data: dict, override: str) -> None:
-    """Set one `section.key=value` in the nested mapping `data`; the value is read as YAML.
+def _set_in(value: Any, steps: Steps = ()) -> Iterator[Steps]:
+    """The way to each value of a nested mapping."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _set_in(inner, (*steps, key))
+    elif steps:
+        yield steps
+
+
+def apply_override(data: dict, override: str) -> Steps:
+    """Set one `section.key=value` in the nested mapping `data`; the value is read as YAML. Returns the way to it.
 
     `list[0]` is an entry of a list that is there: `reward.terms[0].weight=2`.
     """
     key, separator, value = override.partition("=")
     if not separator or not KEY.fullmatch(key):
         raise UserError(f"'{override}' is no setting: write section.key=value")
-    steps = [int(index) if index else name for name, index in STEP.findall(key)]
+    steps = tuple(int(index) if index else name for name, index in STEP.findall(key))
     inner: Any = data
     for step, after in pairwise(steps):
         inner = inner.setdefault(step, {}) if isinstance(step, str) else inner[step]
@@ -110,6 +125,7 @@ def apply_override(data: dict, override: str) -> None:
         twice = error.problem if isinstance(error, yaml.constructor.ConstructorError) else None
         reason = twice or "the value is not YAML; quote it"
         raise UserError(f"'{override}': {reason}") from None
+    return steps
 
 
 def _require_kind(found: Any, step: str | int, after: str | int, override: str) -> None:
@@ -125,8 +141,11 @@ def _require_kind(found: Any, step: str | int, after: str | int, override: str) 
         raise UserError(f"'{override}': '{step}' has {len(found)} entries, counted from 0")
 
 
-def validate(data: dict[str, Any], model: type[Settings], source: str) -> Settings:
-    """The typed configuration of `data`. Raises UserError that names the first fault and the nearest right key."""
+def validate(data: dict[str, Any], model: type[Settings], source: str, above: Sequence[Above] = ()) -> Settings:
+    """The typed configuration of `data`. Raises UserError that names the first fault and the nearest right key.
+
+    source: where the data come from. above: what was laid over them, and where, the last one last.
+    """
     try:
         return model.model_validate(at_home(data))
     except ValidationError as error:
@@ -135,7 +154,18 @@ def validate(data: dict[str, Any], model: type[Settings], source: str) -> Settin
         shown = f" (given: {first['input']!r})" if given else ""
         if first["type"] == "string_type" and isinstance(first["input"], (int, float, date)):
             shown += ": YAML reads it as a number, a truth value or a date, so put it in quotes"
-        raise UserError(f"{source}: {fault(error, model)}{shown}") from None
+        raise UserError(f"{_given_by(first, above) or source}: {fault(error, model)}{shown}") from None
+
+
+def _given_by(fault: ErrorDetails, above: Sequence[Above]) -> str | None:
+    """What set the value at fault last, of what was laid over the data; None: the data themselves."""
+    where = tuple(part for part in fault["loc"] if not _is_branch(part))
+    for source, steps in reversed(above):
+        # Above an unknown key lies what nobody else would have written.
+        depth = min(len(where), len(steps)) if fault["type"] in UNKNOWN_KEY else len(steps)
+        if where[:depth] == steps[:depth]:
+            return source
+    return None
 
 
 def at_home(value: Any) -> Any:

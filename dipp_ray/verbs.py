@@ -118,7 +118,7 @@ def run_sample(given) -> None:
         raise UserError("there is nothing to sample: give --prompt TEXT, or --prompts FILE")
     from dipp_ray.data.prompts import read_prompts
 
-    read = list(read_prompts(given.prompts, "prompt")) if given.prompts else []
+    read = list(read_prompts(given.prompts, "prompt", "--prompts")) if given.prompts else []
     from dipp_ray.evaluation.sample_command import sample
 
     sample(

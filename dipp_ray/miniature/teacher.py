@@ -137,7 +137,7 @@ def fit(
     average = torch.optim.swa_utils.AveragedModel(
         transformer.train(), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
     )
-    shared = DistributedDataParallel(transformer, broadcast_buffers=False)  # which no step changes
+    shared = DistributedDataParallel(transformer)
     optimiser = torch.optim.AdamW(transformer.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     schedule = warm_cosine(optimiser, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)

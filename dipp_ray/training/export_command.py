@@ -62,6 +62,9 @@ def export_command(
     run = beside if step else given
     recorded_in = fetched(f"{run}/config.yaml") if is_remote(run) else Path(run, "config.yaml")
     if not recorded_in.is_file():
+        name, _, mark = run.rpartition("@")
+        if name and "/" not in mark:
+            raise UserError(f"{run}: '@{mark}' marks nothing: write {name}@best, or {name} for its latest checkpoint")
         raise UserError(f"{run} is no run's folder (no config.yaml): give RUN, RUN@best or RUN/checkpoints/step_NNNNNN")
     config = recorded(load_config(recorded_in))
     if adapter and config.adapters.generator is None:

@@ -77,6 +77,8 @@ def test_a_missing_checkpoint_is_named(run, tmp_path):
         export_command(run / "checkpoints" / "step_000009", tmp_path / "out", print)
     with pytest.raises(UserError, match="is no run's folder"):
         export_command(run / "checkpoints", tmp_path / "out", print)
+    with pytest.raises(UserError, match=f"{run}@best, or {run} for its latest"):
+        export_command(f"{run}@bset", tmp_path / "out", print)
     with pytest.raises(UserError, match="has no adapter: leave --adapter out"):
         export_command(run, tmp_path / "out", print, adapter=True)
     assert not (tmp_path / "out").exists()
