@@ -146,6 +146,11 @@ class RewardSection(Section):
     checkpoint_decoder: bool = Field(
         False, description="Private service: recompute the decoder's activations: less memory, more time."
     )
+    decode_once: bool = Field(
+        False,
+        description="Private service: one process, placed as roles.reward, decodes for all terms, instead of each "
+        "term's own: less memory, and with three terms or more less time.",
+    )
     replicas: Count | Between = Field(
         1, description="Replicas of a private application's models; {min: 1, max: 4}: scaled with the load."
     )
@@ -159,6 +164,8 @@ class RewardSection(Section):
     def _one_way(self):
         if self.app and self.urls:
             raise ValueError("reward.app and reward.urls are two ways to a shared service: keep one")
+        if self.decode_once and (self.shared or not self.terms):
+            raise ValueError("reward.decode_once is of a run's own service, and this run has none: remove it")
         return self
 
     @property

@@ -210,6 +210,8 @@ def test_a_folder_is_no_configuration(tmp_path):
         ("objective.divergence_timesteps=[0, 980]", "starts at 0, where the score is not defined"),
         ("objective.score_timesteps=[500, 500]", "is empty: low must be below high"),
         ("init.score=checkpoint", "init.score_checkpoint go together"),
+        ("reward.decode_once=true", "reward.decode_once is of a run's own service"),
+        ("reward={app: rewards, decode_once: true}", "reward.decode_once is of a run's own service"),
         ("reward.terms=[{name: a, model: clip}, {name: a, model: clip}]", "two entries named 'a'"),
     ],
 )

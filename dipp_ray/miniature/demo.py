@@ -39,8 +39,7 @@ def make(names: tuple[str, ...], out: Path, say: Say, connect: Callable[[], None
     for name in names:
         say(f"{name:>8} : {STAGES[name][0]}")
     stages = [
-        Stage(name, STAGES[name][1], own_command("dipp_ray.miniature.demo_stages", name, str(out)), warms_up=True)
-        for name in names
+        Stage(name, STAGES[name][1], own_command("dipp_ray.miniature.demo_stages", name, str(out))) for name in names
     ]
     rich.print(times_table(run_stages(stages, say, lambda: join(connect))))
 

@@ -1,11 +1,10 @@
-"""One stage of the demo, as a command: python -m dipp_ray.miniature.demo_stages NAME OUT, begun by a line of input."""
+"""One stage of the demo, as a command: python -m dipp_ray.miniature.demo_stages NAME OUT."""
 
 import sys
 from pathlib import Path
 
 from dipp_ray.cli import guarded
 from dipp_ray.connecting import connect
-from dipp_ray.miniature.side_by_side import its_turn
 from dipp_ray.reporting.quiet import quiet_libraries
 
 
@@ -15,8 +14,6 @@ def main(name: str, out: Path) -> None:
     from dipp_ray.miniature.runs import align_preset, distil_preset, finish, fitted_reward
     from dipp_ray.storage.cache import cache_folder
 
-    if not its_turn():
-        return
     miniature = Miniature.at(cache_folder() / "miniature")
     match name:
         case "teacher":

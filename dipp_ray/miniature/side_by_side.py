@@ -23,15 +23,11 @@ READ_S = 5.0  # the longest wait for the rest of what an ended process printed
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, and the names of those whose work it needs.
-
-    warms_up: its process may come up before its turn, and waits for that (see `its_turn`) with its libraries loaded.
-    """
+    """A command, and the names of those whose work it needs."""
 
     name: str
     after: tuple[str, ...]
     command: tuple[str, ...]
-    warms_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,7 @@ class Ran:
 def run_stages(stages: Sequence[Stage], say: Say, meanwhile: Callable[[], None] = lambda: None) -> list[Ran]:
     """Run each as soon as those that it comes after have ended well; returns them in the order in which they ended.
 
-    Once one has ended, so that a core is idle, the processes of those that warm up come up. Lines of all are said as
-    they come, with the stage's name before them. meanwhile: called once the first ones run;
+    Their lines are said as they come, with the stage's name before them. meanwhile: called once the first ones run;
     what it puts into the environment is given to those after. Where one fails, the others are asked to end, and its
     own last sentence is raised: UserError where its exit status is 2, RoleFailure otherwise. Ctrl-C and SIGTERM ask
     all to end, and raise KeyboardInterrupt; a second one ends them at once.
@@ -61,15 +56,9 @@ def run_stages(stages: Sequence[Stage], say: Say, meanwhile: Callable[[], None] 
 
     def launch() -> None:
         for stage in stages:
-            if stage.name in began:
-                continue
-            due = all(name in ran for name in stage.after)
-            if stage.name not in running and (due or (stage.warms_up and ran)):
-                running[stage.name] = _start(stage, lines)
-            if due:
+            if stage.name not in began and all(name in ran for name in stage.after):
                 began[stage.name] = time.monotonic() - start
-                if stage.warms_up:
-                    _give_turn(running[stage.name])
+                running[stage.name] = _start(stage, lines)
 
     with _signals_as_interrupt():
         try:
@@ -98,7 +87,7 @@ def _start(stage: Stage, lines: SimpleQueue) -> subprocess.Popen:
     """Its process, in a session of its own: a terminal's Ctrl-C comes to this one alone, which passes it on."""
     process = subprocess.Popen(
         stage.command,
-        stdin=subprocess.PIPE if stage.warms_up else subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
@@ -121,18 +110,6 @@ def _start(stage: Stage, lines: SimpleQueue) -> subprocess.Popen:
 
     threading.Thread(target=watch, daemon=True).start()
     return process
-
-
-def _give_turn(process: subprocess.Popen) -> None:
-    """Tell a process that its turn has come. Of one that is dead its end tells."""
-    assert process.stdin is not None
-    with suppress(BrokenPipeError), process.stdin:
-        process.stdin.write("\n")
-
-
-def its_turn() -> bool:
-    """In a stage that warms up: wait for its turn. False: nobody is there any more who could give it."""
-    return bool(sys.stdin.readline())
 
 
 def _failure(name: str, status: int, last: str) -> BaseException:

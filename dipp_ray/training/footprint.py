@@ -21,6 +21,7 @@ from dipp_ray.training.tasks import GROUPS, Role
 FP32 = 4  # bytes
 # fp32 numbers of each trained parameter in a checkpoint: master weight, two moments; the generator's average.
 KEPT = {"generator": 4, "score": 3}
+VAES_OWN = "the VAE's activations"
 GENERATIONS = 2  # of state in memory: the newest complete one, and the one on its way
 
 
@@ -104,13 +105,28 @@ def _groups(config: RunConfig, frame: Family, sizes: Sizes) -> Iterator[Held]:
 
 
 def _rewards(config: RunConfig, frame: Family) -> Iterator[Held]:
-    rows = config.micro_batch_size
-    for term in config.reward.terms if not config.reward.shared else ():
-        backward = config.objective.reward_scale > 0 and not term.held_out
-        vae, activations = decoding(frame, rows, backward, config.reward.checkpoint_decoder, config.roles.reward.dtype)
-        parts = {"weights": float(weights_of_term(term)), "VAE": float(FP32 * vae)}
-        said = f"{term.model} behind the VAE, {count(vae)} parameters; each replica"
-        yield _held(f"reward '{term.name}'", said, parts, activations, "the VAE's activations")
+    """Each term's process, and that of the VAE where it decodes for all of them."""
+    if config.reward.shared or not config.reward.terms:
+        return
+    trains = config.objective.reward_scale > 0
+
+    def vae(backward: bool) -> tuple[int, float | None]:
+        dtype, checkpoint = config.roles.reward.dtype, config.reward.checkpoint_decoder
+        return decoding(frame, config.micro_batch_size, backward, checkpoint, dtype)
+
+    for term in config.reward.terms:
+        weights = {"weights": float(weights_of_term(term))}
+        if config.reward.decode_once:
+            yield Held(f"reward '{term.name}'", f"{term.model}; each replica", weights)
+            continue
+        parameters, activations = vae(trains and not term.held_out)
+        parts = weights | {"VAE": float(FP32 * parameters)}
+        said = f"{term.model} behind the VAE, {count(parameters)} parameters; each replica"
+        yield _held(f"reward '{term.name}'", said, parts, activations, VAES_OWN)
+    if config.reward.decode_once:
+        parameters, activations = vae(trains)
+        said = f"{count(parameters)} parameters; each replica"
+        yield _held("reward's VAE", said, {"VAE": float(FP32 * parameters)}, activations, VAES_OWN)
 
 
 def _text(config: RunConfig, frame: Family) -> Held:
@@ -119,7 +135,7 @@ def _text(config: RunConfig, frame: Family) -> Held:
     parts = {"VAE": float(FP32 * vae)}
     if config.data.embeddings is None:
         parts = {"weights": float(text_parameters(frame) * DTYPES[config.roles.text.dtype].itemsize), **parts}
-    return _held("text", "it", parts, activations, "the VAE's activations")
+    return _held("text", "it", parts, activations, VAES_OWN)
 
 
 def _held(role: str, said: str, parts: dict[str, float], activations: float | None, what: str = "activations") -> Held:
@@ -138,6 +154,11 @@ def footprint_lines(config: RunConfig, frame: Family, sizes: Sizes, processes: l
         lines.append(f"{one.role}: {one.said} holds {gigabytes(one.bytes)}{beside} ({parts})")
     found = footprints(config, frame, sizes)
     state, keep = sum(one.state for one in found), config.checkpoint.keep
+    if len(config.reward.terms) > 1 and not config.reward.shared and not config.reward.decode_once:
+        lines.append(
+            f"each of {len(config.reward.terms)} reward terms has a VAE of its own and decodes by itself; with "
+            "reward.decode_once=true one process does it for all"
+        )
     lines.append(latents_line(config, frame))
     lines.append(
         f"a checkpoint takes {gigabytes(state)}, and up to {keep + 2} lie there at a time; until it is written, the "

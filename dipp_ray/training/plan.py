@@ -84,11 +84,12 @@ class Plan:
 def requests(config: RunConfig, sizes: Sizes) -> list[Request]:
     """One request for each worker of each role, in a fixed order.
 
-    The reward has `reward.replicas` workers a term, the fewest that it may have, and none where it has no terms or a
-    shared service is used.
+    The reward has `reward.replicas` workers a term, the fewest that it may have, and as many that decode for all of
+    them where `reward.decode_once` says so; none where it has no terms or a shared service is used.
     """
     replicas = config.reward.replicas
-    served = len(config.reward.terms) * (replicas.min if isinstance(replicas, Between) else replicas)
+    deployments = len(config.reward.terms) + config.reward.decode_once
+    served = deployments * (replicas.min if isinstance(replicas, Between) else replicas)
     workers = {
         "generator": sizes.generator,
         "score": sizes.score,

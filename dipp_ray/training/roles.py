@@ -91,13 +91,11 @@ def start_roles(config: RunConfig, placement: Placement, say: Callable[[str], No
             deploy_rewards(
                 private_config(
                     private,
-                    config.reward.terms,
+                    config.reward,
                     config.model.teacher,
                     config.roles.reward,
-                    config.reward.replicas,
                     config.run.deterministic,
                     config.micro_batch_size,
-                    config.reward.checkpoint_decoder,
                 )
             )
         elif config.reward.shared:

@@ -1,6 +1,5 @@
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -178,38 +177,3 @@ def test_the_critical_path_is_of_those_that_were_waited_for():
     columns = [list(column.cells) for column in table.columns]
     assert columns[0] == ["gold", "teacher", "distil", "reward", "align"]
     assert columns[3] == ["10", "100", "150", "80", "50"] and columns[4] == ["", "", "teacher", "teacher", "distil"]
-
-
-WARM = "from dipp_ray.miniature.side_by_side import its_turn\n"
-
-
-def warm(name: str, code: str, *after: str) -> Stage:
-    return Stage(name, after, (sys.executable, "-c", WARM + code), warms_up=True)
-
-
-def test_one_that_warms_up_is_up_once_another_has_ended_and_begins_at_its_turn(folder):
-    """`slow` ends only when `later` is up; `later` begins only when `slow` has ended."""
-    later = touches("up") + "assert its_turn()\nassert pathlib.Path('slow').exists()\n" + touches("began")
-    first = "assert its_turn()\nimport pathlib\nassert not pathlib.Path('up').exists()\n"
-    ran = run_stages(
-        [
-            warm("first", first),
-            stage("slow", awaits("up") + touches("slow")),
-            warm("later", later, "first", "slow"),
-        ],
-        silent,
-    )
-    assert [one.stage.name for one in ran] == ["first", "slow", "later"] and (folder / "began").exists()
-    assert ran[2].began >= ran[1].ended, "what it took is told from its turn on"
-
-
-def test_one_that_breaks_while_it_warms_up_ends_all():
-    with pytest.raises(RoleFailure, match="later ended with exit status 1"):
-        run_stages(
-            [stage("first", ""), stage("slow", SLEEPER), warm("later", "import nothing_of_that_name", "slow")], silent
-        )
-
-
-def test_one_that_warms_up_begins_nothing_when_whoever_started_it_is_gone():
-    code = WARM + "assert not its_turn()"
-    subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, check=True)

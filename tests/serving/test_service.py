@@ -12,6 +12,7 @@ import pytest
 import ray
 import torch
 
+from dipp_ray.config import RewardSection
 from dipp_ray.errors import NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.terms import RewardTerm
@@ -257,8 +258,8 @@ def test_an_application_that_is_not_there_is_a_mistake_of_the_user(service):
 def test_a_model_that_does_not_load_is_one_sentence_and_others_are_left_alone(service, config, tmp_path):
     from ray import serve
 
-    broken = RewardTerm(name="broken", model="clip", folder=str(tmp_path))
-    made = private_config("private", [broken], None, config.models[0].role, 1, True, CHUNK)
+    broken = RewardSection(terms=[RewardTerm(name="broken", model="clip", folder=str(tmp_path))])
+    made = private_config("private", broken, config.vae, config.models[0].role, True, CHUNK)
     deploy_rewards(made)
     with pytest.raises(UserError, match=rf"did not start: .*there is no CLIP model in {tmp_path}"):
         await_rewards("private", 120, print)

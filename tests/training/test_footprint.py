@@ -3,7 +3,7 @@
 import pytest
 
 from dipp_ray.models.pipeline import frame_of, load_denoiser
-from dipp_ray.training.footprint import footprint_lines, footprints
+from dipp_ray.training.footprint import footprint_lines, footprints, held
 from dipp_ray.training.sizes import Sizes
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
@@ -49,6 +49,21 @@ def test_of_an_adapter_the_trained_part_alone_has_gradients_and_state(world):
     assert generator.parameters == sum(p.numel() for p in network.parameters()) + generator.trained
     assert generator.rank["gradients"] == 4 * generator.trained
     assert generator.rank["weights"] == 4 * generator.parameters
+
+
+def test_a_vae_that_decodes_for_all_rewards_is_counted_once(world):
+    terms = "reward.terms=[{name: ink, model: 'settings:InkReward'}, {name: two, model: 'settings:InkReward'}]"
+    own, once = (
+        {one.role: one for one in held(config, frame_of(config.model), ONE)}
+        for config in (tiny_config(*world, terms, f"reward.decode_once={which}") for which in ("false", "true"))
+    )
+    shared = once.pop("reward's VAE")
+    assert own.keys() == once.keys()
+    for name in ("reward 'ink'", "reward 'two'"):
+        assert own[name].parts == once[name].parts | shared.parts and once[name].parts.keys() == {"weights"}
+    config = tiny_config(*world, terms)
+    assert any("each of 2 reward terms has a VAE of its own" in line
+               for line in footprint_lines(config, frame_of(config.model), ONE))  # fmt: skip
 
 
 def test_it_is_told_with_the_disk_and_the_memory_elsewhere(world):

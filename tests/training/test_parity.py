@@ -57,7 +57,8 @@ def assert_same(ours, theirs, tolerance):
 # Overlapped, by a shared reward service, over fewer steps: test_shared_service.py.
 @pytest.mark.parametrize("order", ["strict", pytest.param("overlapped", marks=pytest.mark.slow)])
 def test_one_rank_equals_the_plain_loop(ray_session, world, order):
-    config = tiny_config(*world, f"objective.order={order}", "objective.score_updates=2")
+    """The reward's latents are decoded in a process apart."""
+    config = tiny_config(*world, f"objective.order={order}", "objective.score_updates=2", "reward.decode_once=true")
     plain = plain_run(config)
     assert plain[0][0]["score_loss"] != pytest.approx(plain[0][-1]["score_loss"], rel=1e-3)
     assert_same(ray_run(config), plain, 1e-5)
@@ -77,8 +78,11 @@ def test_a_generator_with_a_reading_of_its_own_equals_the_plain_loop(ray_session
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["strict", "overlapped"])
 def test_the_same_to_the_bit_when_run_twice(ray_session, world, order):
-    config = tiny_config(*world, f"objective.order={order}")
-    first, second = ray_run(config, steps=10), ray_run(config, steps=10)
+    """Once with the VAE in front of the reward model, and once in a process apart."""
+    configs = [
+        tiny_config(*world, f"objective.order={order}", f"reward.decode_once={apart}") for apart in ("false", "true")
+    ]
+    first, second = (ray_run(config, steps=10) for config in configs)
     assert first[0] == second[0]
     assert np.array_equal(first[1], second[1])
 

@@ -51,6 +51,12 @@ def test_requests_are_the_roles_of_the_configuration():
     assert asked[3].labels == {"role": "t"}
 
 
+def test_a_vae_that_decodes_for_all_rewards_asks_for_room_as_they_do():
+    mine = config().model_copy(update={"reward": config().reward.model_copy(update={"decode_once": True})})
+    before, after = (sum(r.role == "reward" for r in requests(one, Sizes(1, 1, 1))) for one in (config(), mine))
+    assert after * len(mine.reward.terms) == before * (len(mine.reward.terms) + 1)
+
+
 @pytest.mark.parametrize("reward", [{"app": "shared"}, {"terms": []}])
 def test_a_reward_that_is_not_ours_asks_for_nothing(reward):
     mine = config().model_copy(update={"reward": config().reward.model_copy(update=reward)})

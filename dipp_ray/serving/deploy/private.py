@@ -3,12 +3,11 @@
 import hashlib
 from pathlib import Path
 
-from dipp_ray.config import RoleSection
-from dipp_ray.rewards.terms import RewardTerm
+from dipp_ray.config import RewardSection, RoleSection
 from dipp_ray.role_settings import Between
 from dipp_ray.serving.contract.limits import LimitsSection
 from dipp_ray.serving.core.queue import QueueSection
-from dipp_ray.serving.deploy.config import ServedModel, ServiceConfig
+from dipp_ray.serving.deploy.config import ServedModel, ServedVae, ServiceConfig
 
 LONGEST_PROMPT = 1_000_000  # its run has read the prompts already
 
@@ -21,23 +20,25 @@ def private_name(run_folder: str | Path) -> str:
 
 def private_config(
     name: str,
-    terms: list[RewardTerm],
-    vae: str | None,
+    reward: RewardSection,
+    vae: str,
     role: RoleSection,
-    replicas: int | Between,
     deterministic: bool,
     rows: int,
-    checkpoint_decoder: bool = False,
 ) -> ServiceConfig:
-    """A run's own service: every term as one model with the role's resources, for calls of `rows` rows."""
+    """A run's own service: every term as one model with the role's resources, for calls of `rows` rows. vae: folder or
+    hub id of what decodes latents, in front of each model or once for all of them."""
+    replicas = reward.replicas
     scaled = (replicas.min, replicas.max) if isinstance(replicas, Between) else replicas
-    models = [ServedModel(**term.model_dump(), role=role, replicas=scaled) for term in terms]
+    models = [ServedModel(**term.model_dump(), role=role, replicas=scaled) for term in reward.terms]
+    shared = [ServedVae(name="latents", folder=vae, role=role, replicas=scaled)] if reward.decode_once else []
     wide = LimitsSection().rows
     return ServiceConfig(
         name=name,
         models=models,
-        vae=vae,
-        checkpoint_decoder=checkpoint_decoder,
+        vae=None if shared else vae,
+        vaes=shared,
+        checkpoint_decoder=reward.checkpoint_decoder,
         batch_rows=rows,
         deterministic=deterministic,
         limits=LimitsSection(rows=max(rows, wide), prompt_chars=LONGEST_PROMPT),
