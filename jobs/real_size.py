@@ -9,7 +9,9 @@ which leaves a checkpoint, and goes on from it.
 
 Of each process the most private memory that it ever had (USS: Private_* of /proc/PID/smaps_rollup, looked at four
 times a second) is compared with what `dipp-ray check` says that it holds, less what the same process takes in a run of
-networks of a few thousand weights: its libraries, and what they took up when they were first used.
+networks of a few thousand weights: its libraries, and what they took up when they were first used. glibc is told to
+give blocks above a MiB back at once (MALLOC_MMAP_THRESHOLD_): by itself it keeps much of what a pass has freed, which
+is not what a network takes. Set it otherwise to see that too.
 Needs 20 GiB of memory and as much disk, and an hour for SDXL.
 Not run to its end yet: see docs/memory.md. Exit status: 0, or 1 where a run failed.
 """
@@ -249,5 +251,6 @@ if __name__ == "__main__":
         parts[sys.argv[1]](sys.argv[2], sys.argv[3:])
         sys.exit(0)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: other work on the machine would starve it
     sys.exit(main())

@@ -74,4 +74,6 @@ def _adapter(settings: dict | None) -> str | None:
 def _group(role: dict | None) -> str | None:
     if not role:
         return None
-    return f"{role.get('workers', 1)}, ZeRO {role.get('zero_stage', 0)}, {role.get('dtype', '')}"
+    workers = role.get("workers", 1)
+    ranks = f"{workers['min']} to {workers['max']}" if isinstance(workers, dict) else workers
+    return f"{ranks}, ZeRO {role.get('zero_stage', 0)}, {role.get('dtype', '')}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import ray
 from pydantic_core import to_jsonable_python
@@ -134,9 +135,11 @@ def replica_options(role: RoleSection) -> dict:
 
 
 def _environment() -> dict:
-    """KEEP_MEMORY within the runtime environment of this driver, which Serve would not add to one of our own."""
+    """KEEP_MEMORY within the runtime environment of this driver, which Serve would not add to one of our own. Whoever
+    starts the driver with settings of glibc's own knows better."""
     outer = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
-    return outer | {"env_vars": outer.get("env_vars", {}) | KEEP_MEMORY}
+    kept = {} if any(name.startswith("MALLOC_") for name in os.environ) else KEEP_MEMORY
+    return outer | {"env_vars": outer.get("env_vars", {}) | kept}
 
 
 def _versioned(deployment: serve.Deployment, *what) -> serve.Deployment:
