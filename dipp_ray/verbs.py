@@ -116,6 +116,9 @@ def run_encode(given) -> None:
 def run_sample(given) -> None:
     if not given.prompt and not given.prompts:
         raise UserError("there is nothing to sample: give --prompt TEXT, or --prompts FILE")
+    from dipp_ray.evaluation.folders import require_pipeline
+
+    require_pipeline(given.pipeline)  # said before the libraries are loaded
     from dipp_ray.data.prompts import read_prompts
 
     read = list(read_prompts(given.prompts, "prompt", "--prompts")) if given.prompts else []
@@ -134,6 +137,10 @@ def run_sample(given) -> None:
 
 
 def run_evaluate(given) -> None:
+    from dipp_ray.evaluation.folders import require_pipeline
+
+    for folder in filter(None, (given.pipeline, given.against)):
+        require_pipeline(folder)  # said before the libraries are loaded
     from dipp_ray.evaluation.evaluate import evaluate_command
 
     def placed(config, say):
@@ -147,6 +154,9 @@ def run_evaluate(given) -> None:
 def run_export(given) -> None:
     if given.private and not given.push:
         raise UserError("--private is about the repository of --push: give that too, or leave it out")
+    from dipp_ray.training.checkpoint_name import named
+
+    named(given.checkpoint)  # said before the libraries are loaded
     from dipp_ray.training.export_command import export_command, push_command
 
     if given.push:

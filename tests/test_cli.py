@@ -244,6 +244,7 @@ def test_a_reward_without_gradient_is_trained_on_only_by_mistake(capsys, config_
 def test_sample_and_export_of_what_is_not_there(capsys, tmp_path):
     out = tmp_path / "image.png"
     assert "/nowhere" in refused(capsys, "sample", "/nowhere", "--prompt", "a zero", "--out", out)
+    (tmp_path / "model_index.json").write_text("{}")
     words = refused(capsys, "sample", tmp_path, "--prompts", "/nowhere.txt", "--out", out)
     assert "/nowhere.txt does not exist: set --prompts to one that does" in words
     assert "/nowhere" in refused(capsys, "export", "/nowhere", tmp_path / "out")

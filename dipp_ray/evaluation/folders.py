@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from dipp_ray.errors import UserError
+from dipp_ray.hub.revisions import named_here
+from dipp_ray.models.json_files import index_of
 from dipp_ray.storage.cache import is_remote
 from dipp_ray.storage.mirror import Mirror
 from dipp_ray.storage.remote import asked, file_system
@@ -50,3 +52,16 @@ def pipeline_of(folder: str | Path) -> str | Path:
     if not (run / "pipeline").is_dir():
         raise UserError(f"the run {folder} has no pipeline/ yet: finish it, or export one of its checkpoints")
     return run / "pipeline"
+
+
+def require_pipeline(folder: str | Path) -> None:
+    """Raise UserError where that which is meant lies on this machine's disk, and is no pipeline: the hub and stores are
+    asked later. No library of models is loaded for it."""
+    pipeline = folder if is_remote(str(folder)) else pipeline_of(folder)
+    if is_path(str(pipeline)):
+        index_of(Path(pipeline))
+
+
+def is_path(given: str, within: bool = False) -> bool:
+    """Whether it is of this machine's disk, and not of the hub or a store. within: it may be a part of a repository."""
+    return not is_remote(given) and named_here(given, within) is None

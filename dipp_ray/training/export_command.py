@@ -1,6 +1,5 @@
 """`dipp-ray export`: a checkpoint of a run as a diffusers pipeline folder, which may be pushed to the hub."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +9,11 @@ from dipp_ray.errors import UserError
 from dipp_ray.hub.push import push_folder, repository
 from dipp_ray.models.pipeline import one_step_of_folder
 from dipp_ray.models.reading import recorded
-from dipp_ray.storage.cache import is_remote
-from dipp_ray.storage.mirror import fetched
+from dipp_ray.training.checkpoint_name import named
 from dipp_ray.training.export import compared_here, export_adapter, export_checkpoint
 
 # What the export is compared on: a run's own prompts may be gone. Two, for at 1,024 pixels each takes a CPU a minute.
 PROMPTS = ["a red fox in the snow", "a lighthouse at night, seen from the sea"]
-STEP_FOLDER = re.compile(r"step_(\d{6,})")
 
 
 def push_command(
@@ -54,26 +51,15 @@ def export_command(
     out = Path(out)
     if out.exists() and not (out.is_dir() and (one_step_of_folder(out) or not any(out.iterdir()))):
         raise UserError(f"{out} exists and is no earlier export: nothing was overwritten; choose another folder")
-    given = str(checkpoint_path).rstrip("/")
-    best = given.endswith("@best")
-    given = given.removesuffix("@best")
-    step = STEP_FOLDER.fullmatch(given.rsplit("/", 1)[-1])
-    beside = given.rsplit("/", 2)[0] if is_remote(given) else str(Path(given).parent.parent)
-    run = beside if step else given
-    recorded_in = fetched(f"{run}/config.yaml") if is_remote(run) else Path(run, "config.yaml")
-    if not recorded_in.is_file():
-        name, _, mark = run.rpartition("@")
-        if name and "/" not in mark:
-            raise UserError(f"{run}: '@{mark}' marks nothing: write {name}@best, or {name} for its latest checkpoint")
-        raise UserError(f"{run} is no run's folder (no config.yaml): give RUN, RUN@best or RUN/checkpoints/step_NNNNNN")
-    config = recorded(load_config(recorded_in))
+    name = named(checkpoint_path)
+    config = recorded(load_config(name.config))
     if adapter and config.adapters.generator is None:
         raise UserError(f"{config.run.name} trains all of its generator and has no adapter: leave --adapter out")
-    store = CheckpointStore(config.checkpoint.url or f"{run}/checkpoints")
+    store = CheckpointStore(config.checkpoint.url or f"{name.run}/checkpoints")
     checkpoint: Checkpoint | None
-    if step:
-        checkpoint = store.require(int(step[1]))
-    elif best:
+    if name.step is not None:
+        checkpoint = store.require(name.step)
+    elif name.best:
         checkpoint = _best(store)
     else:
         checkpoint = store.latest()

@@ -8,18 +8,17 @@ from pathlib import Path
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompt_files import open_texts
 from dipp_ray.errors import UserError
-from dipp_ray.hub.revisions import named_here
+from dipp_ray.evaluation.folders import is_path
 from dipp_ray.models.json_files import index_of
 from dipp_ray.rewards.loading import require_named
-from dipp_ray.storage.cache import is_remote
 
 
 def first_look(config: RunConfig) -> None:
     """Raise UserError where something that is named is not there, or is plainly something else."""
     model, data, start = config.model, config.data, config.init.score_checkpoint
-    if _is_path(model.teacher):
+    if is_path(model.teacher):
         index_of(Path(model.teacher))
-    if model.generator and _is_path(model.generator, within=True) and not Path(model.generator).exists():
+    if model.generator and is_path(model.generator, within=True) and not Path(model.generator).exists():
         index_of(Path(model.generator))  # which says so
     for term in config.reward.terms if not config.reward.shared else ():  # a shared service has loaded its own
         require_named(term)
@@ -29,11 +28,6 @@ def first_look(config: RunConfig) -> None:
         open_texts(config.evaluation.prompts, data.column, "evaluation.prompts")
     if data.embeddings is None:  # or they say themselves what they are of
         open_texts(data.prompts, data.column, "data.prompts")
-
-
-def _is_path(given: str, within: bool = False) -> bool:
-    """Whether it is of this machine's disk, and not of the hub or a store, which are asked when it is fetched."""
-    return not is_remote(given) and named_here(given, within) is None
 
 
 def no_checkpoint(given: str) -> str:
