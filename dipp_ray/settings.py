@@ -22,6 +22,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.hub.ids import hub_id
 
 LONGEST_KEY = 200
+ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/(?!/)")
 KEY = re.compile(r"[^.\[\]]+(\[\d{1,6}\])*(\.[^.\[\]]+(\[\d{1,6}\])*)*")  # section.list[0].key
 STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # what may be a run's or a service's
@@ -34,7 +35,11 @@ Above = tuple[str, Steps]  # what set a value, for a person, and the way to it
 
 def absolute(path: str) -> str:
     """A path from here made one that means the same in every folder: a cluster may have been started in another. A URL
-    stays as it is."""
+    stays as it is. Raises ValueError for what would become a folder of an odd name."""
+    if ONE_SLASH.match(path):
+        raise ValueError(f"{path}: a store's address has two slashes: {path.replace(':/', '://', 1)}")
+    if path.startswith("~"):
+        raise ValueError(f"{path}: of homes your own alone is known, as ~/: write the whole path")
     return path if "://" in path else str(Path(path).absolute())
 
 

@@ -4,15 +4,13 @@ from typing import Any
 
 import yaml
 
-MERGE = "tag:yaml.org,2002:merge"  # `<<`, which may stand beside keys that override what it brings
-
 
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
         seen: dict[tuple[str, str], yaml.Mark] = {}
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
+            if not isinstance(key, yaml.ScalarNode):  # `<<` is one too: of several it takes a list
                 continue
             name = key.tag, key.value
             if name in seen:

@@ -101,7 +101,12 @@ def run_encode(given) -> None:
     from dipp_ray.config import load_config
     from dipp_ray.training.pinning import pinned_run
 
-    config = pinned_run(load_config(given.config, given.settings))
+    config = load_config(given.config, given.settings)
+    if config.data.embeddings is None:
+        from dipp_ray.data.prompt_files import open_texts
+
+        open_texts(config.data.prompts, config.data.column, "data.prompts")  # said before the libraries are loaded
+    config = pinned_run(config)
     from dipp_ray.encoding.command import encode
 
     def encoders(config):
@@ -137,10 +142,13 @@ def run_sample(given) -> None:
 
 
 def run_evaluate(given) -> None:
-    from dipp_ray.evaluation.folders import require_pipeline
+    from dipp_ray.config import load_config
+    from dipp_ray.evaluation.folders import recorded_here, require_pipeline
 
     for folder in filter(None, (given.pipeline, given.against)):
-        require_pipeline(folder)  # said before the libraries are loaded
+        require_pipeline(folder)  # said before the libraries are loaded, and so are settings
+    if recorded := given.config or recorded_here(given.pipeline):
+        load_config(recorded, given.settings)
     from dipp_ray.evaluation.evaluate import evaluate_command
 
     def placed(config, say):

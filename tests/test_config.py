@@ -265,6 +265,12 @@ def test_a_key_given_twice_is_refused_in_the_file_and_in_an_override(path):
     assert "'lr' is given twice" in sentence(path, "generator_optim={lr: 1e-4, lr: 1e-5}")
 
 
+def test_a_path_that_would_become_a_folder_of_an_odd_name_is_refused(path):
+    assert "s3:/b/runs: a store's address has two slashes: s3://b/runs" in sentence(path, "run.folder=s3:/b/runs")
+    assert "two slashes" in sentence(path, "checkpoint.url=s3:/b/runs")
+    assert "of homes your own alone is known" in sentence(path, "model.teacher=~nobody/teacher")
+
+
 def test_merge_keys_go_on_working(path):
     text = path.read_text().replace("score_optim:\n  lr: 0.0002\n", "score_optim:\n  <<: *optim\n  lr: 0.0002\n")
     text = text.replace("generator_optim:\n", "generator_optim: &optim\n  eps: 1.0e-6\n")

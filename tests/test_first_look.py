@@ -37,8 +37,11 @@ def answers(tmp_path_factory):
     (folder / "teacher").mkdir()
     (folder / "teacher" / "model_index.json").write_text("{}")
     (folder / "file").write_text("")
+    (folder / "run" / "pipeline").mkdir(parents=True)
+    (folder / "run" / "pipeline" / "model_index.json").write_text("{}")
     config = tiny_config(folder, folder / "teacher", prompt_file(folder / "prompts.parquet"))
     (folder / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (folder / "run" / "config.yaml").write_text((folder / "run.yaml").read_text())
     (folder / "broken.yaml").write_text("run: [")
     given = [[word.replace("HERE", str(folder)) for word in arguments] for arguments, _ in CASES]
     command = [sys.executable, "-c", SCRIPT, json.dumps(given)]
@@ -72,6 +75,12 @@ CASES = [
     (["sample", "/nowhere", "--prompt", "a zero", "--out", "HERE/a.png"], "/nowhere is no folder"),
     (["evaluate", "HERE"], "model_index.json is missing"),
     (["evaluate", "HERE/teacher", "--against", "/nowhere"], "/nowhere is no folder"),
+    (
+        ["evaluate", "HERE/teacher", "evaluation.sampels=3", "--config", "HERE/run.yaml"],
+        "did you mean evaluation.samples",
+    ),
+    (["evaluate", "HERE/run/pipeline", "evaluation.sampels=3"], "did you mean evaluation.samples"),
+    (["encode", "HERE/run.yaml", "HERE/out", "data.prompts=/nowhere.txt"], "set data.prompts to one that does"),
     (["export", "/nowhere", "HERE/out"], "/nowhere is no run's folder"),
     (["export", "/nowhere@bset", "HERE/out"], "write /nowhere@best, or /nowhere for its latest"),
     (["export", "HERE", "HERE/out", "--private"], "--private is about the repository of --push"),

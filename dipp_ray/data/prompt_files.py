@@ -133,7 +133,7 @@ def _tsv(content: bytes, column: str, shown: str) -> Rows:
 
 
 def _jsonl(content: bytes, column: str, shown: str) -> Rows:
-    for number, line in enumerate(_text(content, shown).splitlines(), start=1):
+    for number, line in enumerate(_lines_of(content, shown), start=1):
         if line.strip():
             where = f"line {number}"
             yield where, _of_object(_parsed(line, f"{shown}, {where}"), column, f"{shown}, {where}")
@@ -151,7 +151,7 @@ def _json(content: bytes, column: str, shown: str) -> Rows:
 
 
 def _lines(content: bytes, column: str, shown: str) -> Rows:
-    for number, line in enumerate(_text(content, shown).splitlines(), start=1):
+    for number, line in enumerate(_lines_of(content, shown), start=1):
         if line.strip():
             yield f"line {number}", line.strip()
 
@@ -172,6 +172,12 @@ def _reader(file: str, shown: str, key: str) -> Callable[[bytes, str, str], Rows
     if reader is None:
         raise UserError(f"prompt file {shown} is none of the known kinds ({', '.join(READERS)}): convert it for {key}")
     return reader
+
+
+def _lines_of(content: bytes, shown: str) -> Iterator[str]:
+    """By the line ends of editors alone: within a line lie U+2028, form feeds and the like, where str.splitlines would
+    end one."""
+    return io.StringIO(_text(content, shown), newline=None)
 
 
 def _text(content: bytes, shown: str) -> str:

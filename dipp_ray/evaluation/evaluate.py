@@ -26,7 +26,7 @@ from dipp_ray.evaluation.reference import reference_of
 from dipp_ray.hub.fetch import local
 from dipp_ray.models.bare import is_bare
 from dipp_ray.models.pipeline import frame_of
-from dipp_ray.reporting.differences import Difference, signed, with_interval
+from dipp_ray.reporting.differences import BEGAN, ENDED, Difference, pair_of, signed, with_interval
 from dipp_ray.reporting.grid import save_grid
 from dipp_ray.reporting.pace import Ticker
 from dipp_ray.reporting.progress import number
@@ -37,7 +37,6 @@ Say = Callable[[str], None]
 GRID_PROMPTS = 16
 GRID_COLUMNS = 8
 JSON, GRID, IMAGES = "evaluation.json", "evaluation_grid.png", "evaluation"
-COMPARED = ("base", "aligned")
 
 
 def evaluate(
@@ -172,11 +171,13 @@ def measured(kept: Kept, evaluator: Evaluates, name: str, reference: Gaussian | 
 
 
 def compared(units: dict[str, Units]) -> dict[str, dict[str, float]]:
-    """Aligned minus base, of each measure that has an interval; {} where one of them is not there."""
-    if not all(name in units for name in COMPARED):
+    """What the run ended with minus what it began with, of each measure that has an interval; {} unless both are
+    there."""
+    pair = pair_of(units)
+    if pair is None:
         return {}
-    base, aligned = (units[name] for name in COMPARED)
-    return {key: asdict(difference) for key, difference in differences(base, aligned).items()}
+    began, ended = (units[name] for name in pair)
+    return {key: asdict(difference) for key, difference in differences(began, ended).items()}
 
 
 def in_words(steps: int, guidance_scale: float | None) -> str:
@@ -188,9 +189,9 @@ def summary(values: dict[str, float | None]) -> str:
 
 
 def evaluate_run(config: RunConfig, say: Say = print, evaluator: Evaluates | None = None) -> dict:
-    """Evaluate a finished run: its pipeline as 'aligned', where it started as 'base', and the teacher.
+    """Evaluate a finished run: its pipeline as 'aligned' or 'distilled', where it started as 'base', and the teacher.
 
-    Distillation has no base, for it starts from the teacher, nor a run that starts from a network alone. Writes
+    A run has no base that starts from the teacher, as distillation mostly does, or from a network alone. Writes
     run/evaluation.json and run/evaluation_grid.png.
     """
     return evaluate(models_of(config, config.path / "pipeline", None), config, say, config.path, evaluator)
@@ -199,8 +200,8 @@ def evaluate_run(config: RunConfig, say: Say = print, evaluator: Evaluates | Non
 def models_of(config: RunConfig, pipeline: str | Path, against: str | Path | None) -> dict[str, str | Path]:
     start = local(config.model.generator, within=True) if config.model.generator and not against else None
     base = against or (start if start and not is_bare(start) else None)
-    name = "aligned" if base or config.objective.reward_scale > 0 else "distilled"
-    return ({"base": base} if base else {}) | {name: pipeline, "teacher": config.model.teacher}
+    name = ENDED[0 if config.objective.reward_scale > 0 else 1]
+    return ({BEGAN: base} if base else {}) | {name: pipeline, "teacher": config.model.teacher}
 
 
 def evaluate_command(
@@ -248,10 +249,14 @@ def evaluate_command(
 def as_table(result: dict) -> Table:
     """The evaluation for a terminal: a row a measure, a column a model, and the difference where two are compared."""
     title = f"{result['samples']} samples of {result['prompts']} prompts, the same for each model; ± 95 % intervals"
-    table = Table(title=title)
+    made = "; ".join(f"{name}: {how}" for name, how in result["made"].items())
+    table = Table(title=title, caption=made)
     table.add_column("")
-    for name in [*result["models"], *(["aligned − base"] if result["difference"] else [])]:
+    for name in result["models"]:
         table.add_column(name, justify="right")
+    if result["difference"]:
+        began, ended = pair_of(result["models"]) or ("", "")
+        table.add_column(f"{ended} − {began}", justify="right")
     arrows = {"higher": " ↑", "lower": " ↓"}
     for key, metric in result["metrics"].items():
         cells = [_cell(result, name, key) for name in result["models"]]

@@ -38,6 +38,12 @@ def run_of(folder: str | Path) -> Path | None:
     return remote.fetch() if remote else Path(home)
 
 
+def recorded_here(folder: str | Path) -> Path | None:
+    """The configuration of the run that `folder` is of, where it lies on this machine's disk."""
+    home = None if is_remote(str(folder)) else home_of(folder)
+    return Path(home, "config.yaml") if home else None
+
+
 def pipeline_of(folder: str | Path) -> str | Path:
     """The pipeline that is meant: that of a run's folder, or what is given itself."""
     if is_remote(str(folder)):

@@ -101,7 +101,7 @@ def write_card(
             scale=f"{objective.reward_scale:g}",
             caveat=ALIGNED if rewarded else DISTILLED,
             warning=_warning(frame, folder),
-            guidance=f"{objective.guidance_scale:g}",
+            guidance=f"{objective.guidance_scale:g}" + _shown_beside(config),
             weight=objective.weight,
             divisor=objective.divisor,
             reduction=objective.reduction,
@@ -113,6 +113,12 @@ def write_card(
             batch=config.data.batch_size,
         )
     )
+
+
+def _shown_beside(config: RunConfig) -> str:
+    """What the teacher of the evaluation was guided by, where that is something else."""
+    same = config.teacher_guidance == config.objective.guidance_scale
+    return "" if same else f" ({config.teacher_guidance:g} where it is shown beside)"
 
 
 def _warning(frame: Family, folder: Path) -> str:

@@ -1,7 +1,7 @@
 """Differences of means with their 95 % intervals, so that noise is told from change."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from dipp_ray.reporting.progress import number
 
 LEVEL = 0.95
+BEGAN, ENDED = "base", ("aligned", "distilled")  # how an evaluation calls where a run began, and what it made of that
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,9 @@ def _t(freedom: float) -> float:
     from scipy.special import stdtrit  # slow to import, and most who import this compare nothing
 
     return float(stdtrit(freedom, (1 + LEVEL) / 2))
+
+
+def pair_of(names: Collection[str]) -> tuple[str, str] | None:
+    """(where the run began, what it made of that), of an evaluation's models; None unless both are there."""
+    ended = next((name for name in ENDED if name in names), None)
+    return (BEGAN, ended) if ended and BEGAN in names else None

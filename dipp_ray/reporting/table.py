@@ -1,4 +1,4 @@
-"""evaluation.json as a table: base and aligned side by side, with the difference and whether it is better or worse.
+"""evaluation.json as a table: where the run began and ended side by side, with the difference and whether it is better.
 
 A difference within its 95 % interval, or without one, is neither.
 """
@@ -6,9 +6,8 @@ A difference within its 95 % interval, or without one, is neither.
 import math
 from html import escape
 
-from dipp_ray.reporting.differences import Difference, signed
+from dipp_ray.reporting.differences import BEGAN, ENDED, Difference, pair_of, signed
 
-FIRST = ("base", "aligned")
 ARROWS = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better")}
 
 
@@ -16,10 +15,10 @@ def evaluation_table(evaluation: dict) -> str:
     """A <table> of `evaluation` (the mapping in evaluation.json); a value that is null or missing is said so."""
     models = evaluation.get("models") or {}
     metrics = evaluation.get("metrics") or {}
-    order = [name for name in FIRST if name in models]
-    compared = len(order) == len(FIRST)
-    others = [name for name in models if name not in FIRST]
-    heads = [name.capitalize() for name in order] + (["Difference"] if compared else [])
+    pair = pair_of(models)
+    order = [name for name in (BEGAN, *ENDED) if name in models]
+    others = [name for name in models if name not in order]
+    heads = [name.capitalize() for name in order] + (["Difference"] if pair else [])
     heads += [name.capitalize() for name in others]
     keys = list(metrics) or list(dict.fromkeys(key for values in models.values() for key in values))
     within = evaluation.get("within") or {}
@@ -30,10 +29,10 @@ def evaluation_table(evaluation: dict) -> str:
         halves = {name: (within.get(name) or {}).get(key) for name in models}
         decimals = _decimals([values.get(key) for values in models.values()], list(halves.values()))
         cells = [_cell(models[name], key, halves[name], decimals) for name in order]
-        if compared and key in paired:
+        if pair and key in paired:
             cells.append(_paired(paired[key], about.get("better")))
-        elif compared:
-            cells.append(_difference(models["base"].get(key), models["aligned"].get(key), decimals))
+        elif pair:
+            cells.append(_difference(models[pair[0]].get(key), models[pair[1]].get(key), decimals))
         cells += [_cell(models[name], key, halves[name], decimals) for name in others]
         rows.append(f'<tr><th scope="row">{_label(key, about)}</th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ["Measure", *heads])
@@ -81,15 +80,15 @@ def _fixed(value: float | None, decimals: int) -> str:
     return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _difference(base: float | None, aligned: float | None, decimals: int) -> str:
-    """Aligned minus base, signed, of a measure without an interval."""
-    if base is None or aligned is None or not math.isfinite(base) or not math.isfinite(aligned):
+def _difference(base: float | None, ended: float | None, decimals: int) -> str:
+    """What the run ended with minus its base, signed, of a measure without an interval."""
+    if base is None or ended is None or not math.isfinite(base) or not math.isfinite(ended):
         return "<td>–</td>"
-    return f"<td>{f'{aligned - base:+z,.{decimals}f}'.replace('-', chr(0x2212))}</td>"
+    return f"<td>{f'{ended - base:+z,.{decimals}f}'.replace('-', chr(0x2212))}</td>"
 
 
 def _paired(difference: Difference, better: str | None) -> str:
-    """Aligned minus base with its interval, and a word for those who do not see the colour."""
+    """The difference with its interval, and a word for those who do not see the colour."""
     text = signed(difference)
     if better not in ARROWS or not difference.clear:
         return f"<td>{text}</td>"

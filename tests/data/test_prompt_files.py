@@ -61,6 +61,15 @@ def test_lists_of_objects_in_json_and_texts_in_jsonl(tmp_path):
     assert read(tmp_path / "a.json", "text") == read(tmp_path / "b.jsonl") == ["one", "two"]
 
 
+def test_lines_end_where_editors_end_them(tmp_path):
+    """And not at what Python takes for ends besides: form feeds, next-line marks, line separators."""
+    odd = "a\u2028cat, a\x0cdog\x85and an owl"
+    (tmp_path / "a.txt").write_bytes(f"{odd}\r\nsecond\rthird\nfourth".encode())
+    assert read(tmp_path / "a.txt") == [odd, "second", "third", "fourth"]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": odd}, ensure_ascii=False) + "\n")
+    assert read(tmp_path / "b.jsonl") == [odd]
+
+
 def fault(path, column="prompt"):
     with pytest.raises(UserError) as error:
         read(path, column)

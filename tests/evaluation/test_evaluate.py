@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +11,7 @@ from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation import evaluate as evaluation
 from dipp_ray.evaluation import evaluator
-from dipp_ray.evaluation.evaluate import evaluate_command, evaluate_run, in_words, models_of
+from dipp_ray.evaluation.evaluate import as_table, compared, evaluate_command, evaluate_run, in_words, models_of
 from dipp_ray.evaluation.evaluator import how_to_sample
 from dipp_ray.evaluation.measure import diversity, diversity_units, load_judge, spread
 from dipp_ray.evaluation.sampling import sample_images
@@ -198,3 +199,19 @@ def test_the_teacher_is_guided_as_in_training_and_it_is_said(tiny_world, run_con
 def test_a_distillation_is_not_called_aligned(run_config):
     distilled = changed(run_config, objective={"reward_scale": 0.0}, model={"generator": None})
     assert list(models_of(distilled, run_config.path / "pipeline", None)) == ["distilled", "teacher"]
+    for config, against in ((distilled, "other"), (changed(run_config, objective={"reward_scale": 0.0}), None)):
+        assert list(models_of(config, run_config.path / "pipeline", against)) == ["base", "distilled", "teacher"]
+
+
+def test_the_table_names_what_is_compared_and_how_each_was_sampled():
+    units = {name: {"ink": np.arange(4.0) * way} for name, way in (("base", 1), ("distilled", 2), ("teacher", 3))}
+    assert compared(units)["ink"]["mean"] == pytest.approx(1.5)
+    assert compared({name: units[name] for name in ("base", "teacher")}) == {}
+    result = {
+        "samples": 4, "prompts": 2, "within": {}, "difference": compared(units), "metrics": {},
+        "models": {name: {"ink": 1.0} for name in units},
+        "made": {"base": "one step", "distilled": "one step", "teacher": "3 steps, guidance 1.5"},
+    }  # fmt: skip
+    table = as_table(result)
+    assert [column.header for column in table.columns] == ["", "base", "distilled", "teacher", "distilled − base"]
+    assert table.caption == "base: one step; distilled: one step; teacher: 3 steps, guidance 1.5"

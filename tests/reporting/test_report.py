@@ -49,6 +49,7 @@ EVALUATION = {
         "proxy": {"mean": 0.1, "within": 0.1001},
         "worse": {"mean": 0.2, "within": 0.1},
     },
+    "made": {"base": "one step", "aligned": "one step", "teacher": "25 steps, guidance 1.5"},
     "grid": None,
 }
 
@@ -190,6 +191,15 @@ def test_the_table_says_what_is_better_and_what_is_noise(tmp_path):
     assert "<td>+0.10 ± 0.10</td>" in proxy  # within its interval: neither, whatever it looks like
     assert 'class="worse">+0.20 ± 0.10 <span>worse' in blur
     assert "<td>+4.00</td>" in fid  # nobody measured how certain it is
+    assert "Base: one step; aligned: one step; teacher: 25 steps, guidance 1.5." in text
+
+
+def test_a_distillation_stands_beside_its_base_under_its_own_name(tmp_path):
+    folder = run_folder(tmp_path, 20)
+    named = json.loads(json.dumps(EVALUATION).replace('"aligned"', '"distilled"'))
+    (folder / "evaluation.json").write_text(json.dumps(named))
+    heads = re.findall(r'<th scope="col">(.*?)</th>', page_of(folder)[0])
+    assert heads == ["Measure", "Base", "Distilled", "Difference", "Teacher"]
 
 
 def test_an_evaluation_of_before_intervals_is_shown(tmp_path):
