@@ -91,9 +91,15 @@ def difference(record: Mapping, config: RunConfig) -> str | None:
     differing = _differing(settings, now)
     differing = [one for one in differing if one[0] not in MOVABLE] or differing
     if differing and settings is not before and differing[0][0] in MOVABLE:
-        contents = contents_of(settings) | record.get("contents", {})
+        contents = contents_of(settings) | _recorded_contents(record)
         differing = _differing(moved(settings, contents, now, contents_of(now)), now)
     return next((f"{key} was {_shown(was)} and is {_shown(value)}" for key, was, value in differing), None)
+
+
+def _recorded_contents(record: Mapping) -> dict[str, str]:
+    """What a record holds of contents; what is no hash in it excuses nothing."""
+    found = record.get("contents")
+    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, Mapping) else {}
 
 
 def _differing(before: Mapping, now: Mapping) -> list[tuple[str, Any, Any]]:

@@ -116,6 +116,13 @@ def test_a_copy_is_known_by_the_original_where_a_record_is_older(here, tmp_path)
     assert difference(record, config_of(there)) is None
 
 
+@pytest.mark.parametrize("odd", [None, [], 3, "of old", {"model.teacher": None, "oddity": None}, {"data.prompts": [1]}])
+def test_contents_that_are_no_hashes_excuse_nothing(here, odd):
+    record = record_of(config_of(here)) | {"contents": odd}
+    gone = config_of(here, "model.teacher=org/name@" + "a" * 40)
+    assert difference(record, gone).startswith("model.teacher was ")
+
+
 def test_nothing_is_read_where_the_paths_are_the_same(here, monkeypatch):
     config = config_of(here)
     record = {"trajectory": trajectory(config), "contents": {"model.teacher": "of old"}}
