@@ -10,7 +10,8 @@ diffusers is needed here: torch, numpy, aiohttp and pydantic alone.
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from dipp_ray.serving.client.reward_client import RewardClient
 from dipp_ray.serving.contract.records import ServiceRecord, Space, WireDtype
 
 __all__ = ["RemoteReward", "Scores"]
+LAST_S = 5.0  # so long the end of a program waits for connections to close
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class RemoteReward(nn.Module):
         self.latest: Scores | None = None
         self._client = RewardClient(transport, deadline_s, on_nonfinite="raise", space=space, trainer=trainer, vae=vae)
         self._loop = _Loop()
+        self._close = weakref.finalize(self, self._loop.end, self._client.close)
         self._service: ServiceRecord | None = None
 
     def forward(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -84,9 +87,8 @@ class RemoteReward(nn.Module):
         return self._service
 
     def close(self) -> None:
-        """End the connections. A module that is dropped without it leaves that to the end of the process."""
-        self._loop.run(self._client.close())
-        self._loop.close()
+        """End the connections. What is left open is closed when it is dropped, and at the end of the program."""
+        self._close()
 
     def ask(self, x: Tensor, prompts: list[str], gradient: bool) -> dict[str, Any]:
         """reward [B], gradient [B, C, h, w] or None and scores {name: [B]} as arrays, over all calls that it takes."""
@@ -140,8 +142,14 @@ class _Loop:
 
     def __init__(self):
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="reward client", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="reward client", daemon=True)
         self._thread.start()
+
+    def _serve(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
 
     def run(self, coroutine: Coroutine) -> Any:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -151,7 +159,17 @@ class _Loop:
             future.cancel()  # Ctrl-C: the service need not go on
             raise
 
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def end(self, close: Callable[[], Coroutine]) -> None:
+        """Break off what is on its way, await `close` and end, within LAST_S seconds; from whichever thread."""
+
+        async def ending() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await close()
+
+        future = asyncio.run_coroutine_threadsafe(ending(), self._loop)
+        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))
+        if threading.current_thread() is not self._thread:  # where the garbage is collected nobody chooses
+            self._thread.join(LAST_S)

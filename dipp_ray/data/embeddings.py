@@ -27,6 +27,7 @@ from dipp_ray.data.row_groups import REMEMBERED, Groups, ParquetRows
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.errors import UserError
 from dipp_ray.settings import Section
+from dipp_ray.storage.hashing import hash_of_json
 
 RECORD, JOB, NULL_ROW = BESIDE
 PARTS = ("length", "tokens", "mask", "pooled")
@@ -75,6 +76,10 @@ class Record(Encoding):
     """The same of a finished folder, with the bytes of each file."""
 
     sizes: dict[str, int]
+
+    def digest(self) -> str:
+        """What it is known by wherever it lies: encoders, prompts, layout and sizes, as a hash."""
+        return hash_of_json(self.model_dump(exclude_defaults=True))  # so that it outlives fields that come later
 
 
 class Embeddings:

@@ -2,7 +2,8 @@
 
 A checkpoint's record holds it beside the settings, for after a move nothing is left at the old path to compare with.
 So every file that a loader reads is read once, and remembered in the user's cache: sizes, headers or samples of bytes
-would be cheaper, and are no content. What is of the hub has its commit, and no hash.
+would be cheaper, and are no content. Embeddings, which may be terabytes, are known by the record that lies with them:
+of which encoders and prompts, and how many bytes a file has. What is of the hub has its commit, and no hash.
 
 It only excuses a path that differs, and accuses none: a distillation that went on since may have left another generator
 at the path where an alignment began, which only that beginning read.
@@ -20,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dipp_ray.checkpoints.record import group_of
 from dipp_ray.checkpoints.store import newest_checkpoint
+from dipp_ray.data.embeddings import read_record
 from dipp_ray.data.files import files_of
 from dipp_ray.data.prompt_files import READERS
 from dipp_ray.errors import UserError
@@ -40,7 +42,7 @@ def contents_of(settings: Mapping) -> dict[str, str]:
     with waiting("the models' files to be read, to know them again if they are moved") as detail:
         tell = _counting(detail)
         for key, digest in _digests(settings, tell):
-            with suppress(UserError, OSError):
+            with suppress(UserError, OSError, ValueError):
                 if (value := digest()) is not None:
                     found[key] = value
     return found
@@ -67,8 +69,9 @@ def _digests(settings: Mapping, tell: Callable[[int], None]) -> Iterator[tuple[s
         yield f"{section}.{key}", partial(_digest, settings[section][key], whole, tell)
     yield "init.score_checkpoint", lambda: _score_digest(settings["init"]["score_checkpoint"])
     yield "data.prompts", partial(_prompts_digest, settings["data"]["prompts"], tell)
+    yield "data.embeddings", lambda: _embeddings_digest(settings["data"]["embeddings"])
     for term in settings["reward"]["terms"]:
-        yield f"reward.terms.{term['name']}", partial(_digest, term["folder"], _choice(term), tell)
+        yield f"reward.terms.{term['name']}", partial(_reward_digest, term, tell)
 
 
 def _digest(given: str | None, choice: Choice, tell: Callable[[int], None]) -> str | None:
@@ -92,11 +95,19 @@ def _prompts_digest(given: str | Sequence[str], tell: Callable[[int], None]) -> 
     return hash_of_json([remembered_hash(Path(file), tell) for _, file, _ in found])
 
 
-def _choice(term: Mapping) -> Choice:
-    """What a reward of ours reads of its folder; of another's all, for nobody knows."""
+def _embeddings_digest(given: str | None) -> str | None:
+    """Of all that the folder's record says; where the folder lies is no part of it."""
+    return read_record(given).digest() if given else None
+
+
+def _reward_digest(term: Mapping, tell: Callable[[int], None]) -> str | None:
+    """Of what a reward of ours reads of its folder; of another's all, for nobody knows."""
+    if term["folder"] is None:
+        return None
     if term["model"] not in MODELS:
-        return lambda names, index: list(names)
-    return of_reward(getattr(reward_class(RewardTerm(name=term["name"], model=term["model"])), "FILE", None))
+        return _digest(term["folder"], lambda names, index: list(names), tell)
+    kind = reward_class(RewardTerm(name=term["name"], model=term["model"]))
+    return _digest(term["folder"], of_reward(getattr(kind, "FILE", None)), tell)
 
 
 def _score_digest(given: str | None) -> str | None:

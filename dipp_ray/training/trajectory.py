@@ -5,7 +5,7 @@ finished run can be made longer.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,19 @@ from dipp_ray.config import RunConfig
 from dipp_ray.storage.hashing import hash_of_json
 from dipp_ray.training.contents import contents_of, moved
 
+LEFT_OUT_OF_REWARD = ("app", "away_s", "checkpoint_decoder", "deadline_s", "replicas", "token", "urls", "vae")
 ELSEWHERE: dict[str, Any] = {
     "run": {"name", "folder", "steps"},
     "roles": True,
     "checkpoint": True,
     "log": True,
     "evaluation": True,
-    "reward": {"app", "away_s", "checkpoint_decoder", "deadline_s", "replicas", "token", "urls", "vae"},
+    "reward": dict.fromkeys(LEFT_OUT_OF_REWARD, True) | {"terms": {"__all__": {"server": {"url", "deadline_s"}}}},
 }
 # Settings that name what can be moved, or hold such names.
-MOVABLE = {"model.teacher", "model.generator", "init.score_checkpoint", "data.prompts", "reward.terms"}
+MOVABLE = {
+    "model.teacher", "model.generator", "init.score_checkpoint", "data.prompts", "data.embeddings", "reward.terms"
+}  # fmt: skip
 ROLES_WITH_DTYPE = ("generator", "score", "teacher", "reward", "text")
 
 # The keys of the trajectory when checkpoints held its hash alone.
@@ -91,9 +94,15 @@ def difference(record: Mapping, config: RunConfig) -> str | None:
     differing = _differing(settings, now)
     differing = [one for one in differing if one[0] not in MOVABLE] or differing
     if differing and settings is not before and differing[0][0] in MOVABLE:
-        contents = contents_of(settings) | record.get("contents", {})
+        contents = contents_of(settings) | _recorded_contents(record)
         differing = _differing(moved(settings, contents, now, contents_of(now)), now)
     return next((f"{key} was {_shown(was)} and is {_shown(value)}" for key, was, value in differing), None)
+
+
+def _recorded_contents(record: Mapping) -> dict[str, str]:
+    """What a record holds of contents; what is no hash in it excuses nothing."""
+    found = record.get("contents")
+    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, Mapping) else {}
 
 
 def _differing(before: Mapping, now: Mapping) -> list[tuple[str, Any, Any]]:
@@ -108,10 +117,19 @@ def _completed(before: Mapping) -> Mapping:
         settings = {key: value for key, value in before.items() if key != "dtype"}
         roles = {name: {"dtype": dtype} for name, dtype in before.get("dtype", {}).items()}
         # What a run needs and a trajectory leaves out: a number of steps, and where its rewards come from.
-        completed = {"run": {**settings["run"], "steps": 1}, "reward": {**settings["reward"], "app": "left out"}}
+        reward = {**settings["reward"], "app": "left out", "terms": _with_urls(settings["reward"].get("terms", []))}
+        completed = {"run": {**settings["run"], "steps": 1}, "reward": reward}
         return trajectory(RunConfig.model_validate({**settings, **completed, "roles": roles}))
     except (ValidationError, KeyError, TypeError, AttributeError):
         return before  # of a version that had other settings: what differs is named as it stands
+
+
+def _with_urls(terms: Sequence[Mapping]) -> list[Mapping]:
+    """The terms, with an address for each server that has none."""
+    return [
+        {**term, "server": {"url": "http://left.out", **term["server"]}} if term.get("server") else term
+        for term in terms
+    ]
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,12 @@ def test_every_name_is_a_class_that_says_what_it_is(name, tmp_path):
             check_term(term(name))
         with pytest.raises(UserError, match=r"missing in|no CLIP model"):  # an empty folder, before anything loads
             check_term(term(name, tmp_path))
+
+
+@pytest.mark.parametrize("page", ["own_models.md", "rewards.md"])
+def test_every_name_is_in_the_docs(page):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    assert [name for name in MODELS if f"`{name}`" not in text] == []
 
 
 def test_names_load_their_class(tmp_path):

@@ -15,9 +15,10 @@ from http_calls import BRIGHT, made
 
 from dipp_ray.client import RemoteReward
 from dipp_ray.errors import CallError, NonFiniteError, RewardUnavailableError, UserError
+from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.serving.core.scoring import Scorer
 from dipp_ray.serving.http.app import build_http
-from tiny_models import PROMPTS
+from tiny_models import PROMPTS, save_pipeline
 
 DOCS = Path(__file__).parents[2] / "docs" / "rewards.md"
 ROWS = 4
@@ -130,16 +131,90 @@ def test_it_blocks_inside_a_running_loop_too(reward):
     assert asyncio.run(notebook()).shape == (3,)
 
 
+def test_latents_are_decoded_there_and_their_gradient_comes_back(tmp_path):
+    decoder = LatentDecoder.from_folder(save_pipeline(tmp_path / "vae"))
+    x = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))  # two calls
+    with Server(BRIGHT, vae=str(tmp_path / "vae")) as running:
+        remote = RemoteReward(running.url, space="latents")
+        given = x.clone().requires_grad_()
+        scores = remote(given, (PROMPTS * 2)[:6])
+        scores.sum().backward()
+        with pytest.raises(CallError, match="no VAE of this service has a name"):
+            RemoteReward(running.url, space="latents", vae="sd")(x[:1], PROMPTS[:1])
+        local = Scorer(running.service.reward_terms, decoder, ROWS).score(x, (PROMPTS * 2)[:6], "latents", True)
+    assert torch.equal(scores.detach(), local.reward) and torch.equal(given.grad, local.gradient)
+    assert given.grad.abs().sum() > 0
+
+
+def test_latents_are_decoded_by_the_vae_that_is_named(tmp_path):
+    folders = [save_pipeline(tmp_path / name, seed) for seed, name in enumerate(("one", "two"))]
+    vaes = [{"name": name, "folder": folder} for name, folder in zip(("one", "two"), folders, strict=True)]
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with Server(BRIGHT, vaes=vaes) as running:
+        terms = running.service.reward_terms
+        for name, folder in zip(("one", "two"), folders, strict=True):
+            given = x.clone().requires_grad_()
+            scores = RemoteReward(running.url, space="latents", vae=name)(given, PROMPTS[:3])
+            scores.sum().backward()
+            local = Scorer(terms, LatentDecoder.from_folder(folder), 8).score(x, PROMPTS[:3], "latents", True)
+            assert torch.equal(scores.detach(), local.reward) and torch.equal(given.grad, local.gradient)
+        with pytest.raises(CallError, match="say by vae which of them"):
+            RemoteReward(running.url, space="latents")(x, PROMPTS[:3])
+        with pytest.raises(CallError, match="vae is 'three'"):
+            RemoteReward(running.url, space="latents", vae="three")(x, PROMPTS[:3])
+
+
+def run_alone(program, server):
+    """What a program of its own prints; on stderr it prints nothing."""
+    url = server.url.replace("127.0.0.1", "localhost")  # a name, which is looked up in a thread of its own
+    found = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    return found.stdout
+
+
 BLOCKED = """
 import sys
 for name in ("ray", "deepspeed", "diffusers", "transformers"):
     sys.modules[name] = None
-import dipp_ray.client
+import torch
+from dipp_ray.client import RemoteReward
+reward = RemoteReward(sys.argv[1])
+x = torch.full((2, 3, 8, 8), 0.5, requires_grad=True)
+scores = reward(x, ["a cat", "a dog"])
+scores.sum().backward()
+print(scores.tolist(), x.grad.sum().item(), reward.describe().models[0].name)
+reward.close()
 """
 
 
-def test_it_needs_neither_ray_nor_diffusers():
-    subprocess.run([sys.executable, "-c", BLOCKED], check=True)
+def test_it_needs_neither_ray_nor_diffusers(server):
+    scores, gradient, name = run_alone(BLOCKED, server).rsplit(" ", 2)
+    assert scores == "[2.5, 2.5]" and float(gradient) == pytest.approx(10.0, rel=1e-5) and name.strip() == "bright"
+
+
+UNCLOSED = """
+import sys, torch
+from dipp_ray.client import RemoteReward
+dropped, kept = RemoteReward(sys.argv[1]), RemoteReward(sys.argv[1])
+for reward in (dropped, kept):
+    reward(torch.rand(2, 3, 8, 8), ["a cat", "a dog"])
+del dropped
+"""
+
+
+def test_a_program_that_closes_nothing_ends_without_a_word(server):
+    assert run_alone(UNCLOSED, server) == ""
+
+
+def test_what_is_dropped_or_closed_leaves_no_thread(server):
+    for drop in (lambda remote: remote.close(), lambda remote: (remote.close(), remote.close()), lambda remote: None):
+        remote = RemoteReward(server.url)
+        remote(images(1), PROMPTS[:1])
+        thread, loop = remote._loop._thread, remote._loop._loop
+        drop(remote)
+        del remote
+        thread.join(20)
+        assert not thread.is_alive() and loop.is_closed()
 
 
 def test_the_example_of_the_docs_runs_and_raises_the_reward(server, capsys):

@@ -15,6 +15,7 @@ from dipp_ray.storage.remembered import remembered_hash
 from dipp_ray.training import contents as contents_module
 from dipp_ray.training.contents import contents_of
 from dipp_ray.training.trajectory import difference, trajectory
+from encoded_prompts import encoded
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
 from tiny_models import save_clip
@@ -36,6 +37,7 @@ def made(tmp_path_factory):
         file for group in ("generator", "score") for file in store.write_share(2, group, 0, 1, {"w": torch.ones(2)}, {})
     ]
     store.commit(2, {"trajectory": {}}, files)
+    encoded(tiny_config(folder, folder / "teacher", folder / "prompts.parquet"), folder / "embeddings")
     return folder
 
 
@@ -52,7 +54,7 @@ def config_of(folder, *settings):
     return tiny_config(
         folder, folder / "teacher", folder / "prompts.parquet", f"reward.terms={json.dumps(terms)}",
         f"model.generator={folder}/teacher/transformer", "init.score=checkpoint",
-        f"init.score_checkpoint={folder}/first", *settings,
+        f"init.score_checkpoint={folder}/first", f"data.embeddings={folder}/embeddings", *settings,
     )  # fmt: skip
 
 
@@ -60,7 +62,7 @@ def record_of(config):
     return {"trajectory": trajectory(config), "contents": contents_of(trajectory(config))}
 
 
-ALL = {"model.teacher", "model.generator", "init.score_checkpoint", "data.prompts"}
+ALL = {"model.teacher", "model.generator", "init.score_checkpoint", "data.prompts", "data.embeddings"}
 ALL |= {"reward.terms.clip.a", "reward.terms.own"}
 
 
@@ -102,6 +104,36 @@ def test_what_is_another_in_one_byte_is_another_trajectory(here, tmp_path, file,
     assert difference(record, config_of(there)).startswith(f"{key} was ")
 
 
+def test_moved_embeddings_are_known_by_encoders_prompts_and_bytes(here, tmp_path):
+    """By their record alone: nobody reads terabytes to see whether they moved."""
+    record = json.loads(json.dumps(record_of(config_of(here))))
+    moved = (here / "embeddings").rename(tmp_path / "moved")
+    assert difference(record, config_of(here, f"data.embeddings={moved}")) is None
+    said = moved / "_encoded.json"
+    was = json.loads(said.read_text())
+    others = [{"sha256": "0" * 64}, {"sizes": was["sizes"] | {"_null.parquet": 1}}]
+    for other in [*others, {"encoder": was["encoder"] | {"dtype": "bf16"}}]:
+        said.write_text(json.dumps(was | other))
+        assert difference(record, config_of(here, f"data.embeddings={moved}")).startswith("data.embeddings was ")
+    said.unlink()
+    assert difference(record, config_of(here, f"data.embeddings={moved}")).startswith("data.embeddings was ")
+    before = record_of(config_of(here, "data.embeddings=null"))
+    assert difference(before, config_of(here)).startswith("data.embeddings was null and is ")
+
+
+def test_prompts_that_are_read_from_their_embeddings_move_with_them(here, tmp_path):
+    record = record_of(config_of(here, f"data.prompts={here}/embeddings"))
+    there = here.rename(tmp_path / "there")
+    assert difference(record, config_of(there, f"data.prompts={there}/embeddings")) is None
+
+
+def test_a_folder_that_moved_is_known_beside_terms_that_have_none(here, tmp_path):
+    watched = 'reward.terms[0]={"name": "judge", "model": "server", "held_out": true, "server": {"url": "http://a"}}'
+    record = record_of(config_of(here, watched))
+    assert record["contents"].keys() == ALL - {"reward.terms.clip.a"}
+    assert difference(record, config_of(here.rename(tmp_path / "there"), watched.replace("//a", "//b"))) is None
+
+
 def test_a_file_that_no_loader_reads_changes_nothing(here, tmp_path):
     record = record_of(config_of(here))
     there = here.rename(tmp_path / "there")
@@ -114,6 +146,13 @@ def test_a_copy_is_known_by_the_original_where_a_record_is_older(here, tmp_path)
     record = {"trajectory": trajectory(config_of(here))}
     there = shutil.copytree(here, tmp_path / "there")
     assert difference(record, config_of(there)) is None
+
+
+@pytest.mark.parametrize("odd", [None, [], 3, "of old", {"model.teacher": None, "oddity": None}, {"data.prompts": [1]}])
+def test_contents_that_are_no_hashes_excuse_nothing(here, odd):
+    record = record_of(config_of(here)) | {"contents": odd}
+    gone = config_of(here, "model.teacher=org/name@" + "a" * 40)
+    assert difference(record, gone).startswith("model.teacher was ")
 
 
 def test_nothing_is_read_where_the_paths_are_the_same(here, monkeypatch):
@@ -130,6 +169,7 @@ def test_what_is_gone_or_of_the_hub_is_left_out(here):
     settings["init"]["score_checkpoint"] = None
     shutil.rmtree(here / "clip")
     (here / "prompts.parquet").unlink()
+    shutil.rmtree(here / "embeddings")
     assert contents_of(settings).keys() == {"reward.terms.own"}
 
 

@@ -109,6 +109,32 @@ def test_a_run_by_a_shared_service_is_known_when_a_setting_is_younger(path):
     assert difference({"trajectory": before}, by_http) is None
 
 
+JUDGE = "reward.terms=[{name: judge, model: server, held_out: true, server: {url: 'http://a:1/score', FIELDS}}]"
+
+
+def judged(path, fields):
+    return load_config(path, [JUDGE.replace("FIELDS", fields)])
+
+
+def test_where_a_server_that_scores_lies_is_no_part_of_it(path):
+    before = judged(path, "rows: 8, deadline_s: 60")
+    now = load_config(path, [JUDGE.replace("a:1", "b:2").replace("FIELDS", "rows: 8, deadline_s: 5")])
+    assert trajectory(now) == trajectory(before) and difference({"trajectory": trajectory(before)}, now) is None
+    assert trajectory(now)["reward"]["terms"][0]["server"] == {"field": "scores", "rows": 8}
+    other = judged(path, "rows: 8, field: rewards")
+    assert "reward.terms was " in difference({"trajectory": trajectory(before)}, other)
+    younger = trajectory(before)
+    del younger["objective"]["divisor_floor"]
+    assert difference({"trajectory": younger}, now) is None, "with a setting that is younger"
+
+
+def test_a_record_that_says_where_a_server_lay_goes_on(path):
+    before = trajectory(judged(path, "rows: 8"))
+    before["reward"]["terms"][0]["server"] |= {"url": "http://gone:1", "deadline_s": 60.0}
+    assert difference({"trajectory": before}, judged(path, "rows: 8, deadline_s: 5")) is None
+    assert "reward.terms was " in difference({"trajectory": before}, judged(path, "rows: 4"))
+
+
 def test_the_first_formats_hash_stays_when_settings_are_added(path, monkeypatch):
     config, now = load_config(path, [REWARD]), trajectory(load_config(path, [REWARD]))
     expected = trajectory_hash(config)

@@ -46,3 +46,30 @@ class SteepSquareRoot(Fine):
 class OfTheBatch(Fine):
     def reward(self, images, prompts):
         return (images - images.mean(0)).square().mean((1, 2, 3)) + images.mean((1, 2, 3))
+
+
+class Unfrozen(Fine):
+    """No module itself, so that nobody froze its head, and in numpy before it."""
+
+    def __init__(self):
+        self.head = torch.nn.Linear(3, 1)
+
+    def reward(self, images, prompts):
+        means = images.detach().cpu().numpy().mean((2, 3))
+        return self.head(torch.from_numpy(means))[:, 0]
+
+
+class Unrecorded(Fine):
+    @torch.no_grad()
+    def reward(self, images, prompts):
+        return super().reward(images, prompts)
+
+
+class Bytes(Fine):
+    def reward(self, images, prompts):
+        return super().reward((images * 255).to(torch.uint8) / 255.0, prompts)
+
+
+class InNumpy(Fine):
+    def reward(self, images, prompts):
+        return images.detach().cpu().numpy().mean((1, 2, 3))

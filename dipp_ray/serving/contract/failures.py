@@ -28,19 +28,36 @@ class DeadlineError(Exception):
     """Nobody waits for the answer any more: the work was not begun, or its answer came too late."""
 
 
-class ModelError(Exception):
-    """A model gave no answer: it `refused` what was sent, `failed` at it, or its replicas were `lost`."""
+class NoGradientError(CallError):
+    """A gradient was asked for, and the score of `model` has none. place: file and line of its code, in brackets."""
 
-    def __init__(self, model: str, reason: str, kind: Literal["refused", "failed", "lost"]):
-        super().__init__(model, reason, kind)
-        self.model, self.reason, self.kind = model, reason, kind
+    reason = (
+        "it has no gradient, for its score does not depend on the images by torch operations (numpy, PIL, .detach(), "
+        "torch.no_grad or an integer cast cut the graph): write it in torch, hold it out, or ask for scores only"
+    )
+
+    def __init__(self, model: str, place: str = ""):
+        super().__init__(model, place)
+        self.model, self.place = model, place
 
     def __str__(self) -> str:
-        return f"{self.named}: {self.reason}"
+        return f"reward '{self.model}': {self.reason}{self.place}"
+
+
+class ModelError(Exception):
+    """A model gave no answer: it `refused` what was sent, `failed` at it, or its replicas were `lost`. place: where in
+    its code, in brackets; for those inside."""
+
+    def __init__(self, model: str, reason: str, kind: Literal["refused", "failed", "lost"], place: str = ""):
+        super().__init__(model, reason, kind, place)
+        self.model, self.reason, self.kind, self.place = model, reason, kind, place
+
+    def __str__(self) -> str:
+        return f"{self.named}: {self.reason}{self.place}"
 
     @property
     def public(self) -> str:
-        """For callers from outside: of what the model raised, the kind alone, for its text may name files."""
+        """For callers from outside, who learn of no file: of what the model raised, the kind alone, and no place."""
         reason = self.reason.partition(":")[0] if self.kind == "failed" else self.reason
         return f"{self.named}: {reason}"
 

@@ -21,7 +21,7 @@ from ray.serve.exceptions import (
 )
 
 from dipp_ray.errors import CallError
-from dipp_ray.serving.contract.failures import DeadlineError, ModelError, first_line
+from dipp_ray.serving.contract.failures import DeadlineError, ModelError, NoGradientError, first_line
 
 ATTEMPTS = 3  # of one batch: what kills a replica each time is not tried for ever
 PAUSE_S = 0.2
@@ -60,6 +60,8 @@ async def attempted(name: str, send: Callable[[float], Any], expires_s: float, k
             cause = error.cause
             if isinstance(cause, DeadlineError):
                 raise TimeoutError from None
+            if isinstance(cause, NoGradientError):
+                raise kind(name, cause.reason, "refused", cause.place) from error
             if not isinstance(cause, LOST):
                 refused = isinstance(cause, CallError)
                 reason = first_line(cause) if refused else f"{type(cause).__name__}: {first_line(cause)}"

@@ -1,17 +1,19 @@
 """Scores and exact gradients of reward models: plain torch, the same in a service's replica and in one process."""
 
 import contextlib
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from dipp_ray.errors import CallError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.combination import Answer, combine
 from dipp_ray.rewards.loading import is_differentiable, load_reward
 from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.contract.calls import validate_call
+from dipp_ray.serving.contract.failures import NoGradientError
 from dipp_ray.serving.contract.records import Space
 
 
@@ -40,7 +42,8 @@ class ModelScorer:
         """The raw score of one chunk and, if asked, its derivative by what was sent; arrays in x's dtype or better.
 
         x: latents [B, C, h, w] in the model's scale, or images [B, 3, H, W] in [0, 1]; fp32 or fp64. Raises
-        CallError where a gradient was asked for and there is none, RuntimeError where the model returns another shape.
+        NoGradientError where a gradient was asked for and there is none, RuntimeError where the model returns something
+        else than a tensor [B].
         """
         with torch.set_grad_enabled(gradient), casting(self.device, self._autocast):
             sent = x.detach().to(self.device).requires_grad_(gradient)
@@ -49,14 +52,18 @@ class ModelScorer:
                 assert self.decoder is not None, "validate_call refuses latents where there is none"
                 images = self.decoder.decode(sent)
             score = self.model.reward(images, prompts)
+        if not isinstance(score, torch.Tensor):
+            raise RuntimeError(f"reward '{self.name}' returned {_of_kind(score)}, not a tensor [{len(x)}]")
         if score.shape != (len(x),):
             raise RuntimeError(f"reward '{self.name}' returned shape {list(score.shape)}, not [{len(x)}]")
         slope: np.ndarray | None = None
         if gradient:
-            if not score.requires_grad:
-                raise CallError(f"reward '{self.name}' has no gradient: hold it out, or ask for scores only")
-            # Rows do not depend on each other, so the gradient of the sum is each row's own.
-            slope = torch.autograd.grad(score.sum(), sent)[0].cpu().numpy()
+            # Rows do not depend on each other, so the gradient of the sum is each row's own. A score may want one by
+            # weights that nobody froze, and have none by the images.
+            found = torch.autograd.grad(score.sum(), sent, allow_unused=True)[0] if score.requires_grad else None
+            if found is None:
+                raise NoGradientError(self.name, place_of(self.model.reward))
+            slope = found.cpu().numpy()
         return Answer(score.detach().to(torch.promote_types(score.dtype, torch.float32)).cpu().numpy(), slope)
 
 
@@ -85,6 +92,18 @@ class Decoding:
         with torch.set_grad_enabled(gradient), casting(self.device, self._autocast):
             sent = x.detach().to(self.device).requires_grad_(gradient)
             return sent, self.decoder.decode(sent)
+
+
+def place_of(function: Callable) -> str:
+    """File and line of a function's code, in brackets; empty where it has none in Python."""
+    code = getattr(inspect.unwrap(getattr(function, "__func__", function)), "__code__", None)
+    return f" ({code.co_filename}, line {code.co_firstlineno})" if code is not None else ""
+
+
+def _of_kind(value: object) -> str:
+    """Such as `a numpy.ndarray`."""
+    kind = type(value)
+    return f"a {kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'}"
 
 
 def casting(device: torch.device, dtype: torch.dtype | None):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import pickle
 import re
 
 import numpy as np
@@ -11,8 +12,9 @@ from local_service import local_service
 
 from dipp_ray.errors import CallError, UserError
 from dipp_ray.models.latents import LatentDecoder
+from dipp_ray.serving.client.transport import as_client_error
 from dipp_ray.serving.contract.calls import Question
-from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, QueueFull
+from dipp_ray.serving.contract.failures import DeadlineError, Draining, ModelError, NoGradientError, QueueFull
 from dipp_ray.serving.core.ingress import RewardIngress
 from dipp_ray.serving.core.scoring import Scorer
 from dipp_ray.serving.deploy.config import ServiceConfig
@@ -119,6 +121,18 @@ def test_a_call_that_a_model_refuses_fails_alone():
     assert isinstance(replies[1], ModelError) and replies[1].kind == "refused" and "refuse" in str(replies[1])
     for i in (0, 2, 3):
         np.testing.assert_allclose(replies[i].combined.reward, images(i).mean((1, 2, 3)), rtol=1e-6)
+
+
+def test_a_score_that_does_not_depend_on_the_images_is_said_with_its_place():
+    (error,) = together(ask(service([{"name": "flat", "model": "tiny_models:NoGradient"}]), images(), prompts(0)))
+    assert isinstance(error, ModelError) and error.kind == "refused"
+    assert re.fullmatch(
+        r"reward 'flat': it has no gradient, for its score does not depend on the images .*tiny_models\.py, line \d+\)",
+        str(pickle.loads(pickle.dumps(error))),
+    )
+    assert str(as_client_error(error)) == str(error) and ".py" not in error.public
+    raised = pickle.loads(pickle.dumps(NoGradientError("flat", " (mine.py, line 3)")))  # as from a replica
+    assert isinstance(raised, CallError) and str(raised).endswith("scores only (mine.py, line 3)")
 
 
 def test_a_model_that_raises_is_an_error_unless_it_is_not_required():

@@ -88,7 +88,7 @@ def test_a_reward_without_gradient_is_refused_only_for_a_gradient():
     scorer = Scorer([RewardTerm(name="flat", model="tiny_models:NoGradient")], None, CHUNK)
     images = torch.rand(4, 3, 8, 8)
     assert scorer.score(images, PROMPTS, "images", gradient=False).gradient is None
-    with pytest.raises(ValueError, match="'flat' has no gradient"):
+    with pytest.raises(ValueError, match=r"'flat': it has no gradient, for its score .*tiny_models\.py, line"):
         scorer.score(images, PROMPTS, "images", True)
 
 

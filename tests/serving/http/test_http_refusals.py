@@ -294,6 +294,13 @@ def test_422_a_prompt_that_a_model_refuses():
         refused(ask(opened, packed(images(1), ["refuse"])), 422, "refuse is no prompt", "model_refused")
 
 
+def test_422_a_score_that_does_not_depend_on_the_images_and_nothing_of_the_inside():
+    with client(made([{"name": "flat", "model": "tiny_models:NoGradient"}])) as opened:
+        refused(
+            ask(opened, packed(images(), gradient=True)), 422, "reward 'flat': it has no gradient, for its score does"
+        )
+
+
 def test_500_a_model_that_fails_says_which_and_nothing_of_the_inside():
     with client(made([BRIGHT, {"name": "broken", "model": "tiny_models:Raises"}])) as opened:
         refused(ask(opened, packed(images())), 500, "^reward 'broken': ", "model_failed")
