@@ -9,10 +9,12 @@ from contextlib import contextmanager
 import pytest
 
 from dipp_ray.errors import UserError
+from dipp_ray.serving.core.queue import QueueSection
 from dipp_ray.serving.deploy import fronting
 from dipp_ray.serving.deploy.config import HttpSection, ServiceConfig
 from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.serving.deploy.listening import start_http
+from dipp_ray.serving.http.tokens import digest
 
 TOKEN = "0123456789abcdef"
 MODELS = [{"name": "bright", "model": "tiny_models:Brightness", "role": {"cpus": 0.1}}]
@@ -82,35 +84,28 @@ def test_serve_begins_with_a_front_that_knows_the_tokens_and_stays(free, tmp_pat
     assert status(free) == 404  # what Serve says where nothing is deployed
 
 
-def test_a_front_that_is_killed_comes_back_as_it_was(free, tmp_path):
+def test_a_front_that_is_killed_comes_back_as_it_was(free):
     import ray
 
-    (tmp_path / "tokens").write_text(f"ann:{TOKEN}\n")
-    http = HttpSection(port=free, tokens=str(tmp_path / "tokens"))
-    config = ServiceConfig.model_validate(
-        {"name": "fronted", "models": MODELS, "queue": {"calls": 1}, "http": http.model_dump()}
-    )
-    start_http(http)
-    deploy_rewards(config, "/")
-    await_rewards("fronted", 180, print)
-    assert status(free, "/v1/models", token=TOKEN) == 200
-    front = ray.get_actor(fronting.NAME, namespace=fronting.NAMESPACE)
-    ray.kill(front, no_restart=False)
-    assert fronting.front_address() == ("127.0.0.1", free)  # asked again until it is there
-    assert status(free, "/v1/models", token=TOKEN) == 200 and status(free, "/v1/models") == 401
-    with open_call(free, TOKEN):
-        until(lambda: status(free, "/v1/score", b"x", TOKEN) == 429)  # the bound of one call, told to the one before
-    fronting.close_front()
-    fronting.open_front(http)  # another service's: what the one before knew is forgotten
+    http = HttpSection(port=free)
+    with socket.create_server(fronting.open_front(http)) as behind:  # takes calls, and answers none
+        fronting.tell_front({digest(TOKEN): "ann"}, QueueSection(calls=1))
+        ray.kill(ray.get_actor(fronting.NAME, namespace=fronting.NAMESPACE), no_restart=False)
+        assert fronting.front_address() == ("127.0.0.1", free)  # asked again until it is there
+        with open_call(free, TOKEN):
+            taken, _ = behind.accept()
+            assert status(free, "/v1/score", b"x", TOKEN) == 429  # by the front, before anything comes here
+            taken.close()
+    fronting.close_front()  # the next one is another service's
     assert fronting._internal_kv_get(fronting.KNOWN, namespace=fronting.NAMESPACE) is None
 
 
-def test_a_front_that_finds_its_port_taken_listens_once_it_is_free(free, monkeypatch):
+def test_a_front_that_finds_its_port_taken_listens_once_it_is_free(monkeypatch):
     monkeypatch.setattr(fronting, "AGAIN_S", 0.01)
     monkeypatch.setattr(fronting, "_internal_kv_get", lambda *_, **__: None)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        front = fronting.FrontActor(("127.0.0.1", port), ("127.0.0.1", free))
+        front = fronting.FrontActor(("127.0.0.1", port), ("127.0.0.1", 1))
         assert front.place()[1] is not None
     until(lambda: front.place()[1] is None)
     assert status(port) == 502  # nothing is behind it
