@@ -81,9 +81,12 @@ def require_listener(address: str) -> None:
 def bring_token(address: str) -> None:
     """Show this user's token to a cluster at `host:port` that asks for one, as that of plain `ray start --head` does
     where there is a token. Raises UserError where RAY_AUTH_MODE forbids that, or there is none: Ray itself would try
-    for a while, and say no more than that it failed."""
+    for a while, and say no more than that it failed. The token that is shown is closed to others."""
     mode = os.environ.get("RAY_AUTH_MODE")
-    if mode == "token" or not asks_for_token(address):
+    if mode == "token":
+        close_token()
+        return
+    if not asks_for_token(address):
         return
     if mode is not None:
         raise UserError(f"RAY_ADDRESS={address}: that cluster asks for a token: set RAY_AUTH_MODE=token, or unset it")
@@ -94,6 +97,7 @@ def bring_token(address: str) -> None:
             f"RAY_ADDRESS={address}: that cluster asks for a token: set RAY_AUTH_MODE=token, and leave the token in "
             f"{token_file()} or RAY_AUTH_TOKEN"
         )
+    close_token()
 
 
 def asks_for_token(address: str) -> bool:
@@ -129,7 +133,15 @@ def keep_token() -> None:
                     os.link(aside, path)
             finally:
                 aside.unlink(missing_ok=True)
-        if path.stat().st_mode & 0o077:
+    close_token()
+
+
+def close_token() -> None:
+    """Let nobody else read this user's token file: plain `ray start --head` and Ray's own command leave it open."""
+    path = token_file()
+    with suppress(OSError):  # there is none, or its place cannot be changed: it is as good a token as before
+        found = path.stat()
+        if found.st_uid == os.getuid() and found.st_mode & 0o077:
             path.chmod(0o600)
 
 

@@ -2,10 +2,22 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dipp_ray.connecting import connect, require_sane_ray
 from dipp_ray.errors import UserError
+
+
+@contextmanager
+def joined(goes_on: str) -> Iterator[None]:
+    """Within, Ray is connected and its head is watched: `goes_on` says what to do where that is lost."""
+    from dipp_ray.head import watched_head
+
+    connect()
+    with watched_head(print, goes_on):
+        yield
 
 
 def run_demo(given) -> None:
@@ -54,18 +66,25 @@ def run_train(given) -> None:
 
 def run_check(given) -> None:
     config = looked_at(given)
-    import rich
-
-    from dipp_ray.models.pipeline import frame_of
-    from dipp_ray.training.checks import check, doubt_about_start, embeddings_line, sizes_line, start_line
+    from dipp_ray.training.checks import check, doubt_about_start
 
     prompts = check(config)
     if doubt := doubt_about_start(config):
         print(doubt)
     require_sane_ray()
     in_cluster = "RAY_ADDRESS" in os.environ
-    if in_cluster or given.try_rewards:
-        connect()
+    with ExitStack() as stack:
+        if in_cluster or given.try_rewards:
+            stack.enter_context(joined("start it anew, and the same command checks again"))
+        check_room(given, config, prompts, in_cluster)
+
+
+def check_room(given, config, prompts, in_cluster: bool) -> None:
+    """What `check` says of the processes of a run, once what it is about was found to be there."""
+    import rich
+
+    from dipp_ray.models.pipeline import frame_of
+    from dipp_ray.training.checks import embeddings_line, sizes_line, start_line
     from dipp_ray.training.footprint import footprint_lines
     from dipp_ray.training.machine import this_machine
     from dipp_ray.training.placement import cluster_nodes
@@ -109,11 +128,13 @@ def run_encode(given) -> None:
     config = pinned_run(config)
     from dipp_ray.encoding.command import encode
 
+    @contextmanager
     def encoders(config):
-        connect()  # once all has been looked at
-        from dipp_ray.encoding.placed import placed_encoders
+        from dipp_ray.encoding.placed import GOES_ON, placed_encoders
 
-        return placed_encoders(config, given.actors, print)
+        # Joined once all has been looked at.
+        with joined(GOES_ON), placed_encoders(config, given.actors, print) as started:
+            yield started
 
     encode(config, given.out, encoders, print, given.dtype, given.rows)
 
@@ -156,7 +177,12 @@ def run_evaluate(given) -> None:
 
         return evaluators(config, say)
 
-    evaluate_command(given.pipeline, given.against, given.config, given.out, given.settings, print, connect, placed)
+    def in_cluster():
+        from dipp_ray.training.evaluation import GOES_ON
+
+        return joined(GOES_ON)
+
+    evaluate_command(given.pipeline, given.against, given.config, given.out, given.settings, print, in_cluster, placed)
 
 
 def run_export(given) -> None:
@@ -191,7 +217,6 @@ def run_serve_rewards(given) -> None:
 
     if "RAY_ADDRESS" not in os.environ:  # in a running cluster Serve may listen there already
         require_port(config.http)
-    connect()
     from dipp_ray.training.service_room import require_room
 
     def read() -> ServiceConfig:
@@ -200,8 +225,9 @@ def run_serve_rewards(given) -> None:
         require_room(new)
         return new
 
-    require_room(config)
-    serve_rewards(config, read, given.detach, print)
+    with joined("the service is lost with it, and the same command begins it again"):
+        require_room(config)
+        serve_rewards(config, read, given.detach, print)
 
 
 def run_submit(given) -> None:

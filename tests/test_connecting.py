@@ -109,6 +109,41 @@ def test_a_cluster_with_a_token_is_joined_or_the_sentence_says_how(home, cluster
     connecting.bring_token("127.0.0.1:1")  # nothing is asked
 
 
+@pytest.mark.parametrize("mode", ["token", None])
+def test_the_token_that_a_cluster_is_shown_is_closed_to_others(home, cluster, monkeypatch, mode):
+    """Plain `ray start --head` makes one that all may read."""
+    import ray._private.authentication.authentication_token_setup as rays
+
+    monkeypatch.setattr(rays, "maybe_enable_token_auth_if_token_available", lambda warn_if_disabled: True)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    path = connecting.token_file()
+    path.parent.mkdir()
+    path.write_text("0" * 64)
+    path.chmod(0o644)
+    connecting.bring_token(cluster(token=True))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_token_file_of_somebody_else_or_on_a_fixed_disk_stays_as_it_is(home, monkeypatch):
+    path = connecting.token_file()
+    connecting.close_token()  # none is there
+    path.parent.mkdir()
+    path.write_text("0" * 64)
+    path.chmod(0o644)
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    connecting.close_token()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    monkeypatch.setattr(os, "getuid", lambda: owner)
+
+    def refused(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr(type(path), "chmod", refused)
+    connecting.close_token()
+
+
 def test_a_cluster_without_a_token_is_shown_none(home, cluster, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     connecting.bring_token(cluster(token=False))

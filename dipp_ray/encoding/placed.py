@@ -16,6 +16,7 @@ from dipp_ray.roles.process import prepare
 from dipp_ray.roles.waiting import lost_actor, value_of, wait_all
 from dipp_ray.serving.deploy.application import replica_options
 
+GOES_ON = "the same command goes on with the shards that are missing"
 RESTARTS = 3  # of an actor whose process is lost: the shard that it was at is encoded again
 
 
@@ -53,7 +54,7 @@ def placed_encoders(config: RunConfig, count: int, say: Callable[[str], None]) -
     kind: Any = EncoderActor  # as Ray has decorated it
     actors = [kind.options(**replica_options(config.roles.text)).remote(config) for _ in range(count)]
     try:
-        wait_all([actors[0].__ray_ready__.remote()], "the text encoders", config.roles.wait_s, say)
+        wait_all([actors[0].__ray_ready__.remote()], "the text encoders", config.roles.wait_s, say, GOES_ON)
         yield [_Placed(actor) for actor in actors]
     finally:
         for actor in actors:
@@ -64,6 +65,4 @@ def _value(reference: Any) -> Any:
     try:
         return value_of(reference)
     except RayActorError as error:
-        raise RoleFailure(
-            f"encode: a process died ({lost_actor(error)[1]}); the same command goes on with what is missing"
-        ) from None
+        raise RoleFailure(f"encode: a process died ({lost_actor(error)[1]}); {GOES_ON}") from None

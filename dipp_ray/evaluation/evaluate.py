@@ -211,14 +211,14 @@ def evaluate_command(
     out: Path | None,
     settings: list[str],
     say: Say,
-    connect: Callable,
+    joined: Callable[[], AbstractContextManager],
     placed: Callable[[RunConfig, Say], AbstractContextManager[Evaluates]],
 ) -> dict:
     """`dipp-ray evaluate`: a run's folder, a pipeline folder or a hub's id, by a run's configuration or the one given,
     with its overrides.
 
     Prints the table and writes evaluation.json, the grid and the images to `out`, by default the run's folder. Raises
-    UserError that says what to give where configuration or folder cannot be told. connect: joins the cluster, if it is
+    UserError that says what to give where configuration or folder cannot be told. joined: the cluster within, if it is
     needed. placed: the actors that work where RAY_ADDRESS names a cluster, or several are asked for.
     """
     run, home = run_of(pipeline), None
@@ -233,11 +233,11 @@ def evaluate_command(
     models = models_of(config, pipeline_of(pipeline), pipeline_of(against) if against else None)
     check_networks(config.evaluation)
     in_actors = config.evaluation.workers > 1 or "RAY_ADDRESS" in os.environ
-    if config.reward.app or in_actors:
-        connect()  # a Serve application answers in its cluster alone
-    out.mkdir(parents=True, exist_ok=True)
-    with placed(config, say) if in_actors else nullcontext() as evaluator:
-        result = evaluate(models, config, say, out, evaluator)
+    in_cluster = config.reward.app or in_actors  # a Serve application answers in its cluster alone
+    with joined() if in_cluster else nullcontext():
+        out.mkdir(parents=True, exist_ok=True)
+        with placed(config, say) if in_actors else nullcontext() as evaluator:
+            result = evaluate(models, config, say, out, evaluator)
     rich.print(as_table(result))
     if home is not None:
         home.push()

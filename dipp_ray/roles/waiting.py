@@ -10,6 +10,7 @@ from dipp_ray.errors import TOLD, RoleFailure
 from dipp_ray.reporting.pace import Pace
 
 SAY_EVERY_S = 10.0
+GOES_ON = "the same command goes on from the last checkpoint"
 UNREACHABLE = "it cannot be reached: its node is lost, or the network to it"
 
 
@@ -66,26 +67,28 @@ def is_consequence(error: Exception) -> bool:
     return any(word in f"{type(cause).__name__}: {cause}" for word in BROKEN)
 
 
-def wait_all(references: Sequence, what: str, timeout_s: float, say: Callable[[str], None]) -> list:
-    """The values of small results, in order. Raises what a task raised, or RoleFailure after `timeout_s` seconds."""
+def wait_all(
+    references: Sequence, what: str, timeout_s: float, say: Callable[[str], None], goes_on: str = GOES_ON
+) -> list:
+    """The values of small results, in order. Raises what a task raised, or RoleFailure where a process died or after
+    `timeout_s` seconds, which says `goes_on`."""
     pending, pace = list(references), Pace(SAY_EVERY_S, first_s=2.0)
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=min(2.0, timeout_s))
         for reference in done:
-            _value(reference, what)  # raises at once what it raised, whatever the others still do
+            _value(reference, what, goes_on)  # raises at once what it raised, whatever the others still do
         if pending and pace.elapsed > timeout_s:
-            raise RoleFailure(f"{what}: {len(pending)} of {len(references)} did not answer within {timeout_s:g} s")
+            late = f"{len(pending)} of {len(references)} did not answer within {timeout_s:g} s"
+            raise RoleFailure(f"{what}: {late}; {goes_on}")
         if pending and pace.due():
             done = len(references) - len(pending)
             say(f"waiting for {what}: {done} of {len(references)}, {pace.elapsed:.0f} s so far")
-    return [_value(reference, what) for reference in references]
+    return [_value(reference, what, goes_on) for reference in references]
 
 
-def _value(reference, what: str):
+def _value(reference, what: str, goes_on: str):
     try:
         return value_of(reference)
     except RayActorError as error:
         _, reason = lost_actor(error)
-        raise RoleFailure(
-            f"{what}: a process died ({reason}); the same command goes on from the last checkpoint"
-        ) from None
+        raise RoleFailure(f"{what}: a process died ({reason}); {goes_on}") from None

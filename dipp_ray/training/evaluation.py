@@ -23,6 +23,7 @@ from dipp_ray.training.roles import start_actor
 from dipp_ray.training.run import Run
 
 CALL_S = 3600.0  # the longest wait for one batch, or for one model's measures
+GOES_ON = "the same command goes on with the images that are missing"
 
 
 @ray.remote(max_restarts=0)
@@ -75,18 +76,18 @@ class _Placed:
 
     def _all(self, method: str, *arguments: Any) -> list:
         asked = [actor.call.remote(method, *arguments) for actor in self.actors]
-        return wait_all(asked, "the evaluation", CALL_S, lambda _: None)
+        return wait_all(asked, "the evaluation", CALL_S, lambda _: None, GOES_ON)
 
 
 def _answer(reference: ray.ObjectRef) -> Any:
-    return wait_all([reference], "the evaluation", CALL_S, lambda _: None)[0]
+    return wait_all([reference], "the evaluation", CALL_S, lambda _: None, GOES_ON)[0]
 
 
 def wait_some(references: list) -> tuple[list, list]:
     """One that is done. Raises RoleFailure after CALL_S seconds."""
     done, rest = ray.wait(references, num_returns=1, timeout=CALL_S)
     if not done:
-        raise RoleFailure(f"the evaluation: none of {len(references)} shards was done within {CALL_S:g} s")
+        raise RoleFailure(f"the evaluation: none of {len(references)} shards was done within {CALL_S:g} s; {GOES_ON}")
     return done, rest
 
 
@@ -123,7 +124,7 @@ def evaluators(
     actors = [start_actor(EvaluationActor, one, whole(config), application, len(options) == 1) for one in options]
     try:
         ready = [actor.__ray_ready__.remote() for actor in actors]
-        wait_all(ready, "the evaluation's processes", config.roles.wait_s, say)
+        wait_all(ready, "the evaluation's processes", config.roles.wait_s, say, GOES_ON)
         yield _Placed(config, actors, say)
     finally:
         for actor in actors:

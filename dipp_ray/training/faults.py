@@ -8,10 +8,10 @@ from ray.exceptions import RayTaskError
 
 from dipp_ray.diffusion.noise import BARRIER
 from dipp_ray.errors import RoleFailure
+from dipp_ray.roles.waiting import GOES_ON
 from dipp_ray.training.tasks import Role, Task
 
 LONGEST = 300  # characters of an error that nobody foresaw
-GOES_ON = "the same command goes on from the last checkpoint"
 
 
 class ActorLost(Exception):
@@ -75,7 +75,8 @@ def resumable(error: Exception, step: int | None) -> Exception:
     how = (
         f"the same command goes on from step {step}" if step else "nothing is saved yet: the same command begins again"
     )
-    return type(error)(f"{error}; {how}")
+    sentence, line_end, table = str(error).partition("\n")  # of one that shows what the cluster has
+    return type(error)(f"{sentence}; {how}{line_end}{table}")
 
 
 def said_by(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from dipp_ray.config import RunConfig
 from dipp_ray.errors import RoleFailure
 from dipp_ray.reporting.pace import Pace
 from dipp_ray.roles.teacher import Teacher
-from dipp_ray.roles.waiting import SAY_EVERY_S, lost_actor, wait_all
+from dipp_ray.roles.waiting import GOES_ON, SAY_EVERY_S, lost_actor, wait_all
 from dipp_ray.training.placement import Placement, can_grow, cluster_nodes
 from dipp_ray.training.plan import Plan, Request, compete, plan, requests
 from dipp_ray.training.sizes import allowed_sizes
@@ -74,7 +74,8 @@ class Pool:
             if not missing:
                 return
             if pace.elapsed > wait_s:
-                raise RoleFailure(f"teacher: {len(missing)} of {len(asked)} did not answer within {wait_s:g} s")
+                late = f"{len(missing)} of {len(asked)} did not answer within {wait_s:g} s"
+                raise RoleFailure(f"teacher: {late}; {GOES_ON}")
             if pace.due():
                 say(f"waiting for teacher: {len(there)} of {len(asked)}, {pace.elapsed:.0f} s so far")
 

@@ -22,6 +22,7 @@ from dipp_ray.serving.deploy.application import replica_options
 from dipp_ray.training.roles import call_rewards, start_actor
 
 IMAGES = 2
+AGAIN = "the same command tries it again"
 # A row's score may differ by so much, of the largest, where it is scored alone: rounding, and no more.
 ROWS_APART = 1e-3
 
@@ -61,7 +62,7 @@ def try_rewards(config: RunConfig, prompts: list[str], say: Callable[[str], None
         actor = start_actor(Trial, replica_options(role), role, config.run.deterministic)
         gradient = config.objective.reward_scale > 0 and not term.held_out
         asked = actor.look.remote(term, config.model.teacher, shape, texts, gradient)
-        (tried,) = wait_all([asked], f"reward '{term.name}'", config.roles.wait_s, say)
+        (tried,) = wait_all([asked], f"reward '{term.name}'", config.roles.wait_s, say, AGAIN)
         ray.kill(actor)
         say(str(tried))
         faults += [tried.name] if tried.fault else []

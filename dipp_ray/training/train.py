@@ -9,7 +9,7 @@ import yaml
 from dipp_ray.checkpoints.store import CheckpointStore
 from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
-from dipp_ray.errors import TOLD, RoleFailure, RunFolderLost
+from dipp_ray.errors import TOLD, RoleFailure, RunFolderLost, UserError
 from dipp_ray.head import watched_head
 from dipp_ray.models.reading import settled
 from dipp_ray.reporting.metrics import MetricsLog
@@ -71,10 +71,13 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, home: Home
     choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
     planned = best_plan(choices, cluster_nodes())
     print_table(planned.table())
-    if not can_grow():
-        planned.require()
-    contents = contents_of(trajectory(config))  # before anything is reserved, for it may take a while once
-    room, rest = reserve(choices, config.roles.wait_s, say).split(GROUPS)
+    try:
+        if not can_grow():
+            planned.require()
+        contents = contents_of(trajectory(config))  # before anything is reserved, for it may take a while once
+        room, rest = reserve(choices, config.roles.wait_s, say).split(GROUPS)
+    except UserError as error:
+        raise (resumable(error, checkpoint.step) if checkpoint else error) from None
     with whole_file(config.path / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     home.push()

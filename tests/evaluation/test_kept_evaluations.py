@@ -1,6 +1,7 @@
 """Evaluations in shards: what is kept, what a broken-off one does again, and who does it."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -156,18 +157,24 @@ def test_the_command_takes_settings_and_joins_a_cluster_for_several_workers(conf
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     asked = []
 
+    @contextmanager
+    def joined():
+        asked.append("joined")
+        yield
+        asked.append("left")
+
+    @contextmanager
     def placed(config, say):
         asked.append(config.evaluation.workers)
-        raise UserError("placed")
+        yield
+        asked.append("ended")
 
     settings = ["evaluation.workers=3", "evaluation.samples=8"]
-    with pytest.raises(UserError, match="placed"):
-        evaluate_command(run_config.path, None, None, None, settings, print, lambda: asked.append("joined"), placed)
-    assert asked == ["joined", 3]
+    evaluate_command(run_config.path, None, None, None, settings, print, joined, placed)
+    assert asked == ["joined", 3, "ended", "left"]
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    with pytest.raises(UserError, match="placed"):
-        evaluate_command(run_config.path, None, None, None, [], print, lambda: asked.append("joined"), placed)
-    assert asked[2:] == ["joined", 1]
+    evaluate_command(run_config.path, None, None, None, settings[1:], print, joined, placed)
+    assert asked[4:] == ["joined", 1, "ended", "left"]
 
 
 def test_shards_hold_whole_prompts():

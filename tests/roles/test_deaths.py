@@ -3,6 +3,8 @@
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 
+from dipp_ray.errors import RoleFailure
+from dipp_ray.roles import waiting
 from dipp_ray.roles.waiting import lost_actor
 
 DEAD = "The actor is dead because its "
@@ -43,3 +45,17 @@ def test_what_a_constructor_raised_is_the_reason():
 def test_an_actor_that_cannot_be_reached_is_told_as_that():
     error = ActorUnavailableError("RpcError: RPC error: failed to connect to all addresses", b"0" * 16)
     assert lost_actor(error)[1] == "it cannot be reached: its node is lost, or the network to it"
+
+
+def test_who_is_waited_for_in_vain_or_died_says_how_it_goes_on(monkeypatch):
+    monkeypatch.setattr(waiting.ray, "wait", lambda asked, **_: ([], asked))
+    with pytest.raises(RoleFailure, match=r"^ranks: 1 of 1 did not answer within 0 s; the same command goes on from"):
+        waiting.wait_all(["asked"], "ranks", 0, print)
+
+    def dead(_):
+        raise RayActorError(actor_id="ab12", error_msg="its node was terminated")
+
+    monkeypatch.setattr(waiting.ray, "wait", lambda asked, **_: (asked, []))
+    monkeypatch.setattr(waiting.ray, "get", dead)
+    with pytest.raises(RoleFailure, match=r"^encoders: a process died \(its node was lost\); shards that are missing$"):
+        waiting.wait_all(["asked"], "encoders", 0, print, "shards that are missing")

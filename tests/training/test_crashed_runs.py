@@ -226,6 +226,27 @@ def test_a_run_in_a_bucket_that_is_cut_off_at_any_request_ends_elsewhere(
     assert number > 50
 
 
+def test_a_run_that_waited_for_room_in_vain_says_how_it_goes_on(tmp_path, without_roles, monkeypatch):
+    """docs/elastic.md: where the room does not come within roles.wait_s the run ends, and goes on from there."""
+
+    def no_room(*_):
+        raise UserError("after 600 s the cluster still has no room: add nodes\nits table")
+
+    config, reserve = config_of(tmp_path, tmp_path), training.reserve
+    monkeypatch.setattr(training, "reserve", no_room)
+    with pytest.raises(UserError, match=r"add nodes\nits table$"):  # nothing is there to go on from
+        train(config)
+    monkeypatch.setattr(training, "reserve", reserve)
+    train(config.model_copy(update={"run": config.run.model_copy(update={"steps": EVERY})}))
+    monkeypatch.setattr(training, "reserve", no_room)
+    with pytest.raises(UserError, match=rf"add nodes; the same command goes on from step {EVERY}\nits table$"):
+        train(config)
+    planned = SimpleNamespace(table=lambda: "", require=no_room)
+    monkeypatch.setattr(training, "best_plan", lambda *_: planned)
+    with pytest.raises(UserError, match=rf"the same command goes on from step {EVERY}\nits table$"):
+        train(config)
+
+
 # -- what becomes of a checkpoint that is being written ----------------------------------------------------------------
 
 

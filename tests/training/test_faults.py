@@ -2,7 +2,7 @@
 
 from ray.exceptions import RayTaskError
 
-from dipp_ray.errors import NonFiniteError, RewardUnavailableError, RoleFailure
+from dipp_ray.errors import NonFiniteError, RewardUnavailableError, RoleFailure, UserError
 from dipp_ray.training.faults import GOES_ON, broke, plain, resumable
 
 ACCOUNT = (
@@ -41,6 +41,8 @@ def test_what_ends_a_run_says_how_it_goes_on():
     assert str(said) == "the loss is not finite at step 7; the same command goes on from step 5"
     said = resumable(RewardUnavailableError("no answer"), None)
     assert str(said) == "no answer; nothing is saved yet: the same command begins again"
+    said = resumable(UserError("no room: add nodes\nits table\nof nodes"), 5)
+    assert str(said) == "no room: add nodes; the same command goes on from step 5\nits table\nof nodes"
     already = RewardUnavailableError(f"no answer; {GOES_ON}")
     assert resumable(already, 5) is already
 

@@ -1,16 +1,20 @@
 """The front in a cluster: beside Serve on the head, with Serve's own proxy on loopback behind it."""
 
 import socket
+import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import pytest
 
 from dipp_ray.errors import UserError
+from dipp_ray.serving.core.queue import QueueSection
 from dipp_ray.serving.deploy import fronting
 from dipp_ray.serving.deploy.config import HttpSection, ServiceConfig
 from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.serving.deploy.listening import start_http
+from dipp_ray.serving.http.tokens import digest
 
 TOKEN = "0123456789abcdef"
 MODELS = [{"name": "bright", "model": "tiny_models:Brightness", "role": {"cpus": 0.1}}]
@@ -40,6 +44,22 @@ def status(port, path="/healthz", body=None, token=None):
         return error.code
 
 
+@contextmanager
+def open_call(port, token):
+    """A call whose body never comes."""
+    with socket.create_connection(("127.0.0.1", port)) as caller:
+        head = f"POST /v1/score HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 9\r\n"
+        caller.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
+        yield
+
+
+def until(condition):
+    ends = time.monotonic() + 60
+    while not condition() and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert condition()
+
+
 def test_serve_begins_with_a_front_that_knows_the_tokens_and_stays(free, tmp_path, monkeypatch):
     from ray import serve
     from ray.serve.context import _get_global_client
@@ -55,16 +75,40 @@ def test_serve_begins_with_a_front_that_knows_the_tokens_and_stays(free, tmp_pat
     deploy_rewards(config, "/")
     await_rewards("fronted", 180, print)
     assert status(free) == 200 and status(free, "/v1/models") == 401 and status(free, "/v1/models", token=TOKEN) == 200
-    with socket.create_connection(("127.0.0.1", free)) as first:  # its body never comes
-        head = f"POST /v1/score HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n"
-        first.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
-        while status(free, "/v1/score", b"x", TOKEN) != 429:
-            pass
+    with open_call(free, TOKEN):
+        until(lambda: status(free, "/v1/score", b"x", TOKEN) == 429)
     assert start_http(http)  # it is found again
     with pytest.raises(UserError, match=f"listens on 127.0.0.1:{free} in this cluster already"):
         start_http(HttpSection(port=behind.port))
     stop_rewards("fronted")
     assert status(free) == 404  # what Serve says where nothing is deployed
+
+
+def test_a_front_that_is_killed_comes_back_as_it_was(free):
+    import ray
+
+    http = HttpSection(port=free)
+    with socket.create_server(fronting.open_front(http)) as behind:  # takes calls, and answers none
+        fronting.tell_front({digest(TOKEN): "ann"}, QueueSection(calls=1))
+        ray.kill(ray.get_actor(fronting.NAME, namespace=fronting.NAMESPACE), no_restart=False)
+        assert fronting.front_address() == ("127.0.0.1", free)  # asked again until it is there
+        with open_call(free, TOKEN):
+            taken, _ = behind.accept()
+            assert status(free, "/v1/score", b"x", TOKEN) == 429  # by the front, before anything comes here
+            taken.close()
+    fronting.close_front()  # the next one is another service's
+    assert fronting._internal_kv_get(fronting.KNOWN, namespace=fronting.NAMESPACE) is None
+
+
+def test_a_front_that_finds_its_port_taken_listens_once_it_is_free(monkeypatch):
+    monkeypatch.setattr(fronting, "AGAIN_S", 0.01)
+    monkeypatch.setattr(fronting, "_internal_kv_get", lambda *_, **__: None)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        front = fronting.FrontActor(("127.0.0.1", port), ("127.0.0.1", 1))
+        assert front.place()[1] is not None
+    until(lambda: front.place()[1] is None)
+    assert status(port) == 502  # nothing is behind it
 
 
 def test_a_port_that_is_taken_is_one_sentence_and_nothing_stays(free):
