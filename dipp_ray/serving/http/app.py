@@ -31,6 +31,7 @@ from dipp_ray.serving.http.admission import Admission
 from dipp_ray.serving.http.bodies import parse, rendered
 from dipp_ray.serving.http.document import BINARY, MEANINGS, TEXT_CONTENT, page, request_content, secured
 from dipp_ray.serving.http.errors import HttpError, as_http
+from dipp_ray.serving.http.refusals import HEADER, as_text
 from dipp_ray.serving.http.tokens import bearer, trainer_of
 from dipp_ray.serving.http.uploads import Uploads, announced, body_of, require_length
 
@@ -143,7 +144,8 @@ def build_http(service: RewardIngress) -> FastAPI:
     async def metrics(request: Request) -> Response:
         """Counters for Prometheus."""
         identified(request, service)
-        return Response(service.metrics_text(), media_type="text/plain; version=0.0.4")
+        refused = as_text(request.headers.get(HEADER.decode(), ""))
+        return Response(service.metrics_text() + refused, media_type="text/plain; version=0.0.4")
 
     whole = app.openapi
 

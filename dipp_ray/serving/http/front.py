@@ -16,6 +16,7 @@ from dipp_ray.serving.http.admission import RETRY_S, Admission
 from dipp_ray.serving.http.errors import HttpError, as_http
 from dipp_ray.serving.http.headers import MOST_BYTES, read_head
 from dipp_ray.serving.http.passing import CHUNK, Exchange, parsed
+from dipp_ray.serving.http.refusals import HEADER, PATH, as_header
 from dipp_ray.serving.http.tokens import bearer, trainer_of
 
 MOST_CONNECTIONS = 1000
@@ -33,6 +34,7 @@ class Front:
         self._calls = STRANGERS_CALLS
         self._admission = Admission()
         self._refused: Counter[str] = Counter()  # of the last RETRY_S seconds, by caller
+        self._refusals: Counter[str] = Counter()  # from the start, by code
         self._waiting: dict[asyncio.Task, None] = {}  # connections without a call, the longest first
         self._connections: set[asyncio.Task] = set()
         self._server: asyncio.Server | None = None
@@ -88,6 +90,7 @@ class Front:
                     return
                 follows = await self._exchange(task, reader, writer, first)
             except HttpError as error:
+                self._refusals[error.code] += 1
                 await _refuse(reader, writer, error)
                 return
 
@@ -100,7 +103,7 @@ class Front:
         try:
             with self._admission.call(who, most):
                 self._waiting.pop(task, None)
-                follows = await exchange.run(request, peer, self._behind)
+                follows = await exchange.run(self._with_refusals(request), peer, self._behind)
         except TrainerFull as error:
             await self._slow_down(who, most)
             raise as_http(error) from None
@@ -118,6 +121,15 @@ class Front:
         if trainer is None:
             return f"{peer or 'this machine'} without a token{kind}", STRANGERS_CALLS
         return f"trainer '{trainer}'{kind}", self._calls
+
+    def _with_refusals(self, request: h11.Request) -> h11.Request:
+        """The request as it goes on: one for the metrics tells the service what was refused here."""
+        headers = [(name, value) for name, value in request.headers.raw_items() if name.lower() != HEADER]
+        if request.target.partition(b"?")[0] == PATH and self._refusals:
+            headers.append(as_header(self._refusals))
+        return h11.Request(
+            method=request.method, target=request.target, headers=headers, http_version=request.http_version
+        )
 
     async def _slow_down(self, who: str, most: int) -> None:
         """Who is refused more often than an obedient caller can be waits for its refusal: it would not wait after."""

@@ -89,6 +89,7 @@ def test_a_front_that_is_killed_comes_back_as_it_was(free):
 
     http = HttpSection(port=free)
     with socket.create_server(fronting.open_front(http)) as behind:  # takes calls, and answers none
+        behind.settimeout(60)
         fronting.tell_front({digest(TOKEN): "ann"}, QueueSection(calls=1))
         ray.kill(ray.get_actor(fronting.NAME, namespace=fronting.NAMESPACE), no_restart=False)
         assert fronting.front_address() == ("127.0.0.1", free)  # asked again until it is there

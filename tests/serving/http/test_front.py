@@ -13,7 +13,7 @@ from dipp_ray.serving.client.by_http import HttpTransport
 from dipp_ray.serving.client.reward_client import RewardClient
 from dipp_ray.serving.contract.records import ErrorReply
 from dipp_ray.serving.http import front as fronts
-from dipp_ray.serving.http import headers, passing
+from dipp_ray.serving.http import headers, passing, refusals
 from dipp_ray.serving.http.app import build_http
 from dipp_ray.serving.http.front import Front
 
@@ -557,6 +557,44 @@ def test_who_ignores_retry_after_waits_for_its_refusals(monkeypatch):
 
     run(app, scenario, known=KNOWN)
     assert len(slept) == 2
+
+
+def test_what_it_refused_is_in_the_metrics(monkeypatch):
+    monkeypatch.setattr(headers, "LONGEST_S", 0.5)
+    service, begun = build_http(with_tokens(ann=TOKEN)), []
+
+    async def app(scope, receive, send):
+        begun.append(scope["path"])
+        await service(scope, receive, send)
+
+    async def scenario(port):
+        def question(more=""):
+            return f"GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n{more}\r\n".encode()
+
+        caller = await Caller.to(port)
+        await caller.send(question("X-Dipp-Ray-Refused: trainer_full=9\r\n"))
+        assert b"front_refusals" not in (await caller.answer())[2]  # a caller cannot say it
+        late, long, full, taken = [await Caller.to(port) for _ in range(4)]
+        await late.send(GET[:-2])
+        await error_of(late, 408, "too_slow")
+        await long.send(GET[:-2] + b"a: b\r\n" * 200 + b"\r\n")
+        await error_of(long, 431, "head_too_long")
+        await taken.send(post(bytes(9), "/v1/score", TOKEN, **{"Content-Type": "application/json"})[:-1])
+        await settled(lambda: "/v1/score" in begun)
+        await full.send(post(bytes(9), "/v1/score", TOKEN))
+        await error_of(full, 429, "trainer_full")
+        await caller.send(question())
+        text = (await caller.answer())[2].decode()
+        assert text.count("# TYPE dipp_ray_reward_front_refusals_total counter") == 1
+        for code in ("too_slow", "head_too_long", "trainer_full"):
+            assert f'dipp_ray_reward_front_refusals_total{{code="{code}"}} 1.0\n' in text
+
+    run(app, scenario, known=KNOWN, calls=1)
+
+
+@pytest.mark.parametrize("value", ["", "a", "a=1,", 'a"=1', "a=1\nb=2", "a=-1", ",".join(["a=1"] * 33)])
+def test_what_is_no_count_is_left_out(value):
+    assert refusals.as_text(value) == b""
 
 
 # -- the service behind it --------------------------------------------------------------------------------------------
