@@ -271,6 +271,11 @@ def test_a_path_that_would_become_a_folder_of_an_odd_name_is_refused(path):
     assert "of homes your own alone is known" in sentence(path, "model.teacher=~nobody/teacher")
 
 
+def test_of_two_merges_in_a_mapping_a_list_is_made(path):
+    path.write_text("a: &a {x: 1}\nb: &b {y: 2}\nrun: {<<: *a, <<: *b}\n")
+    assert "'<<' is given twice" in sentence(path)
+
+
 def test_merge_keys_go_on_working(path):
     text = path.read_text().replace("score_optim:\n  lr: 0.0002\n", "score_optim:\n  <<: *optim\n  lr: 0.0002\n")
     text = text.replace("generator_optim:\n", "generator_optim: &optim\n  eps: 1.0e-6\n")

@@ -47,3 +47,11 @@ def test_the_card_needs_no_weights(folder, tmp_path):
     assert above == "" and call.startswith("python\n")  # the one right call comes first
     assert "`guidance_scale` is 0" in warning and "`use_resolution_binning=False`" in warning
     assert "More steps take longer" in warning
+    assert "| guidance scale of the teacher | 1.5 |" in text
+
+
+def test_the_card_names_the_guidance_of_a_teacher_that_is_shown_by_another(folder, tmp_path):
+    config = tiny_config(tmp_path, folder, tmp_path / "prompts.parquet", "evaluation.teacher_guidance=3")
+    write_card(folder, read_frame(folder), config, 20)
+    row = "| guidance scale of the teacher | 1.5 (3 where it is shown beside) |"
+    assert row in (folder / "README.md").read_text()

@@ -61,9 +61,10 @@ def test_a_vae_that_decodes_for_all_rewards_is_counted_once(world):
     assert own.keys() == once.keys()
     for name in ("reward 'ink'", "reward 'two'"):
         assert own[name].parts == once[name].parts | shared.parts and once[name].parts.keys() == {"weights"}
-    config = tiny_config(*world, terms)
-    assert any("each of 2 reward terms has a VAE of its own" in line
-               for line in footprint_lines(config, frame_of(config.model), ONE))  # fmt: skip
+    for which in ("false", "true"):
+        config = tiny_config(*world, terms, f"reward.decode_once={which}")
+        lines = footprint_lines(config, frame_of(config.model), ONE)
+        assert any("each of 2 reward terms has a VAE of its own" in line for line in lines) == (which == "false")
 
 
 def test_it_is_told_with_the_disk_and_the_memory_elsewhere(world):
