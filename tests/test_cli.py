@@ -250,3 +250,27 @@ def test_sample_and_export_of_what_is_not_there(capsys, tmp_path):
     assert "/nowhere" in refused(capsys, "export", "/nowhere", tmp_path / "out")
     assert "/nowhere" in refused(capsys, "evaluate", "/nowhere")
     assert "no metrics.jsonl" in refused(capsys, "report", tmp_path)
+
+
+def test_what_is_asked_of_sample_reaches_it(monkeypatch, tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "prompts.txt").write_text("a two\na three\n")
+    asked = []
+    monkeypatch.setattr("dipp_ray.evaluation.sample_command.sample", lambda *given, **how: asked.append((given, how)))
+    words = ["--prompt", "a zero", "--prompt", "a one", "--prompts", str(tmp_path / "prompts.txt"), "--count", "3"]
+    words += [
+        "--batch",
+        "2",
+        "--seed",
+        "5",
+        "--device",
+        "cpu",
+        "--family",
+        "own:Family",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(["sample", str(tmp_path), *words]) == 0
+    given, how = asked[0]
+    assert given == (str(tmp_path), ["a zero", "a one", "a two", "a three"], tmp_path / "out")
+    assert how == {"seed": 5, "count": 3, "batch": 2, "device": "cpu", "family": "own:Family"}

@@ -187,3 +187,18 @@ def test_roles_are_no_background_work_unless_that_is_asked_for(home, monkeypatch
     monkeypatch.setattr(ray, "init", lambda **options: found.append(os.environ[NICENESS]))
     connecting.connect()
     assert found == [read]
+
+
+def test_a_folder_that_is_too_long_for_sockets_is_said_with_the_remedy(home, monkeypatch):
+    import ray
+
+    def init(**options):
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes: /tmp/a/long/one\nand more")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(
+        UserError, match=r"^the folder of RAY_TMPDIR or TMPDIR is too long .*: set RAY_TMPDIR to a short"
+    ):
+        connecting.connect()
