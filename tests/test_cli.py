@@ -140,6 +140,20 @@ def test_check_plans_for_this_machine_and_starts_no_ray(capsys, config_file, mon
     assert "the cluster cannot hold this run" in plan_refused(capsys, config_file, "roles.generator.gpus=64")
 
 
+def test_check_loads_no_weights(config_file, monkeypatch):
+    import diffusers
+
+    from dipp_ray.models.hollow import Hollow
+
+    def refuse(*given, **how):
+        pytest.fail("weights were loaded")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(Hollow, "fill", refuse)
+    monkeypatch.setattr(diffusers.ModelMixin, "from_pretrained", refuse)
+    assert cli.main(["check", str(config_file)]) == 0
+
+
 def plan_refused(capsys, *arguments) -> str:
     assert cli.main(["check", *map(str, arguments)]) == 2
     return capsys.readouterr().err
