@@ -1,11 +1,13 @@
 """The front in a cluster: beside Serve on the head, with Serve's own proxy on loopback behind it."""
 
+import os
 import socket
 import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
+import psutil
 import pytest
 
 from dipp_ray.errors import UserError
@@ -91,7 +93,10 @@ def test_a_front_that_is_killed_comes_back_as_it_was(free):
     with socket.create_server(fronting.open_front(http)) as behind:  # takes calls, and answers none
         behind.settimeout(60)
         fronting.tell_front({digest(TOKEN): "ann"}, QueueSection(calls=1))
-        ray.kill(ray.get_actor(fronting.NAME, namespace=fronting.NAMESPACE), no_restart=False)
+        front = ray.get_actor(fronting.NAME, namespace=fronting.NAMESPACE)
+        lost = psutil.Process(ray.get(front.__ray_call__.remote(lambda _: os.getpid())))
+        lost.kill()
+        lost.wait(60)  # until then it takes calls, and answers where it listens
         assert fronting.front_address() == ("127.0.0.1", free)  # asked again until it is there
         with open_call(free, TOKEN):
             taken, _ = behind.accept()
