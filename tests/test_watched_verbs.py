@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from dipp_ray import cli, verbs
+from dipp_ray.training import machine, placement
+from dipp_ray.training.plan import Node
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
 
@@ -68,6 +70,21 @@ def test_check_that_tries(seen, run_file, monkeypatch):
     assert cli.main(["check", str(run_file)]) == 0 and seen == []
     assert cli.main(["check", str(run_file), "--try"]) == 0
     assert seen == ["connected", "start it anew, and the same command checks again", "tried", "left"]
+
+
+def test_check_asks_the_cluster_that_there_is(seen, run_file, monkeypatch, capsys):
+    def nodes():
+        seen.append("asked")
+        return [Node("a1", "far", {"CPU": 64.0})]
+
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    monkeypatch.setattr(placement, "cluster_nodes", nodes)
+    monkeypatch.setattr(machine, "this_machine", lambda: pytest.fail("planned for this machine"))
+    assert cli.main(["check", str(run_file)]) == 0
+    assert seen == ["connected", "start it anew, and the same command checks again", "asked", "left"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "node far" in told and "planned for this machine" not in told
+    assert cli.main(["check", str(run_file), "roles.teacher.cpus=65"]) == 2
 
 
 def test_serve_rewards(seen, tmp_path, monkeypatch):
