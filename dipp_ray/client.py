@@ -48,7 +48,8 @@ class RemoteReward(nn.Module):
 
     A call blocks until the answer is there. Raises CallError for a call that cannot be answered, NonFiniteError where
     a reward or gradient is not finite, RewardUnavailableError past the deadline and where any model gave no answer: a
-    term that failed is never taken for 0. The module has no parameters and no state to save.
+    term that failed is never taken for 0; RuntimeError after `close`. The module has no parameters and no state to
+    save.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class RemoteReward(nn.Module):
     def describe(self) -> ServiceRecord:
         """What the service is: its models, their part in the sum, its limits."""
         if self._service is None:
-            self._service = self._loop.run(self._client.describe())
+            self._service = self._run(self._client.describe())
         return self._service
 
     def close(self) -> None:
@@ -100,7 +101,7 @@ class RemoteReward(nn.Module):
             calls = [(sent[i : i + rows], prompts[i : i + rows]) for i in starts]
             return [await self._client.score(*call, gradient, self.held_out) for call in calls]
 
-        found = self._loop.run(parts())
+        found = self._run(parts())
         for name, reason in {name: reason for part in found for name, reason in part["failed"].items()}.items():
             raise RewardUnavailableError(f"reward '{name}' gave no answer: {reason}")
 
@@ -114,6 +115,12 @@ class RemoteReward(nn.Module):
             "scores": {name: np.concatenate([part["scores"][name] for part in found]) for name in names},
             "held_out": tuple(found[0]["held_out"]),
         }
+
+    def _run(self, call: Coroutine) -> Any:
+        if not self._close.alive:
+            call.close()
+            raise RuntimeError("this RemoteReward is closed: make another")
+        return self._loop.run(call)
 
 
 class _Reward(torch.autograd.Function):

@@ -217,6 +217,18 @@ def test_what_is_dropped_or_closed_leaves_no_thread(server):
         assert not thread.is_alive() and loop.is_closed()
 
 
+def test_what_is_closed_says_so(server):
+    remote = RemoteReward(server.url)
+    remote(images(1), PROMPTS[:1])
+    remote.close()
+    with pytest.raises(RuntimeError, match="this RemoteReward is closed: make another"):
+        remote(images(1), PROMPTS[:1])
+    unused = RemoteReward(server.url)
+    unused.close()
+    with pytest.raises(RuntimeError, match="this RemoteReward is closed: make another"):
+        unused.describe()
+
+
 def test_the_example_of_the_docs_runs_and_raises_the_reward(server, capsys):
     (program,) = (
         block for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if "RemoteReward(" in block
