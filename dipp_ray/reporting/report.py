@@ -131,7 +131,8 @@ def _evaluation(folder: Path, evaluation: dict) -> str:
 
 def _curves(records: list[dict], events: list[dict]) -> str:
     happened = [(event["step"], event["event"]) for event in events if event["event"] != "recovered"]
-    best = [(int(value), "best") for _, value in series(records, "best_step", "").finite][-1:]
+    faults = [(step, "") for step, _ in happened]  # named in one chart, and to be seen in all
+    marks = faults + [(int(value), "best") for _, value in series(records, "best_step", "").finite][-1:]
 
     def lines(*keys: str) -> list[Series]:
         return [series(records, key, key.partition("/")[2].replace("_", " ") or key.replace("_", " ")) for key in keys]
@@ -139,12 +140,12 @@ def _curves(records: list[dict], events: list[dict]) -> str:
     terms = sorted({key for record in records for key in record if key.startswith("reward/")})
     rewards = lines("reward", *(terms if len(terms) > 1 else []))
     charts = [
-        panels("Trained reward", "mean of a batch", rewards, best),
-        *(chart(f"Held-out reward, {line.name}", "mean", [line], best) for line in lines(*held_out_keys(records))),
-        panels("Score gap", "RMS of x̂ψ − x̂ref", lines("score_gap"), best),
-        panels("Score matching loss", "", lines("score_loss")),
-        panels("Gradient norms", "before clipping", lines("grad_norm/generator", "grad_norm/score")),
-        panels("Pull on a sample", "mean norm", _pull(records)),
+        panels("Trained reward", "mean of a batch", rewards, marks),
+        *(chart(f"Held-out reward, {line.name}", "mean", [line], marks) for line in lines(*held_out_keys(records))),
+        panels("Score gap", "RMS of x̂ψ − x̂ref", lines("score_gap"), marks),
+        panels("Score matching loss", "", lines("score_loss"), faults),
+        panels("Gradient norms", "before clipping", lines("grad_norm/generator", "grad_norm/score"), faults),
+        panels("Pull on a sample", "mean norm", _pull(records), faults),
         chart("Speed", "images/s", lines("images_per_second"), happened),
     ]
     drawn = "".join(charts)

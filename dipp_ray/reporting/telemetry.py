@@ -11,6 +11,7 @@ METRICS: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "dipp_ray_images_per_second": (Gauge, "Samples of generator updates a second.", ()),
     "dipp_ray_busy_share": (Gauge, "Part of the time that a role's actors were at work; 1: all.", ("role",)),
     "dipp_ray_recoveries": (Counter, "Faults that the run has recovered from.", ()),
+    "dipp_ray_preemptions": (Counter, "Nodes of the run's that were lost, or left it with notice.", ()),
     "dipp_ray_steps_lost": (Counter, "Steps that had to be done again.", ()),
     "dipp_ray_recovery_seconds": (Gauge, "From the last fault to the next finished step.", ()),
     "dipp_ray_checkpoint_seconds": (Gauge, "What the last checkpoint held the training up.", ()),

@@ -12,6 +12,7 @@ from dipp_ray.reporting.pace import Pace
 SAY_EVERY_S = 10.0
 GOES_ON = "the same command goes on from the last checkpoint"
 UNREACHABLE = "it cannot be reached: its node is lost, or the network to it"
+LOW_ON_MEMORY = "its node ran low on memory"
 
 
 def value_of(reference):
@@ -40,7 +41,7 @@ def lost_actor(error: RayActorError) -> tuple[str, str]:
     elif "node has died" in text or "node was terminated" in text:
         reason = "its node was lost"
     elif "memory" in text and "OOM" not in text:
-        reason = "its node ran low on memory"
+        reason = LOW_ON_MEMORY
     elif "connection error code" in text or "SIGKILL" in text:
         reason = "its process was killed, from outside or by the system for want of memory"
     else:

@@ -94,6 +94,9 @@ class Controller:
         busy: dict[str, float] = {}
         for done in finished.values():
             busy[done.task.role] = busy.get(done.task.role, 0.0) + done.report.seconds
+        asked = [(done.stamps.began, done.stamps.ended) for done in finished.values() if done.task.role == "reward"]
+        if asked:  # its one client waits for several at once
+            busy["reward"] = covered(asked)
         metrics = mean_of([r.metrics for r in trained]) | mean_of([r.metrics for r in sent_back])
         if kept := reports_of(finished, "keep"):
             metrics["keep_seconds"] = max(report.seconds for report in kept)
@@ -151,6 +154,7 @@ class Controller:
             self.together(role, "keep", done, self.memory.look())
         for role in GROUPS:
             self.together(role, "kept", done)
+        self.memory.complete = done
 
     # -- between steps -------------------------------------------------------------------------------------------------
 
@@ -227,6 +231,15 @@ def shape_of(config: RunConfig, ranks: Mapping[Role, int]) -> StepShape:
         teacher="score" if config.teacher_in_score else "pool",
         encodes=config.data.embeddings is None,
     )
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Seconds that lie in at least one of the spans (from, to)."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 def reports_of(finished: dict[Key, Finished], action: str) -> list:

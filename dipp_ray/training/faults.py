@@ -11,6 +11,10 @@ from dipp_ray.errors import RoleFailure
 from dipp_ray.roles.waiting import GOES_ON
 from dipp_ray.training.tasks import Role, Task
 
+# What is said where memory runs out, on a GPU or on a node.
+MORE_MEMORY = (
+    "more data.micro_batches, gradient_checkpointing or offload of the role take less, `dipp-ray check` says how much"
+)
 LONGEST = 300  # characters of an error that nobody foresaw
 
 
@@ -60,6 +64,8 @@ def broke(error: Exception, cause: BaseException, log: Path) -> RoleFailure:
     traceback go into the file `log`."""
     by = "a role" if isinstance(error, RayTaskError) else "the driver"
     where = "; ".join(getattr(error, "__notes__", [])) or f"raised by {by}"
+    if type(cause).__name__ == "OutOfMemoryError":  # torch's
+        where += f"; {MORE_MEMORY}"
     try:
         log.write_text(plain("".join(traceback.format_exception(error))), encoding="utf-8")
         where += f"; its traceback is in {log}"

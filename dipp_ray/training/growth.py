@@ -62,6 +62,7 @@ class Surroundings:
         self.said: str | None = None
         self.looked = time.monotonic()
         self.placements = placements  # what they hold changes with the teacher pool
+        self.leaving: dict[str, float] = {}  # nodes that are about to, with when: see `draining_nodes`
         self.names = {entry["NodeID"]: entry["NodeName"] or entry["NodeManagerAddress"] for entry in ray.nodes()}
 
     def reason_to_move(self) -> str | None:
@@ -73,9 +74,9 @@ class Surroundings:
         return self.said
 
     def _draining(self) -> str | None:
-        leaving = draining_nodes()
-        ours = {node for placement in self.placements for node in placement.node_ids()} if leaving else set()
-        for node, deadline in leaving.items():
+        self.leaving = draining_nodes()
+        ours = {node for placement in self.placements for node in placement.node_ids()} if self.leaving else set()
+        for node, deadline in self.leaving.items():
             if node in ours:
                 left = f" in {max(0.0, deadline - time.time()):.0f} s" if deadline else ""
                 return f"node {self.names.get(node, node)} leaves the cluster{left}"

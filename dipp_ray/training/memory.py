@@ -1,6 +1,6 @@
 """The state of both groups in the memory of other nodes: newer than any checkpoint, and read without storage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -41,7 +41,8 @@ class StateMemory:
         self.keepers: dict[str, ray.actor.ActorHandle] = {}  # by node
         self.underway: dict[int, list] = {}  # step -> references that are there when a share has arrived
         self.complete = 0  # the last step of which everything has arrived
-        self.lost = False  # a keeper, as far as is known
+        self.nodes: set[str] = set()  # whose keepers the ranks send to
+        self.lost = False  # a keeper that they send to is, or is about to be, as far as is known
 
     def is_due(self, done: int) -> bool:
         return bool(self.every) and done % self.every == 0
@@ -55,8 +56,10 @@ class StateMemory:
         ranks = dict(zip(workers, wait_all(asked, "the ranks", self.wait_s, say), strict=True))
         places = keeper_nodes(ranks, living_nodes())
         self._held()
-        self.lost = False
-        for node in {node for nodes in places.values() for node in nodes} - self.keepers.keys():
+        if self.lost:
+            say("a keeper of the state is lost, or its node leaves: from here on the state is kept anew elsewhere")
+        self.lost, self.nodes = False, {node for nodes in places.values() for node in nodes}
+        for node in self.nodes - self.keepers.keys():
             here = NodeAffinitySchedulingStrategy(node, soft=False)
             self.keepers[node] = Keeper.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         asked = [
@@ -65,6 +68,10 @@ class StateMemory:
         ]
         asked += [keeper.have.remote() for keeper in self.keepers.values()]
         wait_all(asked, "the keepers of the state", self.wait_s, say)
+
+    def leave(self, nodes: Collection[str]) -> None:
+        """These nodes are about to leave the cluster: what is kept there alone would be lost with them."""
+        self.lost = self.lost or not self.nodes.isdisjoint(nodes)
 
     def newest(self, steps: list[int] | None = None) -> InMemory | None:
         """The newest complete state among `steps` that the living keepers have."""

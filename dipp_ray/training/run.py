@@ -15,7 +15,7 @@ from dipp_ray.training.checks import score_checkpoint
 from dipp_ray.training.controller import Controller, StepResult
 from dipp_ray.training.memory import InMemory
 from dipp_ray.training.saving import Saver
-from dipp_ray.training.session import Session
+from dipp_ray.training.session import Committed, Session
 from dipp_ray.training.sessions import Sessions
 from dipp_ray.training.shared_service import changes, judge_of
 from dipp_ray.training.state import RunState
@@ -62,23 +62,23 @@ class Run:
         self.say = say
         self.sessions.say_by(say)
 
-    def start(self, checkpoint: Checkpoint | None) -> int:
-        """Open a session and bring it to its first step: from the newest state that there is in memory or, in
-        `checkpoint`, committed, or fresh. Returns the number of finished steps. Where a rank is lost meanwhile, another
+    def start(self, find: Callable[[], Checkpoint | None]) -> int:
+        """Open a session and bring it to its first step: from the newest state that there is in memory or committed,
+        as `find` finds it, or fresh. Returns the number of finished steps. Where a rank is lost meanwhile, another
         session is opened."""
         while True:
             try:
-                return self._start(checkpoint)
+                return self._start(find)
             except RoleFailure as fault:
                 self.sessions.survive(fault, self.state.next_step)
 
-    def _start(self, checkpoint: Checkpoint | None) -> int:
-        state = self.sessions.open(checkpoint, list(self.states))
+    def _start(self, find: Callable[[], Checkpoint | None]) -> int:
+        state = self.sessions.open(find, self.saver.saved, list(self.states))
         self.watch = Watch(self.config, self.controller)
         if isinstance(state, InMemory):
             self.state = self.states[state.step]
-        elif state is not None and checkpoint is not None:
-            self._take_up(checkpoint)
+        elif isinstance(state, Committed):
+            self._take_up(state.checkpoint)
         else:
             self._begin()
         done = self.state.next_step
@@ -152,12 +152,12 @@ class Run:
                 self.say(f"another session from step {done} on: {self.moving}")
                 record_event(self.config.path, "moved", done, self.moving)
                 self.session.end_ranks()
+                self.sessions.moves()
             except RoleFailure as fault:
                 self.saver.commit_if_written()
                 self.saver.forget()
                 self.sessions.survive(fault, done)
-            checkpoint = self.store.latest()  # who reads it compares checksums
-            done = self.start(checkpoint)
+            done = self.start(self.store.latest)  # who reads it compares checksums
             metrics.resume(done or -1)
             self.say(f"goes on from step {done} with {self.session.sizes}")
         return done
@@ -196,10 +196,10 @@ class Run:
                 self.remember(done)
             if step.last and self.moving and self.sessions.memory.every:
                 self.saver.finish(self.controller)
-                self.controller.keep_now(done)
-                self.remember(done)
-            if step.last and self.sessions.memory.lost:
+                self.keep(done)
+            elif step.last and self.sessions.memory.lost:
                 self.sessions.memory.attach(self.controller.actors, self.say)
+                self.keep(done)  # what the lost one had is gone, and a fault now would cost all since the one before
             yield done
 
     def tell(self, step: StepResult, speed: float) -> None:
@@ -211,9 +211,14 @@ class Run:
         actors = {"generator": sizes.generator, "score": sizes.score, "teacher": sizes.teacher, "text": 1, "reward": 1}
         telemetry.busy(step.busy, actors, self.config.data.batch_size / speed)
         telemetry.set("dipp_ray_checkpoint_seconds", self.saver.held_up)
-        telemetry.set("dipp_ray_state_age_steps", step.step + 1 - max([self.saver.saved, *self.states]))
+        telemetry.set("dipp_ray_state_age_steps", step.step + 1 - max(self.saver.saved, self.sessions.memory.complete))
         if "keep_seconds" in step.metrics:
             telemetry.set("dipp_ray_keep_seconds", step.metrics["keep_seconds"])
+
+    def keep(self, done: int) -> None:
+        """At a barrier: have the state as it is now in memory, whether or not it is due."""
+        self.controller.keep_now(done)
+        self.remember(done)
 
     def remember(self, done: int) -> None:
         """What belongs to the groups' state that is kept in memory after `done` steps. One that speaks of a best model

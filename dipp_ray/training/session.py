@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ray.exceptions import RayTaskError
 
+from dipp_ray.checkpoints.record import Checkpoint
 from dipp_ray.config import RunConfig
 from dipp_ray.data.embeddings import NULL
 from dipp_ray.data.prompts import Prompts
@@ -41,10 +42,14 @@ class HeldState(Protocol):
 
 @dataclass(frozen=True)
 class Committed:
-    """The state in a committed checkpoint."""
+    """The state in a committed checkpoint of the store at `url`."""
 
-    step: int
+    checkpoint: Checkpoint
     url: str
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.step
 
     def asked(self, group: Role) -> tuple:
         return "restore", self.url, self.step

@@ -11,9 +11,9 @@ from dipp_ray.errors import RoleFailure, UserError
 from dipp_ray.reporting.events import record_event
 from dipp_ray.reporting.pace import Pace
 from dipp_ray.reporting.telemetry import Telemetry
-from dipp_ray.roles.waiting import SAY_EVERY_S, UNREACHABLE
+from dipp_ray.roles.waiting import LOW_ON_MEMORY, SAY_EVERY_S, UNREACHABLE
 from dipp_ray.training.attempts import Attempts
-from dipp_ray.training.faults import GOES_ON
+from dipp_ray.training.faults import GOES_ON, MORE_MEMORY
 from dipp_ray.training.growth import GROWTH, Surroundings
 from dipp_ray.training.memory import StateMemory
 from dipp_ray.training.placement import GRANT_S, Placement, cluster_nodes, living_nodes, reserve
@@ -51,9 +51,12 @@ class Sessions:
         if self.current:
             self.current.controller.say_by(say)
 
-    def open(self, checkpoint: Checkpoint | None, remembered: list[int]) -> HeldState | None:
+    def open(self, find: Callable[[], Checkpoint | None], saved: int, remembered: list[int]) -> HeldState | None:
         """Open a session and bring its ranks to the newest state: in memory, of one of the `remembered` steps, or
-        committed, in `checkpoint`. Returns it; None: the ranks are as they are made.
+        committed. Returns it; None: the ranks are as they are made.
+
+        find: looks for the newest committed checkpoint, which is known to be that of step `saved`; not called where
+        what is in memory is as new, so that no storage is read then, nor need be there.
 
         Raises RoleFailure where a process is lost meanwhile, or where there is no room within roles.wait_s.
         """
@@ -66,7 +69,7 @@ class Sessions:
             self.taken = True
         except UserError as error:
             raise NoRoom(f"{error}\n{GOES_ON}") from None
-        state = self._newest(checkpoint, remembered)
+        state = self._newest(find, saved, remembered)
         self.current = Session.open(
             self.config, self.roles, self.room, state, self.memory, self.spares, self.prompts, self.say
         )
@@ -74,11 +77,14 @@ class Sessions:
         self._look_around(self.current)
         return state
 
-    def _newest(self, checkpoint: Checkpoint | None, remembered: list[int]) -> HeldState | None:
+    def _newest(self, find: Callable[[], Checkpoint | None], saved: int, remembered: list[int]) -> HeldState | None:
         kept = self.memory.newest(remembered)
-        if kept is not None and (checkpoint is None or kept.step >= checkpoint.step):
+        if kept is not None and kept.step >= saved:
             return kept
-        return Committed(checkpoint.step, self.store.url) if checkpoint else None
+        checkpoint = find()
+        if checkpoint is None or (kept is not None and kept.step >= checkpoint.step):
+            return kept
+        return Committed(checkpoint, self.store.url)
 
     def _room_for_another(self) -> Placement:
         """Room for the largest groups that the cluster can give now; the room held so far is given up for it."""
@@ -119,6 +125,8 @@ class Sessions:
         """Why the session in hand is to give way to another at the next boundary, or None."""
         reason = self.surroundings.reason_to_move() if self.surroundings else None
         self.grows = reason == GROWTH
+        if self.surroundings:
+            self.memory.leave(self.surroundings.leaving)
         return reason
 
     def survive(self, fault: RoleFailure, done: int) -> None:
@@ -128,12 +136,26 @@ class Sessions:
         if self.current:
             self.current.end_ranks()
         lost_node = self._lost_node(fault)
-        goes_on = not isinstance(fault, NoRoom) and self.attempts.again(lost_node)
         reason = str(fault).removesuffix(f"; {GOES_ON}")
         record_event(self.config.path, "lost node" if lost_node else "fault", done, reason)
-        if not goes_on:
+        if isinstance(fault, NoRoom):
             raise fault
+        starved_at = self.current.sizes if self.current and LOW_ON_MEMORY in reason else None
+        if lost_node:
+            self._preempted()
+        elif not self.attempts.again(starved_at):
+            often = f"; memory ran out {self.attempts.starved[starved_at]} times with {starved_at}: {MORE_MEMORY}"
+            raise RoleFailure(f"{reason}{often}; {GOES_ON}") if starved_at else fault
         self.say(f"recovering from a fault after step {done}: {reason} ({self.attempts})")
+
+    def moves(self) -> None:
+        """The session in hand has given way, for the reason that was told."""
+        if not self.grows:
+            self._preempted()
+
+    def _preempted(self) -> None:
+        self.attempts.preempted()
+        self.telemetry.add("dipp_ray_preemptions")
 
     def _lost_node(self, fault: RoleFailure) -> bool:
         """Whether a node of the session's is gone. Of a process that cannot be reached Ray knows that only later, and

@@ -85,7 +85,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, home: Home
     try:
         roles = start_roles(config, rest, say)
         run = Run(config, Sessions(config, roles, room, prompts, store, say), store, say, contents)
-        done = run.start(checkpoint)
+        done = run.start(lambda: checkpoint)
         if done:
             say(f"resumed from the checkpoint of step {done}")
         with (

@@ -1,5 +1,7 @@
 """What happened to a run beside its steps: written, read, and seen in the report."""
 
+import re
+
 from dipp_ray.reporting.events import read_events, record_event
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.report import write_report
@@ -23,10 +25,13 @@ def test_a_folder_that_is_gone_ends_nothing(tmp_path):
 def test_the_report_shows_faults_with_their_reason_and_on_the_curve(tmp_path):
     with MetricsLog(tmp_path) as metrics:
         for step in range(1, 9):
-            metrics.write(step, {"images_per_second": 10.0 + step})
+            metrics.write(step, {"images_per_second": 10.0 + step, "score_loss": 1.0 / step, "reward": 0.1 * step})
     before = write_report(tmp_path).read_text()
     record_event(tmp_path, "lost node", 5, "score rank <0> died")
     page = write_report(tmp_path).read_text()
     assert "What happened" not in before
     assert "step 5: lost node, score rank &lt;0&gt; died" in page
     assert page.count("lost node") > 1, "on the curve of the speed too"
+    figures = re.findall(r'<figure class="chart">.*?</figure>', page, re.S)
+    assert len(figures) == 3 and all('<path class="mark"' in figure for figure in figures), "on each chart's steps"
+    assert '<path class="mark"' not in before

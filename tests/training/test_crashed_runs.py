@@ -81,14 +81,15 @@ class Session:
 class Sessions:
     def __init__(self, config, roles, room, prompts, store, say):
         self.roles, self.store, self.current = roles, store, None
-        self.memory = SimpleNamespace(every=0, lost=False, is_due=lambda done: False)
+        self.memory = SimpleNamespace(every=0, complete=0, lost=False, is_due=lambda done: False)
         nothing = lambda *_, **__: None  # noqa: E731
         self.telemetry = SimpleNamespace(add=nothing, set=nothing, busy=nothing)
-        self.say_by = self.finished = self.close = self.reason_to_move = nothing
+        self.say_by = self.finished = self.moves = self.close = self.reason_to_move = nothing
 
-    def open(self, checkpoint, remembered):
+    def open(self, find, saved, remembered):
+        checkpoint = find()
         self.current = Session(self.store, checkpoint)
-        return Committed(checkpoint.step, self.store.url) if checkpoint else None
+        return Committed(checkpoint, self.store.url) if checkpoint else None
 
     def survive(self, fault, done):
         raise fault
@@ -260,9 +261,9 @@ def plain_run(tmp_path, monkeypatch, sessions=Sessions, seen=lambda done, store:
                 yield step
 
     class Opening(sessions):
-        def open(self, checkpoint, remembered):
-            found = super().open(checkpoint, remembered)
-            self.current = Seen(self.store, checkpoint)
+        def open(self, find, saved, remembered):
+            found = super().open(find, saved, remembered)
+            self.current = Seen(self.store, found and found.checkpoint)
             return found
 
     monkeypatch.setattr(training, "Sessions", Opening)
@@ -310,15 +311,15 @@ def test_a_move_waits_for_the_checkpoint_that_is_being_written(tmp_path, without
     class Moving(Sessions):
         def __init__(self, *arguments):
             super().__init__(*arguments)
-            self.memory = SimpleNamespace(every=100, lost=False, is_due=lambda done: False)
-            self.reason_to_move = lambda: "a node leaves" if self.moves() else None
+            self.memory = SimpleNamespace(every=100, complete=0, lost=False, is_due=lambda done: False)
+            self.reason_to_move = lambda: "a node leaves" if self.is_time() else None
             self.asked = count(1)
 
-        def moves(self):
+        def is_time(self):
             return next(self.asked) == 4  # the step after a checkpoint was begun
 
-        def open(self, checkpoint, remembered):
-            found = super().open(checkpoint, remembered)
+        def open(self, find, saved, remembered):
+            found = super().open(find, saved, remembered)
             Session.keep_now = lambda session, done: kept.append((done, session.store.steps()))
             return found
 

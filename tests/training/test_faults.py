@@ -1,9 +1,10 @@
 """An error that nobody foresaw: one sentence for a person, and the whole account in a file, without colours."""
 
 from ray.exceptions import RayTaskError
+from torch import OutOfMemoryError
 
 from dipp_ray.errors import NonFiniteError, RewardUnavailableError, RoleFailure, UserError
-from dipp_ray.training.faults import GOES_ON, broke, plain, resumable
+from dipp_ray.training.faults import GOES_ON, MORE_MEMORY, broke, plain, resumable
 
 ACCOUNT = (
     "\x1b[36mray::GeneratorRank.backward()\x1b[39m (pid=7, repr=<generator.GeneratorRank object at 0x7f93dfe2fd90>)\n"
@@ -28,6 +29,14 @@ def test_a_person_is_told_in_one_sentence_and_the_rest_is_in_a_file(tmp_path):
     account = (tmp_path / "error.txt").read_text()
     assert "ray::GeneratorRank.backward()" in account and "object>" in account
     assert "\x1b" not in account and "0x" not in account
+
+
+def test_memory_of_a_gpu_that_runs_out_is_told_with_the_remedy(tmp_path):
+    error = OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    error.add_note("raised by score model rank 1 in step 3, 'train' of micro-batch 0")
+    said = str(broke(error, error, tmp_path / "e"))
+    assert f"in step 3, 'train' of micro-batch 0; {MORE_MEMORY}; its traceback is in" in said and GOES_ON in said
+    assert MORE_MEMORY not in str(met(tmp_path))
 
 
 def test_without_a_folder_it_is_told_all_the_same(tmp_path):

@@ -155,11 +155,22 @@ def test_a_keeper_that_hangs_is_told_and_one_that_is_slow_is_waited_for(sender):
 def test_faults_in_a_row_without_progress_are_bounded_and_lost_nodes_are_not_counted():
     attempts = Attempts(2)
     attempts.finished(5)
-    assert attempts.again(lost_node=False) and attempts.again(lost_node=False)
+    assert attempts.again(None) and attempts.again(None)
     attempts.finished(4)  # a step that was done before is no progress
-    assert attempts.again(lost_node=True)
-    assert not attempts.again(lost_node=False)
+    attempts.preempted()
+    assert not attempts.again(None)
     attempts.finished(6)
-    assert attempts.again(lost_node=False)
+    assert attempts.again(None)
     assert (attempts.failures, attempts.preemptions) == (4, 1)
-    assert not Attempts(0).again(lost_node=False)
+    assert not Attempts(0).again(None)
+
+
+def test_memory_that_runs_out_at_the_same_sizes_is_bounded_though_steps_are_finished_between():
+    attempts = Attempts(2)
+    for done in (3, 6):
+        attempts.finished(done)
+        assert attempts.again("large")
+    attempts.finished(9)
+    assert attempts.again("small")
+    attempts.finished(12)
+    assert not attempts.again("large") and attempts.in_a_row == 1

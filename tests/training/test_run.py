@@ -105,7 +105,7 @@ def kills_change_nothing(world, name, straight_settings, stopped_settings):
     stopped(config, kill_then_stop, KeyboardInterrupt, 7, said)
     (recovered,) = [line for line in said if line.startswith("recovering")]
     assert recovered.startswith("recovering from a fault after step 3: generator rank 0 died"), recovered
-    assert recovered.endswith("(1 of 3 in a row; 1 faults and 0 lost nodes so far)")
+    assert recovered.endswith("(1 of 3 in a row; 1 faults and 0 preemptions so far)")
     (goes_on,) = [line for line in said if line.startswith("goes on")]
     assert goes_on in {f"goes on from step {step} with 1 generator and 1 score model ranks" for step in (3, 4)}
     resumed = train(config, said.append)

@@ -6,8 +6,10 @@ import pytest
 
 from dipp_ray.errors import RoleFailure
 from dipp_ray.reporting.events import read_events
-from dipp_ray.roles.waiting import UNREACHABLE
+from dipp_ray.roles.waiting import LOW_ON_MEMORY, UNREACHABLE
 from dipp_ray.training import sessions as module
+from dipp_ray.training.faults import GOES_ON, MORE_MEMORY
+from dipp_ray.training.growth import GROWTH
 from dipp_ray.training.sessions import Sessions
 from dipp_ray.training.sizes import Sizes
 from settings import tiny_config
@@ -76,7 +78,7 @@ def world(monkeypatch):
         module, "best_plan", lambda choices, given_up: SimpleNamespace(possible=world.fits(given_up), waits=False)
     )
     nothing.lacking = lambda: ["a rank"]
-    surroundings = SimpleNamespace(demand=nothing, close=lambda: None, reason_to_move=lambda: None)
+    surroundings = SimpleNamespace(demand=nothing, close=lambda: None, reason_to_move=lambda: None, leaving={})
     monkeypatch.setattr(module, "Surroundings", lambda *_, **__: surroundings)
     return world
 
@@ -91,17 +93,17 @@ def sessions(world, tmp_path):
 
 def test_the_room_of_a_session_is_given_for_the_next_one_though_its_ranks_did_not_meet(world, sessions):
     first = sessions.room
-    sessions.open(None, [])
+    sessions.open(lambda: None, 0, [])
     assert world.reserved == []
     sessions.survive(RoleFailure("a rank died"), 5)
     world.fails = True
     with pytest.raises(RoleFailure):
-        sessions.open(None, [])
+        sessions.open(lambda: None, 0, [])
     second = sessions.room
     assert world.reserved == [first] and not second.released
     sessions.survive(RoleFailure("another"), 3)
     world.fails = False
-    sessions.open(None, [])
+    sessions.open(lambda: None, 0, [])
     assert world.reserved == [first, second], "else the ranks that ended hold it, and the groups would be smaller"
     sessions.close()
     assert sessions.room.released
@@ -110,19 +112,19 @@ def test_the_room_of_a_session_is_given_for_the_next_one_though_its_ranks_did_no
 def test_room_is_looked_for_anew_where_the_very_first_ranks_did_not_meet(world, sessions):
     first, world.fails = sessions.room, True
     with pytest.raises(RoleFailure):
-        sessions.open(None, [])
+        sessions.open(lambda: None, 0, [])
     sessions.survive(RoleFailure("its node was lost"), 0)
     world.fails = False
-    sessions.open(None, [])
+    sessions.open(lambda: None, 0, [])
     assert world.reserved == [first] and sessions.current.placement is not first
 
 
 def test_a_fault_while_the_run_recovers_belongs_to_the_same_recovery(world, sessions):
-    sessions.open(None, [])
+    sessions.open(lambda: None, 0, [])
     sessions.finished(5)
     sessions.survive(RoleFailure("a rank died"), 5)
     sessions.survive(RoleFailure("another"), 2)  # what the run remembers of its last state
-    sessions.open(None, [])
+    sessions.open(lambda: None, 0, [])
     sessions.finished(3)
     events = read_events(sessions.config.path)
     assert [(event["event"], event["step"]) for event in events] == [("fault", 5), ("fault", 5), ("recovered", 3)]
@@ -136,13 +138,13 @@ def test_a_fault_while_the_run_recovers_belongs_to_the_same_recovery(world, sess
 def test_ray_is_given_time_to_say_that_the_node_of_an_unreachable_rank_is_lost(sessions, monkeypatch, reason, event):
     looks = iter([{"a", "b"}, {"a", "b"}, {"b"}])
     monkeypatch.setattr(module, "living_nodes", lambda: next(looks))
-    sessions.open(None, [])
+    sessions.open(lambda: None, 0, [])
     sessions.survive(RoleFailure(f"score model rank 0 died: {reason}"), 1)
     assert [one["event"] for one in read_events(sessions.config.path)] == [event]
 
 
 def test_faults_in_a_row_end_the_run_and_lost_nodes_do_not(world, sessions):
-    sessions.open(None, [])
+    sessions.open(lambda: None, 0, [])
     world.nodes = {"b"}
     for _ in range(4):
         sessions.survive(RoleFailure("its node was lost"), 1)
@@ -154,8 +156,51 @@ def test_faults_in_a_row_end_the_run_and_lost_nodes_do_not(world, sessions):
     assert [event["event"] for event in read_events(sessions.config.path)] == ["lost node"] * 4 + ["fault"] * 3
 
 
+def test_memory_that_runs_out_again_and_again_at_the_same_sizes_ends_the_run_with_the_remedy(world, sessions):
+    """Whatever was finished between: the next ranks of that size meet the same."""
+    fault = RoleFailure(f"generator rank 0 died in step 5, 'train': {LOW_ON_MEMORY}; {GOES_ON}")
+    for done in (5, 10):
+        sessions.open(lambda: None, 0, [])
+        sessions.finished(done)
+        sessions.survive(fault, done)
+    sessions.open(lambda: None, 0, [])
+    sessions.finished(15)
+    with pytest.raises(RoleFailure) as ended:
+        sessions.survive(fault, 15)
+    assert str(ended.value) == (
+        f"generator rank 0 died in step 5, 'train': {LOW_ON_MEMORY}; memory ran out 3 times with 1 generator and "
+        f"1 score model ranks: {MORE_MEMORY}; {GOES_ON}"
+    )
+
+
+def test_lost_nodes_and_moves_away_from_them_are_preemptions_and_growth_is_none(world, sessions):
+    added = []
+    sessions.telemetry = SimpleNamespace(add=lambda name, *_: added.append(name))
+    sessions.open(lambda: None, 0, [])
+    world.nodes = {"b"}
+    sessions.survive(RoleFailure("its node was lost"), 1)
+    sessions.surroundings.reason_to_move = lambda: "node b leaves the cluster in 30 s"
+    sessions.reason_to_move()
+    sessions.moves()
+    assert sessions.attempts.preemptions == 2 and added == ["dipp_ray_preemptions"] * 2
+    sessions.surroundings.reason_to_move = lambda: GROWTH
+    sessions.reason_to_move()
+    sessions.moves()
+    assert sessions.attempts.preemptions == 2
+
+
+def test_a_keeper_whose_node_leaves_is_replaced_at_the_next_boundary(world, sessions):
+    sessions.open(lambda: None, 0, [])
+    sessions.memory.nodes = {"head", "b"}
+    sessions.reason_to_move()
+    assert not sessions.memory.lost
+    sessions.surroundings.leaving = {"head": 0.0}
+    sessions.reason_to_move()
+    assert sessions.memory.lost
+
+
 def test_the_pool_asks_for_nothing_while_ranks_look_for_room_and_knows_what_they_lack(world, sessions):
-    sessions.open(None, [])
+    sessions.open(lambda: None, 0, [])
     assert sessions.roles.pool.did == ["withdraw"]
     assert sessions.roles.pool.ranks_lack() == ["a rank"]
 
@@ -171,8 +216,32 @@ def test_the_pool_asks_for_nothing_while_ranks_look_for_room_and_knows_what_they
     ids=["there is room", "one makes room", "two do", "nor would two"],
 )
 def test_teachers_that_the_pool_may_do_without_make_room_for_ranks(world, sessions, fits, gone):
-    sessions.open(None, [])
+    sessions.open(lambda: None, 0, [])
     sessions.survive(RoleFailure("a rank died"), 5)
     world.fits, sessions.roles.pool.did = fits, []
-    sessions.open(None, [])
+    sessions.open(lambda: None, 0, [])
     assert sessions.roles.pool.did == ["withdraw", *gone]
+
+
+@pytest.mark.parametrize(
+    ("kept", "saved", "found", "newest"),
+    [
+        (6, 4, "not asked", 6),
+        (4, 4, "not asked", 4),  # as new: no storage is read
+        (4, 6, 6, 6),
+        (None, 6, 6, 6),
+        (4, 6, 2, 4),
+        (4, 6, None, 4),  # what was committed is gone
+        (None, 0, None, None),
+    ],
+)
+def test_the_newest_state_is_taken_and_storage_is_read_only_where_it_has_that(
+    world, sessions, kept, saved, found, newest
+):
+    def find():
+        assert found != "not asked", "a store that is away is in nobody's way"
+        return found and SimpleNamespace(step=found)
+
+    sessions.memory.newest = lambda remembered: kept and SimpleNamespace(step=kept)
+    state = sessions.open(find, saved, [kept])
+    assert (state and state.step) == newest and world.states == [state]

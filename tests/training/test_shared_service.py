@@ -5,8 +5,8 @@ import pytest
 import resumed_run
 import torch
 from ray import serve
-from test_parity import assert_same, plain_run, ray_run
-from test_run import TERMS, kills_change_nothing
+from test_parity import COMPARED, assert_same, plain_run, ray_run
+from test_run import TERMS, kill_rank_during, kills_change_nothing
 
 from dipp_ray.alignment.questions import generate
 from dipp_ray.checkpoints.store import CheckpointStore
@@ -14,7 +14,9 @@ from dipp_ray.data.prompts import read_prompts
 from dipp_ray.diffusion.noise import EVALUATION, Draws
 from dipp_ray.errors import UserError
 from dipp_ray.evaluation.rewards import scorer_of
+from dipp_ray.reporting.events import read_events
 from dipp_ray.reporting.metrics import read_metrics
+from dipp_ray.reporting.progress import ProgressLine
 from dipp_ray.serving.deploy.config import ServiceConfig
 from dipp_ray.serving.deploy.lifecycle import await_rewards, deploy_rewards, stop_rewards
 from dipp_ray.training.plain import plain_loop
@@ -44,8 +46,8 @@ def shared(serve_url, world):
     stop_rewards("shared")
 
 
-def config_of(world, **reward):
-    return tiny_config(*world, "run.steps=8", f"reward={reward}")
+def config_of(world, *settings, **reward):
+    return tiny_config(*world, "run.steps=8", f"reward={reward}", *settings)
 
 
 def run(world, **reward):
@@ -84,9 +86,33 @@ def test_killed_and_resumed_by_http_it_is_the_uninterrupted_run_by_handle(shared
     assert "shared" in serve.status().applications  # it belongs to nobody's run
 
 
-def test_by_handle_it_is_the_plain_loop(shared, world):
-    by_handle = run(world, app="shared")
+@pytest.fixture(scope="module")
+def by_handle(shared, world):
+    return run(world, app="shared")
+
+
+def test_by_handle_it_is_the_plain_loop(by_handle, world):
     assert_same(by_handle, plain_run(config_of(world, terms=TERMS[:1]), STEPS), 1e-5)
+
+
+def test_a_rank_that_is_killed_comes_back_from_memory_and_all_is_as_it_would_have_been(by_handle, world):
+    """One fault of those of jobs/chaos.py; nothing is committed before, and no storage is read."""
+    settings = ("run.name=killed", "checkpoint={every: 100, memory_every: 1}", "log.samples_every=100")
+    config, said, read = config_of(world, f"run.steps={STEPS}", *settings, app="shared"), [], []
+    latest = CheckpointStore.latest
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ProgressLine, "say", lambda _, text: said.append(text))
+        patched.setattr(CheckpointStore, "latest", lambda *given, **how: read.append(1) or latest(*given, **how))
+        kill_rank_during(4, patched)
+        train(config, said.append)
+    assert len(read) == 1, "by the command, before it began"
+    (goes_on,) = [line for line in said if line.startswith("goes on from step ")]
+    assert int(goes_on.split()[4]) in (3, 4), goes_on
+    assert [event["event"] for event in read_events(config.path)] == ["fault", "recovered"]
+    records = [record for record in read_metrics(config.path) if record["step"] > 0]
+    assert [{key: record[key] for key in COMPARED} for record in records] == [
+        {key: measured[key] for key in COMPARED} for measured in by_handle[0]
+    ]
 
 
 def test_a_checkpoint_of_old_resumes_to_the_figures_of_old(shared, tmp_path):
