@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, required=True, help="PNG file; for several images a folder")
     sample.add_argument("--count", type=positive, default=1, help="images of each prompt (%(default)s)")
     sample.add_argument("--batch", type=positive, default=8, help="images at a time (%(default)s)")
-    sample.add_argument("--seed", type=int, default=0, help="of the first image's noise, counted up (%(default)s)")
+    sample.add_argument("--seed", type=seed, default=0, help="of the first image's noise, counted up (%(default)s)")
     sample.add_argument("--device", help="cpu, cuda or cuda:1 (default: the first GPU, or the CPU)")
     sample.add_argument("--family", help="package.module:Class, where it was trained as a family of your own")
     evaluate = verb(
@@ -112,6 +112,14 @@ def positive(text: str) -> int:
     """An argument that is 1 or more."""
     number = int(text)
     if number < 1:
+        raise ValueError
+    return number
+
+
+def seed(text: str) -> int:
+    """An argument that noise may be keyed by: 0 or more, with room to count up."""
+    number = int(text)
+    if not 0 <= number < 2**62:
         raise ValueError
     return number
 

@@ -12,6 +12,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from dipp_ray.errors import RewardUnavailableError
 from dipp_ray.serving.client.by_http import HttpTransport, read_token
-from dipp_ray.serving.client.reward_client import RewardClient
+from dipp_ray.serving.client.reward_client import RewardClient, require_rows
 from dipp_ray.serving.contract.records import ServiceRecord, Space, WireDtype
 
 __all__ = ["RemoteReward", "Scores"]
+CLOSED = "this RemoteReward is closed: make another"
 LAST_S = 5.0  # so long the end of a program waits for connections to close
 
 
@@ -79,6 +81,7 @@ class RemoteReward(nn.Module):
 
         A batch that is larger than the service takes in one call goes in several.
         """
+        require_rows(len(x), prompts)
         return _Reward.apply(x, self, list(prompts), torch.is_grad_enabled() and x.requires_grad)
 
     def describe(self) -> ServiceRecord:
@@ -94,10 +97,10 @@ class RemoteReward(nn.Module):
     def ask(self, x: Tensor, prompts: list[str], gradient: bool) -> dict[str, Any]:
         """reward [B], gradient [B, C, h, w] or None and scores {name: [B]} as arrays, over all calls that it takes."""
         sent = x.detach().to("cpu", torch.float32).numpy()
-        rows = self.describe().limits.rows_of(sent[0].nbytes) if len(sent) else 1
+        rows = self.describe().limits.rows_of(sent[0].nbytes)
 
         async def parts() -> list[dict]:
-            starts = range(0, max(1, len(sent)), rows)
+            starts = range(0, len(sent), rows)
             calls = [(sent[i : i + rows], prompts[i : i + rows]) for i in starts]
             return [await self._client.score(*call, gradient, self.held_out) for call in calls]
 
@@ -119,8 +122,14 @@ class RemoteReward(nn.Module):
     def _run(self, call: Coroutine) -> Any:
         if not self._close.alive:
             call.close()
-            raise RuntimeError("this RemoteReward is closed: make another")
-        return self._loop.run(call)
+            raise RuntimeError(CLOSED)
+        try:
+            return self._loop.run(call)
+        except CancelledError:  # by another thread
+            raise RuntimeError(CLOSED) from None
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("a RemoteReward holds connections and cannot be copied or pickled: make another")
 
 
 class _Reward(torch.autograd.Function):

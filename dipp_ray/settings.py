@@ -82,15 +82,20 @@ def read_sections(path: Path) -> dict:
     try:
         data = strict_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"configuration {path}: {error.strerror or error}") from None
+        raise UserError(f"configuration {path}: {error.strerror or error}: name a YAML file that is there") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"configuration {path}, line {line}: its bytes are no UTF-8: save it as that") from None
     except yaml.YAMLError as error:
-        raise UserError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"configuration {path} is not YAML: {_parsers(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"configuration {path} holds no sections: expected lines such as 'run:'")
     return data
+
+
+def _parsers(error: yaml.YAMLError) -> str:
+    """What the parser says, as half a sentence without the name that it has for a text."""
+    return " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
 
 
 def lay_over(data: dict, above: dict) -> None:
@@ -128,7 +133,7 @@ def apply_override(data: dict, override: str) -> Steps:
         inner[steps[-1]] = strict_yaml.load(value)
     except yaml.YAMLError as error:
         twice = error.problem if isinstance(error, yaml.constructor.ConstructorError) else None
-        reason = twice or "the value is not YAML; quote it"
+        reason = twice or f"the value is not YAML: write '{key}=\"{value}\"', with both kinds of quotes"
         raise UserError(f"'{override}': {reason}") from None
     return steps
 

@@ -22,5 +22,24 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(text: str) -> Any:
-    """The value of a YAML document. Raises yaml.YAMLError for what is none, and for a key given twice in a mapping."""
-    return yaml.load(text, _Loader)  # noqa: S506: a SafeLoader
+    """The value of a YAML document. Raises yaml.YAMLError for what is none, for a key given twice in a mapping, and for
+    what lies too deep, or in itself."""
+    try:
+        value = yaml.load(text, _Loader)  # a SafeLoader
+        _require_end(value, set(), set())
+    except RecursionError:
+        raise yaml.YAMLError("it holds itself, or lies too deep") from None
+    return value
+
+
+def _require_end(value: Any, above: set[int], seen: set[int]) -> None:
+    """Raise RecursionError where an alias names what it lies in. above, seen: the collections, by identity."""
+    if not isinstance(value, dict | list) or id(value) in seen:
+        return
+    if id(value) in above:
+        raise RecursionError
+    above.add(id(value))
+    for inner in value.values() if isinstance(value, dict) else value:
+        _require_end(inner, above, seen)
+    above.remove(id(value))
+    seen.add(id(value))

@@ -170,11 +170,19 @@ def test_prompt_files_without_prompts(capsys, config_file, tmp_path):
 
 
 def test_configurations_that_cannot_be_read(capsys, tmp_path):
-    assert "No such file" in refused(capsys, "train", tmp_path / "none.yaml")
+    assert "No such file or directory: name a YAML file that is there" in refused(
+        capsys, "train", tmp_path / "none.yaml"
+    )
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert "holds no sections" in refused(capsys, "train", tmp_path / "list.yaml")
     (tmp_path / "bad.yaml").write_text("run: {name: [\n")
-    assert "is not YAML" in refused(capsys, "train", tmp_path / "bad.yaml")
+    said = refused(capsys, "train", tmp_path / "bad.yaml")
+    assert "is not YAML" in said and "line 2, column 1" in said and "unicode string" not in said
+    for text in ("a: &a [*a]", "a: &a {b: *a}", "a: " + "[" * 5000):
+        (tmp_path / "itself.yaml").write_text(text)
+        assert "is not YAML: it holds itself, or lies too deep" in refused(capsys, "train", tmp_path / "itself.yaml")
+    (tmp_path / "often.yaml").write_text("a: &a [1]\nb: [*a, *a]\nc: {d: *a, e: *a}\n")
+    assert "not YAML" not in refused(capsys, "train", tmp_path / "often.yaml")
 
 
 def test_a_full_disk_is_seen_before_the_run(capsys, config_file, monkeypatch):
@@ -264,6 +272,13 @@ def test_sample_and_export_of_what_is_not_there(capsys, tmp_path):
     assert "/nowhere" in refused(capsys, "export", "/nowhere", tmp_path / "out")
     assert "/nowhere" in refused(capsys, "evaluate", "/nowhere")
     assert "no metrics.jsonl" in refused(capsys, "report", tmp_path)
+
+
+@pytest.mark.parametrize("seed", ["99999999999999999999999", "-1", "x"])
+def test_a_seed_that_no_noise_can_have_is_refused_at_once(capsys, seed):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sample", "runs/x", "--prompt", "a", "--out", "x.png", "--seed", seed])
+    assert ended.value.code == 2 and f"--seed: invalid seed value: '{seed}'" in capsys.readouterr().err
 
 
 def test_what_is_asked_of_sample_reaches_it(monkeypatch, tmp_path):

@@ -32,6 +32,7 @@ from dipp_ray.reporting.pace import Ticker
 from dipp_ray.reporting.progress import number
 from dipp_ray.reporting.waiting import waiting
 from dipp_ray.storage.aside import whole_file
+from dipp_ray.storage.made import made_folder
 
 Say = Callable[[str], None]
 GRID_PROMPTS = 16
@@ -230,14 +231,16 @@ def evaluate_command(
     if out is None:
         raise UserError(f"{pipeline} lies in no run's folder: give --out for evaluation.json and the grid")
     config = load_config(config_path, settings)
+    made_folder(out, "choose another --out")
     models = models_of(config, pipeline_of(pipeline), pipeline_of(against) if against else None)
     check_networks(config.evaluation)
     in_actors = config.evaluation.workers > 1 or "RAY_ADDRESS" in os.environ
     in_cluster = config.reward.app or in_actors  # a Serve application answers in its cluster alone
-    with joined() if in_cluster else nullcontext():
-        out.mkdir(parents=True, exist_ok=True)
-        with placed(config, say) if in_actors else nullcontext() as evaluator:
-            result = evaluate(models, config, say, out, evaluator)
+    with (
+        joined() if in_cluster else nullcontext(),
+        placed(config, say) if in_actors else nullcontext() as evaluator,
+    ):
+        result = evaluate(models, config, say, out, evaluator)
     rich.print(as_table(result))
     if home is not None:
         home.push()

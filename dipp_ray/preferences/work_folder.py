@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dipp_ray.errors import UserError
 from dipp_ray.preferences.config import FitConfig
 from dipp_ray.preferences.dataset import store_pairs
 from dipp_ray.preferences.identity import refuse_other, trajectory
@@ -20,6 +19,7 @@ from dipp_ray.preferences.state import latest_state
 from dipp_ray.reporting.pace import Ticker
 from dipp_ray.storage.aside import whole_file
 from dipp_ray.storage.locks import alone
+from dipp_ray.storage.made import made_folder
 
 CONFIGURATION = "configuration.json"
 
@@ -38,11 +38,7 @@ class WorkFolder:
 
         Raises UserError where another driver holds it, or where a checkpoint of another configuration would be lost.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            out = self.config.out_folder
-            raise UserError(f"{out} cannot be written: {error.strerror}: choose another `out`") from None
+        made_folder(self.path, "choose another `out`")
         with alone(
             self.path / "lock", f"another program is fitting in {self.path}: wait for it, or choose another `out`"
         ):

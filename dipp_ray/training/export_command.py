@@ -9,6 +9,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.hub.push import push_folder, repository
 from dipp_ray.models.pipeline import one_step_of_folder
 from dipp_ray.models.reading import recorded
+from dipp_ray.storage.made import made_folder
 from dipp_ray.training.checkpoint_name import named
 from dipp_ray.training.export import compared_here, export_adapter, export_checkpoint
 
@@ -52,6 +53,7 @@ def export_command(
     if out.exists() and not (out.is_dir() and (one_step_of_folder(out) or not any(out.iterdir()))):
         raise UserError(f"{out} exists and is no earlier export: nothing was overwritten; choose another folder")
     name = named(checkpoint_path)
+    made_folder(out.parent, "choose another folder to export to")
     config = recorded(load_config(name.config))
     if adapter and config.adapters.generator is None:
         raise UserError(f"{config.run.name} trains all of its generator and has no adapter: leave --adapter out")
@@ -65,7 +67,6 @@ def export_command(
         checkpoint = store.latest()
     if checkpoint is None:
         raise UserError(f"{checkpoint_path} holds no committed checkpoint: train it for `checkpoint.every` steps first")
-    out.parent.mkdir(parents=True, exist_ok=True)
     export = export_adapter if adapter else export_checkpoint
     say(f"exporting step {checkpoint.step} and comparing it with the trainer's x0 ...")
     return export(config, store, checkpoint, out, compared_here(config, store, checkpoint, PROMPTS), say, published)

@@ -177,6 +177,17 @@ def test_the_command_takes_settings_and_joins_a_cluster_for_several_workers(conf
     assert asked[4:] == ["joined", 1, "ended", "left"]
 
 
+def test_a_place_that_cannot_be_written_is_said_before_a_cluster_is_joined(run_config, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a")
+
+    def joined():
+        pytest.fail("joined")
+
+    settings = ["evaluation.workers=3"]
+    with pytest.raises(UserError, match=r"prompts\.txt is a file: choose another --out$"):
+        evaluate_command(run_config.path, None, None, tmp_path / "prompts.txt", settings, print, joined, joined)
+
+
 def test_shards_hold_whole_prompts():
     assert shards_of(list("aabbbac"), 1) == [[0, 1, 5], [2, 3, 4], [6]]
     assert shards_of(list("aabbbac"), 4) == [[0, 1, 5, 2, 3, 4], [6]]

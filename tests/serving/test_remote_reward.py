@@ -1,11 +1,14 @@
 """A remote reward in somebody's own training script: the service's gradient joins the caller's graph."""
 
 import asyncio
+import copy
+import pickle
 import re
 import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -215,6 +218,43 @@ def test_what_is_dropped_or_closed_leaves_no_thread(server):
         del remote
         thread.join(20)
         assert not thread.is_alive() and loop.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompts", "reason"),
+    [
+        (0, [], "0 rows with 0 prompts: give one prompt a row, and a row at least"),
+        (2, ["a"], "2 rows with 1 prompts"),
+        (3, "abc", "prompts is one text: give a list of them, one a row"),
+        (2, ["a", 3], "prompts holds a value of type int: give texts, one a row"),
+    ],
+)
+def test_what_is_no_call_is_told_and_never_sent(rows, prompts, reason):
+    remote = RemoteReward("http://127.0.0.1:9")  # nobody is there
+    with pytest.raises(CallError, match=reason):
+        remote(images(3)[:rows], prompts)
+    remote.close()
+
+
+def test_it_is_not_copied_and_needs_an_address():
+    remote = RemoteReward("http://127.0.0.1:9")
+    for how in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="a RemoteReward holds connections and cannot be copied or pickled"):
+            how(remote)
+    remote.close()
+    with pytest.raises(UserError, match="is empty: write http://HOST:PORT"):
+        RemoteReward([])
+
+
+def test_a_call_that_another_thread_closes_says_so():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        remote = RemoteReward(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with ThreadPoolExecutor(1) as others:
+            asking = others.submit(remote, images(1), PROMPTS[:1])
+            silent.accept()
+            remote.close()
+            with pytest.raises(RuntimeError, match="this RemoteReward is closed: make another"):
+                asking.result(60)
 
 
 def test_what_is_closed_says_so(server):

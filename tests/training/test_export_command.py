@@ -58,6 +58,12 @@ def test_where_the_start_was_best_no_checkpoint_is(tmp_path):
         export_command(f"{config.path}@best", tmp_path / "out", print)
 
 
+def test_a_place_below_a_file_is_refused(run, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"thesis\.tex is a file: choose another folder to export to$"):
+        export_command(run, tmp_path / "thesis.tex" / "out", print)
+
+
 def test_what_is_no_export_is_not_overwritten(run, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="nothing was overwritten"):

@@ -50,6 +50,8 @@ class HttpTransport:
     """
 
     def __init__(self, urls: list[str], token: str | None, dtype: WireDtype):
+        if not urls:
+            raise UserError("reward.urls is empty: write http://HOST:PORT or https://HOST")
         for url in urls:
             if not re.match(r"^https?://[^/\s]+", url):
                 raise UserError(f"reward.urls: '{url}' is no URL: write http://HOST:PORT or https://HOST")

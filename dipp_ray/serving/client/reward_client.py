@@ -11,6 +11,7 @@ import asyncio
 import random
 import re
 import time
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -74,9 +75,7 @@ class RewardClient:
         Raises RewardUnavailableError past the deadline, NonFiniteError by policy, and CallError for a refused call.
         """
         x = np.asarray(x)
-        if isinstance(prompts, str):
-            raise CallError("prompts is one text: give a list of them, one a row")
-
+        require_rows(len(x), prompts)
         question = Question(self._space, gradient, held_out, self._vae)
 
         async def attempt(left: float) -> dict:
@@ -167,6 +166,16 @@ class RewardClient:
             f"reward service: no answer for {what} within {self._deadline_s:g} s and {attempts} attempts "
             f"({last}): see `serve status` and the service's log, or wait longer (a trainer's reward.deadline_s)"
         )
+
+
+def require_rows(rows: int, prompts: Sequence[str]) -> None:
+    """Raise CallError unless there is a prompt for each of `rows` rows, of which there is one at least."""
+    if isinstance(prompts, str):
+        raise CallError("prompts is one text: give a list of them, one a row")
+    if other := [type(prompt).__name__ for prompt in prompts if not isinstance(prompt, str)]:
+        raise CallError(f"prompts holds a value of type {other[0]}: give texts, one a row")
+    if not rows or rows != len(prompts):
+        raise CallError(f"{rows} rows with {len(prompts)} prompts: give one prompt a row, and a row at least")
 
 
 def _require_complete(reply: dict, x: np.ndarray, gradient: bool) -> None:
