@@ -58,8 +58,7 @@ def load_reward(term: RewardTerm) -> Reward:
 
     check_term(term)
     model = _construct(reward_class(term), term)
-    if not callable(getattr(model, "reward", None)):
-        raise UserError(f"reward '{term.name}': {term.model} has no method reward(images, prompts): add it")
+    _require_method(model, term)
     return model.requires_grad_(False).eval() if isinstance(model, nn.Module) else model
 
 
@@ -72,9 +71,17 @@ def check_term(term: RewardTerm) -> None:
     folder = _folder(term)
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"reward '{term.name}': there is no folder {term.folder}: correct its folder")
-    check_folder = getattr(reward_class(term), "check_folder", None)
+    kind = reward_class(term)
+    if isinstance(kind, type) and not hasattr(kind, "load"):  # which, as a function, may make something else
+        _require_method(kind, term)
+    check_folder = getattr(kind, "check_folder", None)
     if check_folder is not None and folder is not None:
         check_folder(folder)
+
+
+def _require_method(model: Reward | type, term: RewardTerm) -> None:
+    if not callable(getattr(model, "reward", None)):
+        raise UserError(f"reward '{term.name}': {term.model} has no method reward(images, prompts): add it")
 
 
 def require_named(term: RewardTerm) -> None:

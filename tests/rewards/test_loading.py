@@ -50,6 +50,21 @@ def test_a_model_that_does_not_say_is_differentiable():
     assert is_differentiable(Brightness())
 
 
+def test_a_class_without_the_method_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    (tmp_path / "methods.py").write_text(
+        "class Without:\n    def score(self, images, prompts): ...\n"
+        "class Loads:\n    load = staticmethod(lambda: Without())\n"
+        "def make(): return Without()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"methods:Without has no method reward\(images, prompts\): add it"):
+        check_term(term("methods:Without"))
+    for made in ("methods:Loads", "methods:make"):
+        check_term(term(made))
+        with pytest.raises(UserError, match="has no method reward"):
+            load_reward(term(made))
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(
         UserError,
