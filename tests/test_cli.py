@@ -122,7 +122,9 @@ def test_a_pipeline_whose_prompts_cannot_be_encoded(capsys, config_file, world, 
 
 
 def test_rewards_and_judges_may_lie_in_the_current_folder(capsys, config_file, tmp_path, monkeypatch):
-    (tmp_path / "my_measures.py").write_text("class Mine:\n    def reward(self, images, prompts): ...\ndef judge(images, prompts): ...\n")
+    (tmp_path / "my_measures.py").write_text(
+        "class Mine:\n    def reward(self, images, prompts): ...\ndef judge(images, prompts): ...\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     term = "reward.terms=[{name: mine, model: 'my_measures:Mine'}]"
