@@ -20,6 +20,15 @@ def joined(goes_on: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def libraries() -> Iterator[None]:
+    """Within, the libraries of models are loaded, which takes seconds, and on a busy machine many: a person sees it."""
+    from dipp_ray.reporting.waiting import waiting
+
+    with waiting("the libraries of models"):
+        yield
+
+
 def run_demo(given) -> None:
     from dipp_ray.training.folder import require_writable
 
@@ -51,7 +60,8 @@ def looked_at(given):
 
 def run_train(given) -> None:
     config = looked_at(given)
-    from dipp_ray.training.checks import check
+    with libraries():
+        from dipp_ray.training.checks import check
 
     check(config)  # before Ray is started: bad input answers at once
     connect()
@@ -66,7 +76,8 @@ def run_train(given) -> None:
 
 def run_check(given) -> None:
     config = looked_at(given)
-    from dipp_ray.training.checks import check, doubt_about_start
+    with libraries():
+        from dipp_ray.training.checks import check, doubt_about_start
 
     prompts = check(config)
     if doubt := doubt_about_start(config):
