@@ -96,18 +96,26 @@ def check_room(given, config, prompts, in_cluster: bool) -> None:
 
     from dipp_ray.models.pipeline import frame_of
     from dipp_ray.training.checks import embeddings_line, sizes_line, start_line
-    from dipp_ray.training.footprint import footprint_lines
+    from dipp_ray.training.footprint import footprint_lines, held
     from dipp_ray.training.machine import this_machine
     from dipp_ray.training.placement import cluster_nodes
     from dipp_ray.training.plan import best_plan, requests
+    from dipp_ray.training.sharing import sharing_lines, text_beside_trainer
     from dipp_ray.training.sizes import Sizes, allowed_sizes
 
     choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
     planned = best_plan(choices, cluster_nodes() if in_cluster else [this_machine()])
     rich.print(planned.table())
     planned.require()
+    if warning := text_beside_trainer(config, planned):
+        print(warning)
     print(start_line(config))
-    for line in footprint_lines(config, frame_of(config.model), Sizes.of(planned.requests)):
+    frame, sizes = frame_of(config.model), Sizes.of(planned.requests)
+    processes = held(config, frame, sizes)
+    for line in [
+        *footprint_lines(config, frame, sizes, processes),
+        *sharing_lines(config, planned, processes),
+    ]:
         print(line)
     print(embeddings_line(config))
     if given.try_rewards:

@@ -169,7 +169,7 @@ def said(path: str, given: list[str]):
     for line in footprint_lines(config, frame, sizes, processes):
         yield line, None, 0.0
     for one in processes:
-        yield None, one.role.partition(" ")[0], one.bytes
+        yield None, one.role.partition(" ")[0], one.bytes + sum(one.node.values())
 
 
 def train(path: str, given: list[str]) -> None:

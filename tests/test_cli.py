@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from dipp_ray import cli, verbs
+from dipp_ray.errors import UserError
+from dipp_ray.models import latents
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file, sd_pipeline
 
@@ -131,6 +133,15 @@ def test_rewards_and_judges_may_lie_in_the_current_folder(capsys, config_file, t
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert cli.main(["check", str(config_file), term, "evaluation.judge=my_measures:judge"]) == 0
     assert "ready. " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_a_decoder_that_cannot_recompute_is_refused_before_training(capsys, config_file, monkeypatch, verb):
+    def none(vae):
+        raise UserError("the decoder cannot recompute")
+
+    monkeypatch.setattr(latents, "_recomputed", none)
+    assert "the decoder cannot recompute" in refused(capsys, verb, config_file, "reward.checkpoint_decoder=true")
 
 
 def test_check_plans_for_this_machine_and_starts_no_ray(capsys, config_file, monkeypatch):

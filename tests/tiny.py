@@ -19,8 +19,8 @@ PROMPTS = ["a bold zero", "a thin one", "a bold two", "a thin three", "a bold fo
 WORDS = ["a", "bold", "thin", "zero", "one", "two", "three", "four"]
 
 
-def pixart_pipeline(folder: Path, seed: int = 0) -> Path:
-    """PixArt at 8x8 with latents 1x8x8: two layers of width 16."""
+def pixart_pipeline(folder: Path, seed: int = 0, layers: int = 2) -> Path:
+    """PixArt at 8x8 with latents 1x8x8: layers of width 16."""
     torch.manual_seed(seed)
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *[("▁" + word, -1.0) for word in WORDS]]
     PixArtAlphaPipeline(
@@ -34,7 +34,7 @@ def pixart_pipeline(folder: Path, seed: int = 0) -> Path:
             attention_head_dim=8,
             in_channels=1,
             out_channels=1,
-            num_layers=2,
+            num_layers=layers,
             sample_size=8,
             patch_size=2,
             cross_attention_dim=16,

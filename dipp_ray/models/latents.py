@@ -81,11 +81,35 @@ class LatentDecoder(nn.Module):
 
 
 def _recomputed(vae: Any) -> Any:
-    """A VAE whose backward pass recomputes activations: of its blocks, as the library does, and within each of them of
-    one residual layer after the other, of which those at full size take most. At 512 pixels the decoder of SD 1.5 takes
-    5.7 GiB without, 3.1 by blocks alone, and 1.8 so."""
-    vae.enable_gradient_checkpointing()
-    for layer in vae.modules():
-        if isinstance(layer, ResnetBlock2D):
-            layer.forward = partial(recompute, layer.forward, use_reentrant=False)
+    """A VAE whose backward pass recomputes activations: of its blocks, and within each of them of one residual layer
+    after the other, of which those at full size take most. At 512 pixels the decoder of SD 1.5 takes 5.7 GiB without,
+    3.1 by blocks alone, and 1.8 so. Raises UserError where its decoder has no such blocks."""
+    if vae._supports_gradient_checkpointing:
+        vae.enable_gradient_checkpointing()  # of the blocks
+        layers = [layer for layer in vae.modules() if isinstance(layer, ResnetBlock2D)]
+    else:
+        layers = _layers(vae)
+    again = _again_without_cache if is_of_videos(vae.config) else partial(recompute, use_reentrant=False)
+    for layer in layers:
+        layer.forward = partial(again, layer.forward)
     return vae
+
+
+def _layers(vae: Any) -> list[nn.Module]:
+    """The blocks of a decoder that the library recomputes nothing of, and the layers in each of them."""
+    blocks = getattr(getattr(vae, "decoder", None), "up_blocks", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise UserError(
+            f"the decoder of an {type(vae).__name__} cannot recompute its activations: leave checkpoint_decoder out"
+        )
+    found = list(blocks)
+    for block in blocks:
+        for child in block.children():
+            found += list(child) if isinstance(child, nn.ModuleList) else [child]
+    return found
+
+
+def _again_without_cache(forward: Any, x: torch.Tensor, feat_cache: Any = None, feat_idx: Any = None, **more: Any):
+    """As `recompute`, of a layer of videos. It would read what the frame before has left in the cache, and find there
+    what it left itself when it comes again; a picture is the first frame, which has none before it."""
+    return recompute(forward, x, use_reentrant=False, **more)

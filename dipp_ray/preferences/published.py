@@ -1,37 +1,64 @@
 """Preference data as they are published, each form brought to pairs: a prompt, two images, the probability that a wins.
 
     Pick-a-Pic v2   parquet: caption, jpg_0, jpg_1, label_0 (1, 0, or 0.5 of a tie), has_label
-    HPDv2           train.json, test.json: prompt, image_path (a list), and human_preference or rank of each; the images
-                    lie beside it, or in a folder of its name
+    HPDv2           train.json: prompt, file_path or image_path (a list), and human_preference of each; test.json:
+                    prompt, image_path, and rank of each; the images lie in a folder of its name, or beside it
     HPDv3           .json: prompt, path1, path2, and choice_dist (votes) or confidence; path1 is the preferred one
-    ImageRewardDB   .json or parquet, a row an image: prompt_id, prompt, image_path, rank (1 is the best)
+    ImageRewardDB   .json or parquet, a row an image: prompt_id, prompt, image_path, rank (1 is the best); images are
+                    named from the data set's root, where the parquet lies; the .json of a part lies beside them
 
 A rank says which of two is better, not how surely: its label is 1 or 0, and 1/2 where the ranks are equal.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from dipp_ray.errors import UserError
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for a person; its columns
 PROMPT, A, B, LABEL = ROLES = ("prompt", "image_a", "image_b", "label")
-IMAGES = (A, B)
+
+
+class Places(NamedTuple):
+    """Where images lie that a file names: in words, and the folders that the names may begin in, in the order in which
+    they are looked at. of: the file's path -> folders."""
+
+    said: str
+    of: Callable[[str], list[str]]
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _parents(path: str) -> list[str]:
+    """From the nearest to the uppermost: of a store, the bucket."""
+    found = []
+    while path := _parent(path):
+        found.append(path)
+    return found
+
+
+BESIDE = Places("beside the file", lambda file: [_parent(file)])
+OWN_FOLDER = Places(
+    "in a folder of the file's name or beside it", lambda file: [file.rpartition(".")[0], _parent(file)]
+)
+ABOVE = Places("beside the file or in the folders above it", _parents)
 
 
 @dataclass(frozen=True)
 class Form:
     """marks: the columns by which it is known. needs: those that each of ROLES is made of. pairs: rows with these
-    columns -> rows with ROLES, as far as their columns were read; always the same ones in the same order. own_folder:
-    whether images may lie in a folder of the file's name."""
+    columns -> rows with ROLES, as far as their columns were read; always the same ones in the same order."""
 
     name: str
     marks: frozenset[str]
     needs: dict[str, tuple[str, ...]]
     pairs: Callable[[Iterable[Row]], Iterator[Row]]
-    own_folder: bool = False
+    places: Places = BESIDE
 
     def columns(self, roles: Iterable[str], present: Iterable[str]) -> list[str]:
         """The columns to read for these roles, of those that are there."""
@@ -54,13 +81,14 @@ def _pick_a_pic(rows: Iterable[Row]) -> Iterator[Row]:
             )
 
 
-def _hpdv2(rows: Iterable[Row]) -> Iterator[Row]:
+def _hpdv2(rows: Iterable[Row], paths: str) -> Iterator[Row]:
+    """paths: the column of the images' names."""
     for where, row in rows:
-        images = row["image_path"]
+        images = row[paths]
         better, worse = row.get("human_preference"), row.get("rank")
         order = worse if better is None else better
         if not isinstance(images, list) or not isinstance(order, list) or len(order) != len(images):
-            raise UserError(f"{where}: image_path and human_preference or rank are no lists of one length: remove it")
+            raise UserError(f"{where}: {paths} and human_preference or rank are no lists of one length: remove it")
         for a, b in combinations(range(len(images)), 2):
             wins, loses = (a, b) if better is not None else (b, a)  # the lower rank is the better
             label = _label(where, order[wins], order[loses])
@@ -111,15 +139,18 @@ FORMS = (
         frozenset({"prompt_id", "prompt", "image_path", "rank"}),
         {PROMPT: ("prompt",), A: ("image_path",), B: ("image_path",), LABEL: ("rank",), "": ("prompt_id",)},
         _image_reward,
+        ABOVE,
     ),
     *(
         Form(
             "HPDv2",
-            frozenset({"prompt", "image_path", order}),
-            {PROMPT: (), A: (), B: (), LABEL: (), "": ("prompt", "image_path", order)},
-            _hpdv2,
-            own_folder=True,
+            frozenset({"prompt", paths, order}),
+            {PROMPT: (), A: (), B: (), LABEL: (), "": ("prompt", paths, order)},
+            partial(_hpdv2, paths=paths),
+            OWN_FOLDER,
         )
-        for order in ("human_preference", "rank")
+        for paths, order in (
+            ("file_path", "human_preference"), ("image_path", "human_preference"), ("image_path", "rank")
+        )
     ),
 )  # fmt: skip

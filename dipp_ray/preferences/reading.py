@@ -1,7 +1,8 @@
 """Preference pairs as they lie in a file: parquet, JSONL or a list in JSON, local or on an object store.
 
 Each row has a prompt, two images and a label; or the file is of one of the forms in `published.py`. An image is a
-file's bytes, the {bytes, path} that the `datasets` library writes, base64 (JSON), or a path beside the pairs' file.
+file's bytes, the {bytes, path} that the `datasets` library writes, base64 (JSON), or a path beside the pairs' file; of
+a published form, in one of the folders that it says.
 """
 
 import json
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from os import sched_getaffinity
 from posixpath import isabs, normpath
 from typing import Any
@@ -22,7 +24,7 @@ from fsspec.core import url_to_fs
 from dipp_ray.errors import UserError
 from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.images import decode, from_base64
-from dipp_ray.preferences.published import IMAGES, ROLES, Form, form_of
+from dipp_ray.preferences.published import BESIDE, ROLES, Form, Places, form_of
 
 ROWS = 64  # read, fetched and decoded together
 WORDS = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -45,11 +47,12 @@ def read_labels(path: str, columns: ColumnSettings) -> Labels:
     """Prompts and labels of all rows. Raises UserError for what is missing, empty or no probability."""
     fs, inside = _file_system(path)
     prompts, labels = [], []
-    for where, prompt, label in _rows(path, (columns.prompt, columns.label), columns):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"preference pairs {path}, {where}: the prompt is empty or no text: remove the row")
-        prompts.append(prompt)
-        labels.append(_probability(label, path, where))
+    with _opened(path, (columns.prompt, columns.label), columns) as (_, rows):
+        for where, prompt, label in rows:
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise UserError(f"preference pairs {path}, {where}: the prompt is empty or no text: remove the row")
+            prompts.append(prompt)
+            labels.append(_probability(label, path, where))
     if not prompts:
         raise UserError(f"preference pairs {path} is empty: give at least one pair")
     with _said(path):
@@ -61,40 +64,63 @@ def read_images(path: str, columns: ColumnSettings, size: int, wanted: Callable[
 
     Raises UserError that names the row of an image that is not there or does not decode.
     """
-    fs, inside = _file_system(path)
-    folder = inside.rpartition("/")[0]
-    with ThreadPoolExecutor(len(sched_getaffinity(0))) as pool:
-        chunk = []
-        rows = _rows(path, (columns.image_a, columns.image_b), columns)
+    names = (columns.image_a, columns.image_b)
+    with ThreadPoolExecutor(len(sched_getaffinity(0))) as pool, _opened(path, names, columns) as (places, rows):
+        files, chunk = _Files(path, places), []
         for number, row in enumerate(rows):
             if wanted(number):
                 chunk.append(row)
             if len(chunk) == ROWS:
-                yield _decoded(chunk, path, fs, folder, size, pool)
+                yield _decoded(chunk, path, files, size, pool)
                 chunk = []
         if chunk:
-            yield _decoded(chunk, path, fs, folder, size, pool)
+            yield _decoded(chunk, path, files, size, pool)
 
 
-def _decoded(chunk: list[tuple], path: str, fs, folder: str, size: int, pool: ThreadPoolExecutor) -> np.ndarray:
+def _decoded(chunk: list[tuple], path: str, files: "_Files", size: int, pool: ThreadPoolExecutor) -> np.ndarray:
     images = [(where, value) for where, *pair in chunk for value in pair]
-    with _said(path):
-        payloads = [_payload(value, path, where) for where, value in images]
-        named = {index: payload for index, payload in enumerate(payloads) if isinstance(payload, str)}
-        paths = [f"{folder}/{payload}" for payload in named.values()]
-        # Not fs.cat: it takes a path's [ or * for a pattern.
-        found = fs.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return") if paths else []
-        for index, content in zip(named, found, strict=True):
-            if isinstance(content, Exception):
-                where = images[index][0]
-                raise UserError(
-                    f"preference pairs {path}, {where}: there is no image {named[index]} beside the file "
-                    f"({type(content).__name__}): give paths relative to it"
-                )
-            payloads[index] = content
+    payloads = [_payload(value, path, where) for where, value in images]
+    named = {index: payload for index, payload in enumerate(payloads) if isinstance(payload, str)}
+    for index, found in zip(named, files.read(list(named.values())), strict=True):
+        if isinstance(found, Exception):
+            raise UserError(
+                f"preference pairs {path}, {images[index][0]}: there is no image {named[index]} {files.places.said} "
+                f"({type(found).__name__}): give paths relative to it"
+            )
+        payloads[index] = found
     wheres = [where for where, _ in images]
     pixels = list(pool.map(partial(_decode, size=size, path=path), payloads, wheres))
     return np.stack(pixels).reshape(-1, 2, 3, size, size)
+
+
+class _Files:
+    """The files of images that the pairs in `path` name."""
+
+    def __init__(self, path: str, places: Places):
+        self.path, self.places = path, places
+        self.fs, inside = _file_system(path)
+        self.folders = places.of(inside)
+
+    def read(self, names: list[str]) -> list[bytes | Exception]:
+        """The content of each, or what was raised in the first folder that was looked at."""
+        found: dict[str, bytes | Exception] = {}
+        missing = list(dict.fromkeys(names))
+        for folder in list(self.folders):
+            if not missing:
+                break
+            paths = [f"{folder}/{name}" for name in missing]
+            with _said(self.path):
+                # Not fs.cat: it takes a path's [ or * for a pattern.
+                answers = self.fs.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return")
+            for name, answer in zip(missing, answers, strict=True):
+                if not isinstance(answer, Exception):
+                    found[name] = answer
+                found.setdefault(name, answer)
+            left = [name for name in missing if isinstance(found[name], Exception)]
+            if len(left) < len(missing):  # those that follow lie there too: it is looked at first
+                self.folders = [folder, *(other for other in self.folders if other != folder)]
+            missing = left
+        return [found[name] for name in names]
 
 
 def _decode(data: bytes, where: str, size: int, path: str) -> np.ndarray:
@@ -131,27 +157,32 @@ def _probability(label, path: str, where: str) -> float:
     )
 
 
-def _rows(path: str, names: tuple[str, ...], columns: ColumnSettings) -> Iterator[tuple]:
-    """(where, the values of `names`) of each pair."""
+@contextmanager
+def _opened(path: str, names: tuple[str, ...], columns: ColumnSettings) -> Iterator[tuple[Places, Iterator[tuple]]]:
+    """(where the images lie that it names, (where, the values of `names`) of each pair)."""
     fs, inside = _file_system(path)
     with _said(path), fs.open(inside, "rb") as file:
         is_parquet = file.read(4) == b"PAR1"
         file.seek(0)
-        if is_parquet:
-            yield from _parquet_rows(file, path, names, columns)
-            return
-        first = next(_objects(file, path), None)
-        file.seek(0)
-        form = _published(first[1], columns) if first else None
-        if form is None:
-            for where, row in _objects(file, path):
-                _require(row, f"{path}, {where}", columns)
-                yield where, *(row[name] for name in names)
-        else:
-            marked = ((where, _marked(row, form, path, where)) for where, row in _objects(file, path))
-            own = inside.rpartition(".")[0]
-            within = f"{own.rpartition('/')[2]}/" if form.own_folder and fs.isdir(own) else ""
-            yield from _pairs(form, marked, names, columns, path, within)
+        form, rows = (_parquet_rows if is_parquet else _json_rows)(file, path, names, columns)
+        yield form.places if form else BESIDE, rows
+
+
+def _json_rows(file, path: str, names: tuple[str, ...], columns: ColumnSettings) -> tuple[Form | None, Iterator[tuple]]:
+    objects = _objects(file, path)
+    first = next(objects, None)
+    every = chain([first] if first else [], objects)
+    form = _published(first[1], columns) if first else None
+    if form is not None:
+        marked = ((where, _marked(row, form, path, where)) for where, row in every)
+        return form, _pairs(form, marked, names, columns, path)
+
+    def plain() -> Iterator[tuple]:
+        for where, row in every:
+            _require(row, f"{path}, {where}", columns)
+            yield where, *(row[name] for name in names)
+
+    return None, plain()
 
 
 def _published(present: Iterable[str], columns: ColumnSettings) -> Form | None:
@@ -166,37 +197,29 @@ def _marked(row: dict, form: Form, path: str, where: str) -> dict:
 
 
 def _pairs(
-    form: Form,
-    rows: Iterable[tuple[str, dict]],
-    names: tuple[str, ...],
-    columns: ColumnSettings,
-    path: str,
-    within: str = "",
+    form: Form, rows: Iterable[tuple[str, dict]], names: tuple[str, ...], columns: ColumnSettings, path: str
 ) -> Iterator[tuple]:
-    """(where, the values of `names`) of each pair; within: the folder of its images, beside the file."""
+    """(where, the values of `names`) of each pair."""
     roles = [ROLES[columns.names.index(name)] for name in names]
     try:
         for where, pair in form.pairs(rows):
-            if within:
-                pair |= {role: f"{within}{pair[role]}" for role in IMAGES}
             yield where, *(pair[role] for role in roles)
     except UserError as error:
         said = str(error)
         raise UserError(said if said.startswith("preference pairs") else f"preference pairs {path}, {said}") from None
 
 
-def _parquet_rows(file, path: str, names: tuple[str, ...], columns: ColumnSettings) -> Iterator[tuple]:
+def _parquet_rows(
+    file, path: str, names: tuple[str, ...], columns: ColumnSettings
+) -> tuple[Form | None, Iterator[tuple]]:
     parquet = pyarrow.parquet.ParquetFile(file)
     present = parquet.schema_arrow.names
     form = _published(present, columns)
     if form is None:
         _require(present, path, columns)
-        for where, row in _numbered(parquet, list(names)):
-            yield where, *(row[name] for name in names)
-    else:
-        roles = [ROLES[columns.names.index(name)] for name in names]
-        rows = _numbered(parquet, form.columns(roles, present))
-        yield from _pairs(form, rows, names, columns, path)
+        return None, ((where, *(row[name] for name in names)) for where, row in _numbered(parquet, list(names)))
+    roles = [ROLES[columns.names.index(name)] for name in names]
+    return form, _pairs(form, _numbered(parquet, form.columns(roles, present)), names, columns, path)
 
 
 def _numbered(parquet: pyarrow.parquet.ParquetFile, names: list[str]) -> Iterator[tuple[str, dict]]:

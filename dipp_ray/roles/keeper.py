@@ -49,6 +49,10 @@ class Keeper:
         """(tensors by name, counters)."""
         return self.shares[ShareKey(*key)]
 
+    def counters(self, key: ShareKey) -> dict:
+        """Those of a share alone."""
+        return self.shares[ShareKey(*key)][1]
+
     def forget(self, after: int) -> None:
         """Drop what was kept after so many steps: the run has gone back, and will keep it again."""
         self.shares = {key: share for key, share in self.shares.items() if key.step <= after}

@@ -19,7 +19,7 @@ from dipp_ray.roles.engine import Engine, engine_settings, is_weight
 from dipp_ray.roles.keeper import Sender, ShareKey
 from dipp_ray.roles.process import free_port, join, prepare
 from dipp_ray.roles.report import Report, Stopwatch
-from dipp_ray.roles.restore import spread
+from dipp_ray.roles.restore import spread, spread_kept
 from dipp_ray.roles.sharding import in_parts
 from dipp_ray.roles.writer import Writer
 from dipp_ray.storage.files import FileRecord
@@ -111,10 +111,11 @@ class TrainedRank:
         self.sender.arrived(step)
 
     def take_up(self, *shares: tuple) -> None:
-        """Load the group's state from (share's key, its keeper), whatever size it was kept at."""
-        found = ray.get([keeper.share.remote(key) for key, keeper in shares])
-        tensors = ((name, torch.tensor(value)) for share, _ in found for name, value in share.items())
-        self.engine.load(tensors, found[0][1])
+        """Load the group's state from (share's key, its keeper), whatever size it was kept at; all ranks of the group
+        are called together."""
+        key, keeper = shares[0]
+        counters = ray.get(keeper.counters.remote(key))
+        self.engine.load(spread_kept(shares, self.device), counters)
 
     def take_weights(self, url: str, step: int) -> None:
         """Start from the weights of another run's checkpoint, with fresh moments."""

@@ -18,6 +18,7 @@ from dipp_ray.hub.fetch import local
 from dipp_ray.models.adapter_files import is_adapter
 from dipp_ray.models.bare import check_bare, is_bare
 from dipp_ray.models.components import check_components, check_model
+from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.models.pipeline import frame_of, one_step_of_folder
 from dipp_ray.models.reading import exported_reading, one_step_of_model, prediction_of, settle
 from dipp_ray.models.schedulers import output_scale
@@ -70,6 +71,8 @@ def check(config: RunConfig) -> Prompts:
         check_term(term)
         if config.objective.reward_scale > 0 and not term.held_out and not is_differentiable(reward_class(term)):
             raise UserError(f"reward '{term.name}': model {term.model} has no gradient: set its held_out=true")
+    if config.reward.checkpoint_decoder and config.reward.terms and not config.reward.shared:
+        LatentDecoder.empty(frame.vae, checkpoint=True)  # which not every decoder can
     if config.init.score_checkpoint:
         score_checkpoint(config)
     if config.data.embeddings is not None:

@@ -5,7 +5,7 @@ What libraries take is not in it, nor what an allocator keeps that was given bac
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dipp_ray.config import RunConfig
@@ -27,12 +27,14 @@ GENERATIONS = 2  # of state in memory: the newest complete one, and the one on i
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one group: its network's parameters, those of them that are trained, and bytes of one rank by part."""
+    """Of one group: its network's parameters, those of them that are trained, and bytes of one rank by part: in its own
+    memory (its GPU's, where it has one), and in its node's, where `offload` says so."""
 
     group: Role
     parameters: int
     trained: int
     rank: dict[str, float]
+    node: dict[str, float] = field(default_factory=dict)
 
     @property
     def state(self) -> int:
@@ -42,15 +44,18 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Held:
-    """What one process of a role holds beside its libraries: bytes by part. unknown: what could not be told."""
+    """What one process of a role holds beside its libraries: bytes by part. unknown: what could not be told. node: what
+    lies in its node's memory, and not in its GPU's."""
 
     role: str
     said: str
     parts: dict[str, float]
     unknown: tuple[str, ...] = ()
+    node: dict[str, float] = field(default_factory=dict)
 
     @property
     def bytes(self) -> float:
+        """Without what lies in the node's memory."""
         return sum(self.parts.values())
 
 
@@ -71,18 +76,17 @@ def _footprint(config: RunConfig, frame: Family, group: Role, ranks: int) -> Foo
     stage = role.zero_stage
     share = FP32 * trained / ranks
     whole = FP32 * trained
-    return Footprint(
-        group,
-        parameters,
-        trained,
-        {
-            # Above stage 0 the optimiser steps a copy of its own part of the weights.
-            "weights": (kept_bytes if stage < 3 else kept_bytes / ranks) + (share if stage else 0),
-            "gradients": share if stage >= 2 else whole,
-            "moments": 2 * (share if stage else whole),
-            "average": share if group == "generator" else 0.0,
-        },
-    )
+    # Above stage 0 the optimiser steps a copy of its own part of the weights.
+    weights, stepped = kept_bytes if stage < 3 else kept_bytes / ranks, share if stage else 0.0
+    gradients, moments = share if stage >= 2 else whole, 2 * (share if stage else whole)
+    average = share if group == "generator" else 0.0
+    if role.offload is None:
+        rank, node = {"weights": weights + stepped, "gradients": gradients, "moments": moments, "average": average}, {}
+    else:
+        away = weights if role.offload == "weights" else 0.0
+        rank = {"weights": weights - away, "gradients": gradients}
+        node = {"weights": away + stepped, "moments": moments, "average": average}
+    return Footprint(group, parameters, trained, rank, node)
 
 
 def held(config: RunConfig, frame: Family, sizes: Sizes) -> list[Held]:
@@ -101,7 +105,8 @@ def _groups(config: RunConfig, frame: Family, sizes: Sizes) -> Iterator[Held]:
         role, ranks = getattr(config.roles, one.group), getattr(sizes, one.group)
         trained = "all trained" if one.trained == one.parameters else f"{count(one.trained)} of them trained"
         said = f"{count(one.parameters)} parameters, {trained}; each of {ranks} at ZeRO {role.zero_stage}"
-        yield _held(one.group, said, one.rank, training(config, frame, one.group, ranks))  # type: ignore[arg-type]
+        activations = training(config, frame, one.group, ranks)  # type: ignore[arg-type]
+        yield replace(_held(one.group, said, one.rank, activations), node=one.node)
 
 
 def _rewards(config: RunConfig, frame: Family) -> Iterator[Held]:
@@ -149,9 +154,9 @@ def footprint_lines(config: RunConfig, frame: Family, sizes: Sizes, processes: l
     take. processes: of `held`, found here where they are None."""
     lines = []
     for one in held(config, frame, sizes) if processes is None else processes:
-        parts = ", ".join(f"{name} {gigabytes(value)}" for name, value in one.parts.items() if value)
         beside = "".join(f" and {what}" for what in one.unknown)
-        lines.append(f"{one.role}: {one.said} holds {gigabytes(one.bytes)}{beside} ({parts})")
+        away = f"; its node's memory {gigabytes(sum(one.node.values()))} ({_listed(one.node)})" if one.node else ""
+        lines.append(f"{one.role}: {one.said} holds {gigabytes(one.bytes)}{beside} ({_listed(one.parts)}){away}")
     found = footprints(config, frame, sizes)
     state, keep = sum(one.state for one in found), config.checkpoint.keep
     if len(config.reward.terms) > 1 and not config.reward.shared and not config.reward.decode_once:
@@ -170,6 +175,10 @@ def footprint_lines(config: RunConfig, frame: Family, sizes: Sizes, processes: l
             "with ranks"
         )
     return lines
+
+
+def _listed(parts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {gigabytes(value)}" for name, value in parts.items() if value)
 
 
 def latents_line(config: RunConfig, frame: Family) -> str:

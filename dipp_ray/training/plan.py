@@ -55,7 +55,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """`where` maps (role, index) to a node; `unmet` maps the others to the reason, one line each.
+    """`where` maps (role, index) to a node, and `gpus` to the numbers of those of its free GPUs that it is planned on;
+    `unmet` maps the others to the reason, one line each.
 
     `possible`: the cluster can hold all of it. `waits`: only once what is taken now is given back.
     """
@@ -65,10 +66,21 @@ class Plan:
     where: dict[tuple[str, int], Node] = field(hash=False)
     unmet: dict[tuple[str, int], str] = field(hash=False)
     waits: bool = False
+    gpus: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def possible(self) -> bool:
         return not self.unmet
+
+    def shared_gpus(self) -> list[tuple[Node, list[Request]]]:
+        """(its node, who is planned on it) of each GPU that has several."""
+        on: dict[tuple[str, int], list[Request]] = {}
+        for request in self.requests:
+            key = (request.role, request.index)
+            for gpu in self.gpus.get(key, ()):
+                on.setdefault((self.where[key].id, gpu), []).append(request)
+        nodes = {node.id: node for node in self.nodes}
+        return [(nodes[node], on[node, gpu]) for node, gpu in sorted(on) if len(on[node, gpu]) > 1]
 
     def table(self) -> Table:
         """What each role asks for, where it goes, and what the cluster has."""
@@ -128,11 +140,11 @@ def plan(requests: list[Request], nodes: list[Node]) -> Plan:
     half could still meet, which is why the configuration refuses them for groups of more than one.
     """
     nodes = sorted(nodes, key=lambda node: (node.name, node.id))
-    where, unmet = _assign(requests, nodes, {node.id: node.free for node in nodes})
+    where, gpus, unmet = _assign(requests, nodes, {node.id: node.free for node in nodes})
     if not unmet:
-        return Plan(tuple(requests), tuple(nodes), where, {})
-    where, unmet = _assign(requests, nodes, {node.id: node.total for node in nodes})
-    return Plan(tuple(requests), tuple(nodes), where, unmet, waits=not unmet)
+        return Plan(tuple(requests), tuple(nodes), where, {}, gpus=gpus)
+    where, gpus, unmet = _assign(requests, nodes, {node.id: node.total for node in nodes})
+    return Plan(tuple(requests), tuple(nodes), where, unmet, waits=not unmet, gpus=gpus)
 
 
 def matches(labels: dict[str, str], selectors: dict[str, str]) -> bool:
@@ -161,43 +173,44 @@ class _Room:
         self.gpus = [1.0] * int(gpus) + ([gpus % 1] if gpus % 1 > 1e-6 else [])
         self.groups: list[set[str]] = [set() for _ in self.gpus]
 
-    def place(self, request: Request) -> bool:
-        """Take the room for `request`, or leave all as it is and return False."""
+    def place(self, request: Request) -> tuple[int, ...] | None:
+        """Take the room for `request` and say on which of the GPUs, or leave all as it is and return None."""
         if any(self.left.get(name, 0.0) < amount - 1e-6 for name, amount in request.amounts.items()):
-            return False
+            return None
         exclusive = {request.role} & set(GROUPS)
         count, share = (int(request.gpus), 1.0) if request.gpus >= 1 else (int(request.gpus > 0), request.gpus)
         usable = [i for i, left in enumerate(self.gpus) if left >= share - 1e-6 and not exclusive & self.groups[i]]
         if len(usable) < count:
-            return False
+            return None
         for i in usable[:count]:
             self.gpus[i] -= share
             self.groups[i] |= exclusive
         for name, amount in request.amounts.items():
             self.left[name] -= amount
-        return True
+        return tuple(usable[:count])
 
 
 def _fits(request: Request, node: Node) -> bool:
     """Whether the node could hold it, were it empty."""
-    return matches(node.labels, request.labels) and _Room(node.total).place(request)
+    return matches(node.labels, request.labels) and _Room(node.total).place(request) is not None
 
 
 def _assign(requests: list[Request], nodes: list[Node], capacity: dict[str, dict[str, float]]):
     fits = {request: [node for node in nodes if _fits(request, node)] for request in requests}
     rooms = {node.id: _Room(capacity[node.id]) for node in nodes}
-    where, unmet = {}, {}
+    where, gpus, unmet = {}, {}, {}
     for request in sorted(requests, key=lambda r: (len(fits[r]), -r.gpus, -r.cpus)):
         key = (request.role, request.index)
         # As Ray does, keep what needs no GPU off the nodes that have some.
         candidates = sorted(fits[request], key=lambda n: request.gpus == 0 and n.total.get("GPU", 0) > 0)
-        node = next((n for n in candidates if rooms[n.id].place(request)), None)
-        if node is not None:
-            where[key] = node
+        for node in candidates:
+            if (taken := rooms[node.id].place(request)) is not None:
+                where[key], gpus[key] = node, taken
+                break
         else:
             unmet[key] = _reason(request, nodes, fits[request])
     order = [(request.role, request.index) for request in requests]
-    return {k: where[k] for k in order if k in where}, {k: unmet[k] for k in order if k in unmet}
+    return {k: where[k] for k in order if k in where}, gpus, {k: unmet[k] for k in order if k in unmet}
 
 
 def _reason(request: Request, nodes: list[Node], fits: list[Node]) -> str:

@@ -29,6 +29,7 @@ from dipp_ray.training.plan import GROUPS, best_plan, requests
 from dipp_ray.training.roles import start_roles
 from dipp_ray.training.run import Run, Say
 from dipp_ray.training.sessions import Sessions
+from dipp_ray.training.sharing import text_beside_trainer
 from dipp_ray.training.sizes import allowed_sizes
 from dipp_ray.training.trajectory import difference, trajectory
 
@@ -71,6 +72,8 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, home: Home
     choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
     planned = best_plan(choices, cluster_nodes())
     print_table(planned.table())
+    if warning := text_beside_trainer(config, planned):
+        say(warning)
     try:
         if not can_grow():
             planned.require()

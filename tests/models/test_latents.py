@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from dipp_ray.errors import UserError
+from dipp_ray.models.activations import decoder_passes
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.models.vae_folder import find_vae
+from dipp_ray.models.vae_folder import VaeFolder, find_vae
+from tiny_families import FAMILIES
 from tiny_models import save_pipeline
 
 
@@ -73,3 +75,24 @@ def test_a_model_that_is_no_vae_is_refused(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="no diffusers pipeline"):
         LatentDecoder.from_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_decoder_that_recomputes_gives_the_same_images_and_gradients(name, folders):
+    """Of every family's VAE, as `check` makes it too; it leaves less for the backward pass."""
+    folder = folders(name)
+    shape = (2, find_vae(folder).latent_channels, 8, 8)
+    z, seen, left = torch.randn(shape, generator=torch.Generator().manual_seed(0)), [], []
+    for checkpoint in (False, True):
+        given = z.clone().requires_grad_()
+        images = LatentDecoder.from_folder(folder, checkpoint=checkpoint).decode(given)
+        images.square().sum().backward()
+        seen.append((images, given.grad))
+        left.append(decoder_passes(LatentDecoder.empty(find_vae(folder), checkpoint), shape[1:], 2, True).graph)
+    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True)) and seen[0][1].any()
+    assert left[1] < 0.8 * left[0]
+
+
+def test_a_decoder_that_cannot_recompute_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="AutoencoderRAE cannot recompute its activations: leave checkpoint_decoder"):
+        LatentDecoder.empty(VaeFolder(tmp_path, "AutoencoderRAE", {}), checkpoint=True)

@@ -6,11 +6,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from preference_pairs import encoded, make_rows, write_parquet
 
 from dipp_ray.errors import UserError
 from dipp_ray.preferences.config import ColumnSettings
-from dipp_ray.preferences.reading import read_images, read_labels
+from dipp_ray.preferences.reading import ROWS, read_images, read_labels
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
 
@@ -66,14 +67,15 @@ def test_pick_a_pic_v2(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("paths", ["file_path", "image_path"])
 @pytest.mark.parametrize("beside", [False, True])
-def test_hpdv2(tmp_path, beside):
-    """Its images lie in a folder of the file's name, or beside it."""
+def test_hpdv2(tmp_path, beside, paths):
+    """Its images lie in a folder of the file's name, or beside it; train.json was published with either column."""
     for part in ("train", "test"):
         saved(tmp_path / ("" if beside else part), *COLOURS)
     train = [
-        {"prompt": "one", "image_path": ["red.png", "blue.png"], "human_preference": [0, 1], "user_hash": "x"},
-        {"prompt": "two", "image_path": ["grey.png", "red.png"], "human_preference": [1, 0], "user_hash": "y"},
+        {"prompt": "one", paths: ["red.png", "blue.png"], "human_preference": [0, 1], "user_hash": "x"},
+        {"prompt": "two", paths: ["grey.png", "red.png"], "human_preference": [1, 0], "user_hash": "y"},
     ]
     assert pairs(dumped(tmp_path / "train.json", train)) == [("one", "red", "blue", 0.0), ("two", "grey", "red", 1.0)]
     test = [{"prompt": "three", "image_path": ["red.png", "green.png", "blue.png"], "rank": [2, 1, 2]}]
@@ -119,6 +121,39 @@ def test_image_reward_db(tmp_path, kind):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("part", ["images/train/train_1/train_1.json", "metadata-train.parquet"])
+def test_image_reward_db_names_its_images_from_the_root(tmp_path, part):
+    """As it is published: the .json of a part beside its images, the parquet at the root."""
+    folder, path = tmp_path / "images/train/train_1", tmp_path / part
+    saved(folder, *COLOURS)
+    rows = [row | {"image_path": f"images/train/train_1/{row['image_path'][9:]}"} for row in image_reward_rows()]
+    write_parquet(path, rows) if part.endswith("parquet") else dumped(path, rows)
+    assert [f"{a} {b}" for _, a, b, _ in pairs(path)] == ["red green", "red grey", "green grey", "blue red"]
+    (folder / "grey.png").unlink()
+    said = r"(row|entry) \d+: there is no image images/train/train_1/grey.png beside the file or in the folders above"
+    with pytest.raises(UserError, match=said):
+        pairs(path)
+
+
+def test_images_are_looked_for_first_where_those_before_them_lay(tmp_path, monkeypatch):
+    asked, cat = [], LocalFileSystem.cat_ranges
+
+    def counted(self, paths, *arguments, **more):
+        asked.append(len(paths))
+        return cat(self, paths, *arguments, **more)
+
+    saved(tmp_path / "deep/er", "red", "blue")
+    rows = [
+        {"image_path": f"deep/er/{name}.png", "prompt_id": number, "prompt": "p", "rank": 1}
+        for number in range(3 * ROWS)
+        for name in ("red", "blue")
+    ]
+    path = dumped(tmp_path / "deep/er/part.json", rows)
+    monkeypatch.setattr(LocalFileSystem, "cat_ranges", counted)
+    assert len(pairs(path)) == 3 * ROWS
+    assert asked == [2, 2, 2, 2, 2], "three folders for the first images, one for the others"
+
+
 def test_only_hpdv2_has_its_images_in_a_folder_of_its_name(tmp_path):
     saved(tmp_path / "train", *COLOURS)
     rows = [{"prompt": "p", "path1": "train/red.png", "path2": "train/blue.png"}]
@@ -162,6 +197,7 @@ def test_only_what_is_asked_for_is_read_of_parquet(tmp_path, monkeypatch):
             [{"prompt": "a", "image_path": ["x"], "human_preference": [1, 0]}],
             "entry 1: image_path and human_preference",
         ),
+        ([{"prompt": "a", "file_path": ["x"], "human_preference": [1, 0]}], "entry 1: file_path and human_preference"),
         ([{"prompt": "a", "image_path": ["x", "y"], "rank": [1, None]}], "entry 1: a rank is no number"),
         ([{"prompt": "a", "path1": "x", "path2": "y", "confidence": 7}], "entry 1: label 7 is no probability"),
         ([{"prompt": "a", "path1": "x", "path2": "y"}, {"prompt": "b"}], r"entry 2: no path1, path2, as in HPDv3"),

@@ -12,11 +12,15 @@ from dipp_ray.alignment.hyperparameters import Optimiser
 from dipp_ray.checkpoints import CheckpointStore
 from dipp_ray.config import RoleSection, TrainedRoleSection
 from dipp_ray.errors import NonFiniteError, UserError
+from dipp_ray.models.activations import Alive
 from dipp_ray.models.denoiser import Denoiser
 from dipp_ray.models.pipeline import load_denoiser, open_denoiser
+from dipp_ray.roles.engine import MOMENTS
+from dipp_ray.roles.keeper import ShareKey
 
 OPTIM = Optimiser(lr=1e-3, betas=(0.0, 0.999), grad_clip=0.05, weight_decay=0.01, warmup_steps=3)
 SAMPLES = 4
+RAY_GET = ray.get
 
 
 def batch(update: int):
@@ -62,22 +66,25 @@ class CountedFile:
         self.file.close()
 
 
-class Held:
-    """The bytes of tensors that a reader has alive at a time, without those that it is to keep as they are."""
+class Held(Alive):
+    """The bytes of tensors that are alive, as `Alive` counts them, and of what was fetched from keepers."""
 
     def __init__(self):
-        self.now = self.most = 0
+        super().__init__()
+        self.fetched = 0
 
-    def seen(self, pairs):
-        for name, tensor in pairs:
-            if not name.startswith("ema/"):
-                self.now += tensor.nbytes
+    def get(self, references):
+        """In the place of `ray.get`."""
+        answers = RAY_GET(references)
+        for answer in answers if isinstance(references, list) else [answers]:
+            for value in answer[0].values() if isinstance(answer, tuple) else ():
+                self.fetched += value.nbytes
+                self.now += value.nbytes
                 self.most = max(self.most, self.now)
-                weakref.finalize(tensor, self._gone, tensor.nbytes)
-            yield name, tensor
-            del tensor
+                weakref.finalize(value, self._given_back, value.nbytes)
+        return answers
 
-    def _gone(self, size):
+    def _given_back(self, size):
         self.now -= size
 
 
@@ -85,12 +92,18 @@ class Held:
 class Rank:
     """One rank of a group, with one engine after another over the tiny pipeline."""
 
+    group = "generator"
+
     def __init__(self, folder, rank, world, port):
         from dipp_ray.roles.process import join, prepare
 
         self.device = prepare(RoleSection(), deterministic=True)
         join(rank, world, "127.0.0.1", port, self.device, timeout_s=120)
         self.folder, self.rank, self.world = folder, rank, world
+
+    def look_at(self, folder):
+        """Be of another pipeline from the next engine on."""
+        self.folder = folder
 
     def begin(self, stage, **settings):
         from dipp_ray.roles.engine import Engine
@@ -166,24 +179,75 @@ class Rank:
         return CheckpointStore(url).write_share(step, "generator", self.rank, self.world, *self.engine.state())
 
     def restore(self, url, step, weights_alone=False):
-        """(what a rank was told instead, bytes of tensors' files that it read, most bytes of tensors that it held)."""
+        """(what a rank was told instead, bytes of tensors' files that it read)."""
         from dipp_ray.roles.engine import is_weight
         from dipp_ray.roles.restore import spread
 
         CountedFileSystem.read = 0
         fsspec.register_implementation("counted", CountedFileSystem, clobber=True)
         store = CheckpointStore(url.replace("file://", "counted://"))
-        held = Held()
         try:
             checkpoint = store.require(step)
             pairs = spread(store, checkpoint, "generator", self.device, *([is_weight] if weights_alone else []))
             if weights_alone:
-                self.engine.load_weights(held.seen(pairs))
+                self.engine.load_weights(pairs)
             else:
-                self.engine.load(held.seen(pairs), store.counters(checkpoint, "generator"))
+                self.engine.load(pairs, store.counters(checkpoint, "generator"))
         except UserError as error:
-            return str(error), CountedFileSystem.read, held.most
-        return None, CountedFileSystem.read, held.most
+            return str(error), CountedFileSystem.read
+        return None, CountedFileSystem.read
+
+    def kept_with(self, keeper, step):
+        """The key of this rank's share, which the keeper holds now."""
+        tensors, counters = self.engine.state()
+        key = ShareKey(step, "generator", self.rank, self.world)
+        arrays = ray.put({name: value.numpy() for name, value in tensors.items()})
+        ray.get(keeper.hold.remote(key, [arrays], counters, 0))
+        return key
+
+    def peak(self, stage, method, *arguments):
+        """A new engine takes its state up as a trained rank does: (the most bytes that are here meanwhile, those that
+        are kept then, those that were fetched from keepers)."""
+        from dipp_ray.roles.trained import TrainedRank
+
+        self.begin(stage)
+        self.engine.average = {}  # as a rank that is restored has none yet
+        before, held = self.kept(), Held()
+        ray.get = held.get
+        try:
+            with held:
+                getattr(TrainedRank, method)(self, *arguments)
+        finally:
+            ray.get = RAY_GET
+        return before + held.most, self.kept(), held.fetched
+
+    def kept(self):
+        """Bytes of weights, moments and average that lie here."""
+        optimizer, stage = self.engine.engine.optimizer, self.engine.role.zero_stage
+        inner = optimizer.optimizer if stage else optimizer
+        tensors = [getattr(p, "ds_tensor", p) for _, p in self.engine.named] + list(self.engine.average.values())
+        tensors += optimizer.fp32_partitioned_groups_flat if stage == 3 else []
+        tensors += [entry[key] for entry in inner.state.values() for key in MOMENTS]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(storages.values())
+
+    def placed(self):
+        """(what DeepSpeed keeps off the device: optimiser's state, weights; kinds of device on which they and the
+        average lie). On a CPU the devices are one, and what it was told is the difference."""
+        optimizer, stage = self.engine.engine.optimizer, self.engine.role.zero_stage
+        optimiser_away = optimizer.offload_optimizer if stage == 3 else optimizer.cpu_offload
+        stepped = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+        moments = [entry[key] for entry in optimizer.optimizer.state.values() for key in MOMENTS]
+        away = [*stepped, *moments, *self.engine.average.values()]
+        weights_away = stage == 3 and optimizer.offload_param
+        away += [p.ds_tensor for _, p in self.engine.named] if weights_away else []
+        return bool(optimiser_away), bool(weights_away), len(moments), {tensor.device.type for tensor in away}
+
+    def compiled(self):
+        """Whether the network is one that compiles, and how many frames this process has compiled so far."""
+        from torch._dynamo.utils import counters
+
+        return self.engine.engine.module.network._compiled_call_impl is not None, counters["frames"]["ok"]
 
     def shard_elements(self):
         """Elements of weights and of optimiser state that this rank holds."""

@@ -56,14 +56,21 @@ def test_at_zero_3_each_rank_reads_its_own_part_and_nothing_else(ranks, folder):
     assert_same(trained(ranks), expected)
 
 
+def assert_away(ranks, offload):
+    for optimiser, weights, moments, devices in together(ranks, "placed"):
+        assert optimiser and weights == (offload == "weights") and moments > 0 and devices == {"cpu"}
+
+
 @pytest.mark.parametrize(("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "weights")])
 def test_state_in_the_nodes_memory_is_the_same(ranks, stage, offload):
     together(ranks, "begin", stage)
     expected = trained(ranks)
+    assert [away[:2] for away in together(ranks, "placed")] == 2 * [(False, False)]
     middle = whole_state(ranks)
     ranks_of = [rank.begin.remote(stage, offload=offload) for rank in ranks]
     ray.get(ranks_of)
     (assert_same if stage < 3 else assert_close)(trained(ranks), expected)
+    assert_away(ranks, offload)
     ray.get([rank.begin.remote(stage, offload=offload) for rank in ranks])
     together(ranks, "load", *middle)
     assert all(torch.equal(value, middle[0][name]) for name, value in whole_state(ranks)[0].items())
@@ -74,12 +81,16 @@ def test_weights_that_are_cut_as_they_are_read_may_lie_there_too(ranks):
     expected = trained(ranks)
     ray.get([rank.begin_in_parts.remote(offload="weights") for rank in ranks])
     assert_close(trained(ranks), expected)
+    assert_away(ranks, "weights")
 
 
 def test_a_compiled_network_follows_the_same_trajectory_within_rounding(ranks):
     together(ranks, "begin", 1)
-    expected = trained(ranks)
+    expected, before = trained(ranks), together(ranks, "compiled")
+    assert not any(compiles for compiles, _ in before)
     ray.get([rank.begin.remote(1, compile=True) for rank in ranks])
     norms, _, averaged, output = trained(ranks)
+    for (_, frames), (compiles, now) in zip(before, together(ranks, "compiled"), strict=True):
+        assert compiles and now > frames, "a frame of it was compiled, not passed over"
     assert norms == pytest.approx(expected[0], rel=1e-4)
     assert (averaged, output) == (pytest.approx(expected[2], rel=1e-5), pytest.approx(expected[3], rel=1e-5))

@@ -1,9 +1,18 @@
 """What the trained state takes: counted against the tensors that there really are."""
 
-import pytest
+from contextlib import nullcontext
 
+import pytest
+import yaml
+
+from dipp_ray import cli
+from dipp_ray.errors import UserError
 from dipp_ray.models.pipeline import frame_of, load_denoiser
-from dipp_ray.training.footprint import footprint_lines, footprints, held
+from dipp_ray.training import machine
+from dipp_ray.training import train as training
+from dipp_ray.training.footprint import footprint_lines, footprints, gigabytes, held
+from dipp_ray.training.plan import Node, plan, requests
+from dipp_ray.training.sharing import sharing_lines, text_beside_trainer
 from dipp_ray.training.sizes import Sizes
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
@@ -40,6 +49,93 @@ def test_sharding_divides_what_each_stage_shards(world):
                    "average": 2 * parameters}  # fmt: skip
     assert two == one | {"gradients": 2 * parameters}
     assert three == two | {"weights": 4 * parameters}
+
+
+def test_what_lies_in_the_nodes_memory_is_said_apart(world):
+    parameters = found(world)[0].parameters
+    for offload, weights in (("optimizer", 2), ("weights", 0)):
+        role = f"roles.generator={{workers: 2, zero_stage: 3, offload: {offload}}}"
+        one = found(world, role, sizes=Sizes(2, 1, 1))[0]
+        assert one.rank == {"weights": weights * parameters, "gradients": 2 * parameters}
+        assert one.node == {"weights": (4 - weights) * parameters, "moments": 4 * parameters, "average": 2 * parameters}
+        config = tiny_config(*world, role)
+        line, score, *_ = footprint_lines(config, frame_of(config.model), Sizes(2, 1, 1))
+        away = gigabytes((10 - weights) * parameters)
+        assert f"gradients {gigabytes(2 * parameters)}, activations" in line
+        assert f"); its node's memory {away} (weights {gigabytes((4 - weights) * parameters)}, moments" in line
+        assert "node's memory" not in score
+
+
+ONE_GPU = [Node("n", "n", {"CPU": 8, "GPU": 1})]
+HALVES = "roles={generator: {gpus: 0.5}, score: {gpus: 0.25}, teacher: {gpus: 0.125}, text: {gpus: 0.125}}"
+
+
+def shared(world, nodes, *overrides):
+    """(what the processes hold by role, the lines of GPUs that they share, what is said of the text encoders)."""
+    config = tiny_config(*world, *overrides)
+    planned = plan(requests(config, ONE), nodes)
+    processes = held(config, frame_of(config.model), ONE)
+    sizes = {one.role: one.bytes for one in processes}
+    return sizes, sharing_lines(config, planned, processes), text_beside_trainer(config, planned)
+
+
+def test_what_shares_a_gpu_is_added_up(world):
+    sizes, lines, _ = shared(world, ONE_GPU, HALVES)
+    on = sum(sizes[role] for role in ("generator", "score", "teacher", "text"))
+    assert lines == [f"a GPU of n, shared by generator, score, text and teacher: {gigabytes(on)} together"]
+    assert (
+        shared(world, [Node("n", "n", {"CPU": 8, "GPU": 4})], "roles.generator.gpus=1", "roles.score.gpus=1")[1] == []
+    )
+
+
+def test_the_processes_of_the_rewards_are_told_apart(world):
+    terms = "reward.terms=[{name: ink, model: 'settings:InkReward'}, {name: two, model: 'settings:InkReward'}]"
+    once = "reward.decode_once=true"
+    sizes, lines, _ = shared(world, ONE_GPU, terms, once, "reward.replicas=2", "roles.reward.gpus=0.125")
+    of = 2 * sum(size for role, size in sizes.items() if role.startswith("reward"))
+    who = "2 x reward 'ink', 2 x reward 'two' and 2 x reward's VAE"
+    assert lines == [f"a GPU of n, shared by {who}: {gigabytes(of)} together"]
+
+
+def test_equal_gpus_of_a_node_are_one_line(world):
+    roles = "roles={generator: {workers: 2, gpus: 1}, score: {workers: 2}, teacher: {workers: 4, gpus: 0.5}}"
+    config = tiny_config(*world, roles)
+    sizes = Sizes(2, 2, 4)
+    processes = held(config, frame_of(config.model), sizes)
+    teacher = next(one for one in processes if one.role == "teacher")
+    planned = plan(requests(config, sizes), [Node("n", "n", {"CPU": 8, "GPU": 4})])
+    (line,) = sharing_lines(config, planned, processes)
+    assert line == f"each of 2 GPUs of n, shared by 2 x teacher: {gigabytes(2 * teacher.bytes)} together"
+
+
+def test_text_encoders_on_a_trainers_gpu_are_warned_of(world):
+    *_, said = shared(world, ONE_GPU, HALVES)
+    assert said.startswith("warning: the plan puts the text encoders on a GPU of n that generator 0 and score 0 have")
+    assert "roles.text.gpus=0" in said and "dipp-ray encode" in said
+    for others in ("roles.text.gpus=0", "roles.text.gpus=1"):
+        assert shared(world, [Node("n", "n", {"CPU": 8, "GPU": 2})], HALVES, others)[2] is None
+
+
+def test_check_and_train_say_it(world, tmp_path, monkeypatch, capsys):
+    def nothing_more(*arguments):
+        raise UserError("no cluster here")
+
+    config, said = tiny_config(tmp_path, *world[1:], HALVES), []
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(machine, "this_machine", lambda: ONE_GPU[0])
+    assert cli.main(["check", str(tmp_path / "run.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert "warning: the plan puts the text encoders on a GPU of n" in out
+    assert "a GPU of n, shared by generator, score, text and teacher: " in out
+    for name, value in {
+        "watched_head": lambda *_: nullcontext(), "cluster_nodes": lambda: ONE_GPU, "can_grow": lambda: False,
+        "print_table": lambda table: None, "reserve": nothing_more,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(training, name, value)
+    with pytest.raises(UserError, match="no cluster here"):
+        training.train(config, said.append)
+    assert any("the plan puts the text encoders on a GPU of n" in one for one in said)
 
 
 def test_of_an_adapter_the_trained_part_alone_has_gradients_and_state(world):

@@ -1,0 +1,52 @@
+"""GPUs that several processes are planned on: what they hold together, and text encoders in a trainer's way."""
+
+from collections import Counter
+
+from dipp_ray.config import RunConfig
+from dipp_ray.role_settings import Between
+from dipp_ray.training.footprint import Held, gigabytes
+from dipp_ray.training.plan import GROUPS, Plan, Request
+
+
+def sharing_lines(config: RunConfig, planned: Plan, processes: list[Held]) -> list[str]:
+    """The sum of what the processes on one GPU hold, a line for all GPUs of a node with the same ones on them.
+
+    processes: of `footprint.held`. Within a node Ray itself picks the GPU, so that the plan's is one of the possible
+    ways.
+    """
+    found: Counter = Counter()
+    for node, workers in planned.shared_gpus():
+        found[node.name, tuple(sorted(processes.index(_process(config, one, processes)) for one in workers))] += 1
+    lines = []
+    for (node, numbers), count in found.items():
+        on = [processes[number] for number in numbers]
+        which = f"a GPU of {node}" if count == 1 else f"each of {count} GPUs of {node}"
+        who = [f"{times} x {role}" if times > 1 else role for role, times in Counter(one.role for one in on).items()]
+        beside = "".join(f" and {what}" for what in dict.fromkeys(part for one in on for part in one.unknown))
+        said = f"{', '.join(who[:-1])} and {who[-1]}" if len(who) > 1 else who[0]
+        lines.append(f"{which}, shared by {said}: {gigabytes(sum(one.bytes for one in on))}{beside} together")
+    return lines
+
+
+def _process(config: RunConfig, worker: Request, processes: list[Held]) -> Held:
+    """What a worker holds: of the reward's, term by term, as many as there are replicas."""
+    if worker.role != "reward":
+        return next(one for one in processes if one.role == worker.role)
+    replicas = config.reward.replicas
+    each = replicas.min if isinstance(replicas, Between) else replicas
+    return [one for one in processes if one.role.startswith("reward")][worker.index // each]
+
+
+def text_beside_trainer(config: RunConfig, planned: Plan) -> str | None:
+    """A sentence about text encoders on a GPU that a rank holds a part of; None where there are none."""
+    if config.data.embeddings is not None:
+        return None
+    for node, workers in planned.shared_gpus():
+        ranks = [f"{worker.role} {worker.index}" for worker in workers if worker.role in GROUPS]
+        if ranks and any(worker.role == "text" for worker in workers):
+            return (
+                f"warning: the plan puts the text encoders on a GPU of {node.name} that {' and '.join(ranks)} "
+                f"{'has' if len(ranks) == 1 else 'have'} a part of, and take memory from there: set roles.text.gpus=0, "
+                "send them elsewhere with roles.text.labels, or encode once, before training (`dipp-ray encode`)"
+            )
+    return None
