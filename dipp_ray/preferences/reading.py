@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from fsspec.core import url_to_fs
 
 from dipp_ray.errors import UserError
 from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.images import decode, from_base64
 from dipp_ray.preferences.published import IMAGES, ROLES, Form, form_of
+from dipp_ray.storage.remote import file_system, in_one_sentence, lacks_bucket, of_storage
 
 ROWS = 64  # read, fetched and decoded together
 WORDS = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -87,6 +87,9 @@ def _decoded(chunk: list[tuple], path: str, fs, folder: str, size: int, pool: Th
         for index, content in zip(named, found, strict=True):
             if isinstance(content, Exception):
                 where = images[index][0]
+                if not isinstance(content, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+                    image = f"{path.rpartition('/')[0]}/{named[index]}"
+                    raise UserError(f"preference pairs {path}, {where}: {in_one_sentence(content, image)}")
                 raise UserError(
                     f"preference pairs {path}, {where}: there is no image {named[index]} beside the file "
                     f"({type(content).__name__}): give paths relative to it"
@@ -249,7 +252,7 @@ def _require(present, source: str, columns: ColumnSettings) -> None:
 
 def _file_system(path: str):
     with _said(path):
-        return url_to_fs(str(path))
+        return file_system(str(path))
 
 
 @contextmanager
@@ -259,12 +262,12 @@ def _said(path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"preference pairs {path} does not exist: give a parquet, JSONL or JSON file") from None
-    except Exception as error:
-        # Object stores have errors of their own (no credentials, no endpoint), which are no OSError.
-        known = isinstance(error, (OSError, ValueError, ImportError, pyarrow.ArrowException))
-        if not known and not type(error).__module__.startswith(("botocore", "aiohttp", "aiobotocore")):
-            raise
+    except (ValueError, ImportError, pyarrow.ArrowException) as error:
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"preference pairs {path} cannot be read: {text}") from None
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and not lacks_bucket(error):
+            raise UserError(f"preference pairs {path} does not exist: give a parquet, JSONL or JSON file") from None
+        if not of_storage(error):
+            raise
+        raise UserError(f"preference pairs {in_one_sentence(error, path)}") from None
