@@ -19,11 +19,16 @@ SLOW_S = 3.0
 BODY = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>for a moment</Message></Error>"
 # What may happen to a request; `lost`: it is done, and its answer never comes.
 FAULTS = ("500", "503", "throttled", "reset", "lost", "cut", "slow")
-ANSWERS = {"500": (500, "InternalError"), "503": (503, "SlowDown"), "throttled": (400, "RequestLimitExceeded")}
+ANSWERS = {
+    "500": (500, "InternalError"),
+    "503": (503, "SlowDown"),
+    "throttled": (400, "RequestLimitExceeded"),
+    "refused": (403, "AccessDenied"),  # no fault of a moment
+}
 
 
 class FaultyS3:
-    """fault(number, method, path) says what happens to the request of that number: one of FAULTS, or None."""
+    """fault(number, method, path) says what happens to the request of that number: of FAULTS or ANSWERS, or None."""
 
     def __init__(self):
         self.moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -45,6 +50,8 @@ class FaultyS3:
                     outer.requests.append(f"{self.command} {self.path}")
                 kind = outer.fault(number, self.command, self.path)
                 body = self._body()
+                if kind == "throttled" and self.command == "HEAD":
+                    kind = "503"  # an answer without a body has nowhere to say the code
                 if kind in ANSWERS:
                     status, code = ANSWERS[kind]
                     return self._send(status, [("Content-Type", "application/xml")], BODY.format(code=code).encode())
@@ -143,6 +150,19 @@ def environment(monkeypatch: pytest.MonkeyPatch, url: str) -> Iterator[None]:
         yield
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def uploads(bucket: str) -> list[str]:
+    """The keys of all multipart uploads in s3://BUCKET that were begun and not ended."""
+    fs, root = file_system(bucket)
+    return [upload["Key"] for upload in fs.call_s3("list_multipart_uploads", Bucket=root).get("Uploads", [])]
+
+
+def leave_upload(bucket: str, key: str) -> None:
+    """Begin an upload, as a writer does that is killed after the first part."""
+    fs, root = file_system(bucket)
+    upload = fs.call_s3("create_multipart_upload", Bucket=root, Key=key)["UploadId"]
+    fs.call_s3("upload_part", Bucket=root, Key=key, UploadId=upload, PartNumber=1, Body=b"half")
 
 
 @pytest.fixture(scope="package")

@@ -18,16 +18,17 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow
 import torch
-from fsspec.core import url_to_fs
 from pydantic import ValidationError
 from torch import Tensor
 
-from dipp_ray.data.files import BESIDE, what_is_wrong
+from dipp_ray.data.files import BESIDE
 from dipp_ray.data.row_groups import REMEMBERED, Groups, ParquetRows
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.errors import UserError
 from dipp_ray.settings import Section
+from dipp_ray.storage.files import is_there
 from dipp_ray.storage.hashing import hash_of_json
+from dipp_ray.storage.remote import asked, file_system, in_one_sentence
 
 RECORD, JOB, NULL_ROW = BESIDE
 PARTS = ("length", "tokens", "mask", "pooled")
@@ -95,7 +96,7 @@ class Embeddings:
     @cached_property
     def null(self) -> PromptEmbeds:
         """Of the null prompt: one row."""
-        fs, root = url_to_fs(self.folder)
+        fs, root = file_system(self.folder)
         table = ParquetRows(fs, f"{root}/{NULL_ROW}", f"{self.folder}/{NULL_ROW}", self._columns(PARTS)).read(0)
         return self._row(table, 0)
 
@@ -120,7 +121,7 @@ class Embeddings:
         return [column for column in columns if not absent.get(column)]
 
     def _shards(self, folder: str, columns: Sequence[str], limit: int) -> Groups:
-        fs, root = url_to_fs(folder)
+        fs, root = file_system(folder)
         columns, names = self._columns(columns), self.record.shards
 
         @lru_cache(OPEN_SHARDS)
@@ -179,9 +180,9 @@ class _ShardGroups(Groups):
 def read_record(folder: str) -> Record:
     """The record of a folder of embeddings. Raises UserError where there is none."""
     try:
-        fs, root = url_to_fs(folder)
-        if not fs.exists(f"{root}/{RECORD}"):
-            if fs.exists(f"{root}/{JOB}"):
+        fs, root = file_system(folder)
+        if not is_there(fs, f"{root}/{RECORD}"):
+            if is_there(fs, f"{root}/{JOB}"):
                 raise UserError(
                     f"data.embeddings={folder} is not finished: the same `dipp-ray encode` command goes on with it"
                 )
@@ -192,14 +193,17 @@ def read_record(folder: str) -> Record:
     except (ValueError, ValidationError):
         raise UserError(f"data.embeddings={folder}: its {RECORD} is damaged: encode the prompts again") from None
     except Exception as error:  # each store's library raises classes of its own
-        raise UserError(f"data.embeddings={folder}: {what_is_wrong(folder, error)}") from None
+        raise UserError(f"data.embeddings={in_one_sentence(error, folder)}") from None
 
 
 def sizes_in(folder: str) -> dict[str, int]:
-    """The bytes of each file that now lies in a folder, by name; none where there is no such folder."""
-    fs, root = url_to_fs(folder)
-    fs.invalidate_cache()
-    try:
-        return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in fs.ls(root, detail=True)}
-    except FileNotFoundError:
-        return {}
+    """The bytes of each file that now lies in a folder, by name; none where there is no such folder.
+
+    Raises StorageUnavailable where it cannot be asked.
+    """
+    with asked(folder):
+        fs, root = file_system(folder)
+        try:
+            return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in fs.ls(root, detail=True)}
+        except FileNotFoundError:
+            return {}

@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from dipp_ray.errors import UserError
+from dipp_ray.storage.files import is_there
+from dipp_ray.storage.remote import file_system, in_one_sentence
 
 BESIDE = ("_encoded.json", "_encoding.json", "_null.parquet")
 LARGEST_WHOLE = 2**30  # bytes of a file that is read as a whole
@@ -19,7 +20,7 @@ def files_of(path: str, key: str, kinds: Collection[str]) -> Iterator[tuple[Any,
     kinds: the suffixes that a folder is looked through for. key: the setting, for a person.
     """
     try:
-        fs, root = url_to_fs(path)
+        fs, root = file_system(path)
         if fs.isdir(root):
             found = sorted(name for name in fs.ls(root, detail=False) if suffix_of(name) in kinds and not _beside(name))
             if not found:
@@ -28,14 +29,14 @@ def files_of(path: str, key: str, kinds: Collection[str]) -> Iterator[tuple[Any,
             found = sorted(fs.glob(root))
             if not found:
                 raise UserError(f"no file is called {path}: correct the pattern in {key}")
-        elif fs.exists(root):
+        elif is_there(fs, root):
             found = [root]
         else:
             raise UserError(f"prompt file {path} does not exist: set {key} to one that does")
     except UserError:
         raise
     except Exception as error:  # each store's library raises classes of its own
-        raise UserError(f"prompt file {path}: {what_is_wrong(path, error)}") from None
+        raise UserError(f"prompt file {in_one_sentence(error, path)}") from None
     scheme = path.partition("://")[0] + "://" if "://" in path else ""
     for name in found:
         yield fs, name, path if found == [root] else f"{scheme}{name}"
@@ -44,16 +45,6 @@ def files_of(path: str, key: str, kinds: Collection[str]) -> Iterator[tuple[Any,
 def _beside(name: str) -> bool:
     """Whether it is a file that lies beside the prompts in a folder of embeddings."""
     return name.rsplit("/", 1)[-1] in BESIDE
-
-
-def what_is_wrong(path: str, error: Exception) -> str:
-    """What is wrong with a store, and what to set."""
-    kind, text = type(error).__name__, " ".join(str(error).split())
-    if "Credentials" in kind or "Credentials" in text:
-        return "no credentials for it: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    if "Endpoint" in kind or "ConnectionError" in kind or "Could not connect" in text:
-        return f"its store cannot be reached ({text}): set AWS_ENDPOINT_URL, or correct it"
-    return f"{kind}: {text}: correct the path, or the rights to it"
 
 
 def whole_content(fs: Any, file: str, shown: str) -> bytes:
@@ -69,7 +60,7 @@ def whole_content(fs: Any, file: str, shown: str) -> bytes:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"prompt file {shown}: {what_is_wrong(shown, error)}") from None
+        raise UserError(f"prompt file {in_one_sentence(error, shown)}") from None
 
 
 def by_range(fs: Any, file: str) -> Any:

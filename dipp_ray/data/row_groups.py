@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import pyarrow
 import pyarrow.parquet
 
-from dipp_ray.data.files import by_range, what_is_wrong
+from dipp_ray.data.files import by_range
 from dipp_ray.errors import UserError
+from dipp_ray.storage.remote import in_one_sentence
 
 REMEMBERED = 256 * 2**20  # bytes of groups that are held
 READERS = 4  # groups that are read side by side
@@ -50,7 +51,7 @@ class ParquetRows:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> UserError:
-        return UserError(f"prompt file {self.shown}: {what_is_wrong(self.shown, error)}")
+        return UserError(f"prompt file {in_one_sentence(error, self.shown)}")
 
 
 class Groups:

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from dipp_ray.config import RunConfig
@@ -20,8 +19,9 @@ from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.text_identity import text_identity
 from dipp_ray.reporting.pace import Ticker
 from dipp_ray.storage.aside import make_folder
-from dipp_ray.storage.files import write_file
+from dipp_ray.storage.files import remove_file, write_file
 from dipp_ray.storage.locks import alone
+from dipp_ray.storage.remote import abort_uploads, asked, file_system, require_store
 
 GROUP_BYTES = 2**18  # of a row group: what is read for one prompt, unless that is larger by itself
 SHARD_ROWS = 512
@@ -50,11 +50,13 @@ def encode(
     for a folder that holds something else. Interrupted or killed at any moment, the same call goes on with the shards
     that are missing.
     """
+    folder = folder if "://" in folder else str(Path(folder).resolve())
+    require_store(folder, "out")
     config = config.model_copy(update={"data": config.data.model_copy(update={"embeddings": None})})
     frame = frame_of(config.model)
     check_components(frame)
     prompts = prompts_of(config)
-    asked = {
+    wanted = {
         "encoder": text_identity(frame, config.roles.text.dtype),
         "count": len(prompts),
         "sha256": prompts.digest(),
@@ -62,14 +64,14 @@ def encode(
         "dtype": dtype,
         "rows": rows,
     }
-    folder = folder if "://" in folder else str(Path(folder).resolve())
     with _only_one(folder):
-        if _is_finished(folder, asked):
+        if _is_finished(folder, wanted):
             say(f"{folder}: all {len(prompts):,} prompts are encoded already")
             return
-        begun = _begun(folder, asked)
+        begun = _begun(folder, wanted)
+        _abort_left(folder)
         with encoders(config) as started:
-            encoding = begun or _laid_out(started[0], folder, prompts, asked)
+            encoding = begun or _laid_out(started[0], folder, prompts, wanted)
             try:
                 _encode(started, encoding, folder, prompts, say)
             except KeyboardInterrupt:
@@ -78,30 +80,38 @@ def encode(
 
 
 def _only_one(folder: str) -> AbstractContextManager:
-    """Hold a local folder. In a store two commands would write the same objects twice, and nothing wrong."""
-    fs, root = url_to_fs(folder)
+    """Hold a local folder. In a store two commands would write the same objects twice, and nothing wrong; where the
+    second aborts an upload of the first, that one ends."""
+    fs, root = file_system(folder)
     if not isinstance(fs, LocalFileSystem):
         return nullcontext()
     make_folder(Path(root))
     return alone(Path(root, ".lock"), f"{folder}: another process encodes into this folder: wait for it")
 
 
-def _is_finished(folder: str, asked: dict) -> bool:
-    return RECORD in sizes_in(folder) and _same(folder, RECORD, asked)
+def _abort_left(folder: str) -> None:
+    """Abort the uploads of killed encoders: those of an earlier command, or of actors that were lost in this one."""
+    fs, root = file_system(folder)
+    with asked(folder):
+        abort_uploads(fs, root, lambda name: "/" not in name)
 
 
-def _begun(folder: str, asked: dict) -> Encoding | None:
+def _is_finished(folder: str, wanted: dict) -> bool:
+    return RECORD in sizes_in(folder) and _same(folder, RECORD, wanted)
+
+
+def _begun(folder: str, wanted: dict) -> Encoding | None:
     """What was begun in this folder; None where it is empty."""
     names = {name for name in sizes_in(folder) if not name.startswith(".")}
     if JOB in names:
-        _same(folder, JOB, asked)
+        _same(folder, JOB, wanted)
         return Encoding.model_validate(_json(folder, JOB))
     if names:
         raise UserError(f"{folder} holds other files ({min(names)}): choose an empty folder for the embeddings")
     return None
 
 
-def _same(folder: str, name: str, asked: dict) -> bool:
+def _same(folder: str, name: str, wanted: dict) -> bool:
     """True. Raises UserError where the folder's embeddings are others than those asked for."""
     before = _json(folder, name)
     for key, what in (
@@ -112,15 +122,16 @@ def _same(folder: str, name: str, asked: dict) -> bool:
         ("dtype", f"stored in {before.get('dtype')}"),
         ("rows", f"in shards of {before.get('rows')} rows"),
     ):
-        if before.get(key) != asked[key]:
+        if before.get(key) != wanted[key]:
             raise UserError(f"{folder} holds embeddings {what}: choose another folder, or remove it first")
     return True
 
 
 def _json(folder: str, name: str) -> dict:
-    fs, root = url_to_fs(folder)
+    fs, root = file_system(folder)
     try:
-        found = json.loads(fs.cat_file(f"{root}/{name}"))
+        with asked(folder):
+            found = json.loads(fs.cat_file(f"{root}/{name}"))
         assert isinstance(found, dict)
         return found
     except (ValueError, AssertionError):
@@ -128,15 +139,16 @@ def _json(folder: str, name: str) -> dict:
 
 
 def _write_json(folder: str, name: str, encoding: Encoding) -> None:
-    fs, root = url_to_fs(folder)
-    write_file(fs, f"{root}/{name}", [encoding.model_dump_json(indent=1).encode()], FULL)
+    fs, root = file_system(folder)
+    with asked(folder):
+        write_file(fs, f"{root}/{name}", [encoding.model_dump_json(indent=1).encode()], FULL)
 
 
-def _laid_out(encoder: Encodes, folder: str, prompts: Prompts, asked: dict) -> Encoding:
+def _laid_out(encoder: Encodes, folder: str, prompts: Prompts, wanted: dict) -> Encoding:
     """Parts and sizes, as the first prompt's embeddings have them; written down before the first shard."""
-    layout = encoder.layout(prompts.at([0])[0], asked["dtype"])
-    group = max(1, min(asked["rows"], GROUP_BYTES // layout.pop("bytes")))
-    encoding = Encoding.model_validate({**asked, **layout, "group": group})
+    layout = encoder.layout(prompts.at([0])[0], wanted["dtype"])
+    group = max(1, min(wanted["rows"], GROUP_BYTES // layout.pop("bytes")))
+    encoding = Encoding.model_validate({**wanted, **layout, "group": group})
     _write_json(folder, JOB, encoding)
     return encoding
 
@@ -179,7 +191,9 @@ def _finish(folder: str, encoding: Encoding, say: Say) -> None:
         )
     written = {name: sizes[name] for name in [*encoding.shards, NULL_ROW]}
     _write_json(folder, RECORD, Record.model_validate({**encoding.model_dump(), "sizes": written}))
-    fs, root = url_to_fs(folder)
-    fs.rm_file(f"{root}/{JOB}")
+    fs, root = file_system(folder)
+    with asked(folder):
+        remove_file(fs, f"{root}/{JOB}")
+    _abort_left(folder)
     gigabytes = sum(written.values()) / 1e9
     say(f"{folder}: {encoding.count:,} prompts in {len(encoding.shards)} shards, {gigabytes:.3g} GB, {encoding.dtype}")

@@ -6,7 +6,6 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import torch
-from fsspec.core import url_to_fs
 from torch import Tensor
 
 from dipp_ray.config import RunConfig
@@ -15,6 +14,7 @@ from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
 from dipp_ray.errors import UserError
 from dipp_ray.models.text import text_encoder
 from dipp_ray.storage.files import whole_object
+from dipp_ray.storage.remote import asked, file_system
 
 FULL = "free space, or choose another folder; the same command goes on with what is missing"
 
@@ -39,9 +39,12 @@ class Encoder:
         }
 
     def write(self, encoding: Encoding, folder: str, name: str, texts: Sequence[str]) -> None:
-        """Encode `texts` into the file `name` of the folder, which appears when all of it is there."""
-        fs, root = url_to_fs(folder)
-        with whole_object(fs, f"{root}/{name}", FULL) as file:
+        """Encode `texts` into the file `name` of the folder, which appears when all of it is there.
+
+        Raises StorageUnavailable where its disk or store fails at last.
+        """
+        fs, root = file_system(folder)
+        with asked(folder), whole_object(fs, f"{root}/{name}", FULL) as file:
             # Numbers neither repeat nor shrink, and nobody asks for their extremes.
             plain: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
             with pyarrow.parquet.ParquetWriter(file, _schema(encoding), **plain) as writer:

@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from fsspec.core import url_to_fs
 
 from dipp_ray.errors import UserError
 from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.images import decode, from_base64
 from dipp_ray.preferences.published import BESIDE, ROLES, Form, Places, form_of
+from dipp_ray.storage.remote import file_system, in_one_sentence, lacks_bucket, of_storage
 
 ROWS = 64  # read, fetched and decoded together
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 WORDS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
@@ -82,11 +83,15 @@ def _decoded(chunk: list[tuple], path: str, files: "_Files", size: int, pool: Th
     payloads = [_payload(value, path, where) for where, value in images]
     named = {index: payload for index, payload in enumerate(payloads) if isinstance(payload, str)}
     for index, found in zip(named, files.read(list(named.values())), strict=True):
-        if isinstance(found, Exception):
+        where = images[index][0]
+        if isinstance(found, MISSING):
             raise UserError(
-                f"preference pairs {path}, {images[index][0]}: there is no image {named[index]} {files.places.said} "
+                f"preference pairs {path}, {where}: there is no image {named[index]} {files.places.said} "
                 f"({type(found).__name__}): give paths relative to it"
             )
+        if isinstance(found, Exception):
+            image = f"{path.rpartition('/')[0]}/{named[index]}"
+            raise UserError(f"preference pairs {path}, {where}: {in_one_sentence(found, image)}")
         payloads[index] = found
     wheres = [where for where, _ in images]
     pixels = list(pool.map(partial(_decode, size=size, path=path), payloads, wheres))
@@ -113,10 +118,10 @@ class _Files:
                 # Not fs.cat: it takes a path's [ or * for a pattern.
                 answers = self.fs.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return")
             for name, answer in zip(missing, answers, strict=True):
-                if not isinstance(answer, Exception):
+                if not isinstance(answer, MISSING):
                     found[name] = answer
                 found.setdefault(name, answer)
-            left = [name for name in missing if isinstance(found[name], Exception)]
+            left = [name for name in missing if isinstance(found[name], MISSING)]
             if len(left) < len(missing):  # those that follow lie there too: it is looked at first
                 self.folders = [folder, *(other for other in self.folders if other != folder)]
             missing = left
@@ -272,7 +277,7 @@ def _require(present, source: str, columns: ColumnSettings) -> None:
 
 def _file_system(path: str):
     with _said(path):
-        return url_to_fs(str(path))
+        return file_system(str(path))
 
 
 @contextmanager
@@ -282,12 +287,12 @@ def _said(path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"preference pairs {path} does not exist: give a parquet, JSONL or JSON file") from None
-    except Exception as error:
-        # Object stores have errors of their own (no credentials, no endpoint), which are no OSError.
-        known = isinstance(error, (OSError, ValueError, ImportError, pyarrow.ArrowException))
-        if not known and not type(error).__module__.startswith(("botocore", "aiohttp", "aiobotocore")):
-            raise
+    except (ValueError, ImportError, pyarrow.ArrowException) as error:
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"preference pairs {path} cannot be read: {text}") from None
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and not lacks_bucket(error):
+            raise UserError(f"preference pairs {path} does not exist: give a parquet, JSONL or JSON file") from None
+        if not of_storage(error):
+            raise
+        raise UserError(f"preference pairs {in_one_sentence(error, path)}") from None

@@ -12,6 +12,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from dipp_ray.errors import UserError
 from dipp_ray.storage.aside import sync, whole_file
+from dipp_ray.storage.remote import lacks_bucket
 
 BLOCK = 8 * 1024 * 1024  # bytes read or written at a time
 
@@ -64,10 +65,13 @@ def whole_object(fs, path: str, remedy: str) -> Iterator[IO[bytes]]:
 
 
 def is_there(fs, path: str) -> bool:
-    """Whether there is a file or folder `path`. What cannot be asked is raised: fsspec's `exists` calls it absent."""
+    """Whether there is a file or folder `path`. What cannot be asked is raised, as where there is no such bucket:
+    fsspec's `exists` calls it absent."""
     try:
         fs.info(path)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if lacks_bucket(error):
+            raise
         return False
     return True
 

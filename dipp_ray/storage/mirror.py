@@ -14,7 +14,7 @@ from dipp_ray.storage.aside import make_folder, whole_file
 from dipp_ray.storage.cache import copy_of
 from dipp_ray.storage.files import read_blocks, remove_file
 from dipp_ray.storage.locks import in_turn
-from dipp_ray.storage.remote import asks, file_system
+from dipp_ray.storage.remote import abort_uploads, asks, file_system
 
 NOTED = ".pushed.json"
 LAST = ("model_index.json", "exported.json")  # what makes a folder a pipeline: sent last, and taken away first
@@ -67,11 +67,19 @@ class Mirror:
         folders = {name.split("/", 1)[0] for name in changed | gone}
         # While its files change, a folder is no pipeline.
         marks = {name for name in noted if name.rsplit("/", 1)[-1] in LAST and name.split("/", 1)[0] in folders}
+        # Of these files alone: of another, somebody else's upload may be under way.
+        abort_uploads(self.fs, self.root, lambda name: name in changed | gone | marks)
         for name in sorted(gone | marks, key=_order, reverse=True):
             remove_file(self.fs, f"{self.root}/{name}")
         for name in sorted(changed | (marks & here.keys()), key=_order):
             self.fs.put_file(str(self._at(name)), f"{self.root}/{name}")
         self._note(self._found(), here)
+
+    @asks
+    def abort_left(self) -> None:
+        """Abort every upload that was begun in the store's folder and not ended: for who alone writes there from now
+        on."""
+        abort_uploads(self.fs, self.root, lambda name: name.split("/", 1)[0] not in self.without)
 
     def _found(self) -> dict[str, dict[str, Any]]:
         """The files of the store by their paths in the folder; '' is the folder itself, where it is a file."""

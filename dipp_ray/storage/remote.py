@@ -18,6 +18,9 @@ from dipp_ray.storage.cache import is_remote
 
 ATTEMPTS = 6
 CONNECT_S, READ_S = 10, 30  # without a byte from the store
+REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AccessDenied", "Forbidden", "403")
+TOO_MUCH = ("SlowDown", "Throttl", "LimitExceeded", "TooManyRequests", "RequestTimeout")  # whatever their status
+UNREACHED = ("Endpoint", "Connect", "Timeout", "Payload", "IncompleteRead", "Streaming")
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs", "pyarrow")
 
 
@@ -26,7 +29,7 @@ def file_system(url: str, attempts: int | None = None, **options: Any) -> tuple[
     other processes write there too."""
     attempts = attempts or ATTEMPTS
     if url.startswith("s3://"):
-        retries = {"mode": "standard", "max_attempts": attempts}
+        retries = {"mode": "standard", "total_max_attempts": attempts}
         options = {
             "config_kwargs": {"retries": retries, "connect_timeout": CONNECT_S, "read_timeout": READ_S},
             "max_concurrency": 4,  # parts of 50 MB that a writer sends at a time
@@ -38,18 +41,45 @@ def file_system(url: str, attempts: int | None = None, **options: Any) -> tuple[
 
 
 def in_one_sentence(error: Exception, url: str) -> str:
-    """What is wrong with a store, and what to set."""
+    """What is wrong with a disk or a store, and what to set."""
     kind, text = type(error).__name__, " ".join(str(error).split())
+    code, status = _answer(error)
+    why = text or kind
+    if not is_remote(url):
+        return f"{url}: {kind}: {text}: correct the path, the rights to it, or what its disk lacks"
     if "Credentials" in kind or "Credentials" in text or "ProfileNotFound" in kind:
         return f"{url}: no credentials for it: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    if "NoSuchBucket" in text or "bucket does not exist" in text:
+    if lacks_bucket(error):
         return f"{url}: there is no such bucket: make it, or correct the URL"
-    refusals = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AccessDenied", "Forbidden", "403")
-    if isinstance(error, PermissionError) or any(word in text for word in refusals):
-        return f"{url}: the store refuses these credentials ({text or kind}): correct them, or the rights to it"
-    if "Endpoint" in kind or "Connect" in kind or "Timeout" in kind or "Could not connect" in text:
-        return f"{url}: its store cannot be reached ({text or kind}): set AWS_ENDPOINT_URL, or correct it"
-    return f"{url}: {kind}: {text}"
+    if isinstance(error, PermissionError) or any(word in f"{code} {text}" for word in REFUSED):
+        return f"{url}: the store refuses these credentials ({why}): correct them, or the rights to it"
+    if "ReadTimeout" in kind or status >= 500 or any(word in code for word in TOO_MUCH):
+        return f"{url}: its store fails, or has too much to do ({why}): wait until it answers, or ask who runs it"
+    if any(word in kind for word in UNREACHED) or "Could not connect" in text:
+        return f"{url}: its store cannot be reached ({why}): set AWS_ENDPOINT_URL, or correct it"
+    return f"{url}: {kind}: {text}: correct the URL, or the rights to it"
+
+
+def of_storage(error: Exception) -> bool:
+    """Whether an error is a disk's or a store's, and no fault of the program."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in LIBRARIES
+
+
+def lacks_bucket(error: Exception) -> bool:
+    """Whether a store says that there is no such bucket."""
+    said = f"{_answer(error)[0]} {error}"
+    return "NoSuchBucket" in said or "bucket does not exist" in said
+
+
+def _answer(error: BaseException | None) -> tuple[str, int]:
+    """(the store's own code, HTTP status) of the answer that an error came of; ('', 0) where there was none."""
+    while error is not None:
+        answer = getattr(error, "response", None)
+        if isinstance(answer, dict):
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return str(answer.get("Error", {}).get("Code", "")), status
+        error = error.__cause__
+    return "", 0
 
 
 @contextmanager
@@ -60,7 +90,7 @@ def asked(url: str) -> Iterator[None]:
     except (UserError, StorageUnavailable):
         raise
     except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in LIBRARIES:
+        if not of_storage(error):
             raise
         goes_on = "what was committed before is intact, and the same command goes on from there"
         raise StorageUnavailable(f"{in_one_sentence(error, url)}; {goes_on}") from error
@@ -97,7 +127,8 @@ def require_store(url: str, key: str) -> None:
 
 def abort_uploads(fs: Any, root: str, orphaned: Callable[[str], bool]) -> list[str]:
     """Abort the multipart uploads under `root`, begun and never ended, whose paths below it are `orphaned`: nobody sees
-    their parts, and they are paid for. Returns those paths. Other stores than S3 have none."""
+    their parts, and they are paid for. Returns those paths. Other stores than S3 have none; who may not list them
+    leaves them, for nothing rests on it."""
     if not hasattr(fs, "call_s3"):
         return []
     bucket, prefix, _ = fs.split_path(root)
@@ -105,7 +136,10 @@ def abort_uploads(fs: Any, root: str, orphaned: Callable[[str], bool]) -> list[s
     found: list[tuple[str, str]] = []
     marker: dict[str, str] = {}
     while True:
-        page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=start, **marker)
+        try:
+            page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=start, **marker)
+        except PermissionError:
+            return []
         found += [(upload["Key"], upload["UploadId"]) for upload in page.get("Uploads", [])]
         if not page.get("IsTruncated"):
             break

@@ -25,13 +25,14 @@ class Home:
         self.place, self.mirror, self.mark = config.place, run_in_store(config.place), uuid4().hex
 
     def enter(self) -> None:
-        """Take up what lies in the store, and leave the mark."""
+        """Take up what lies in the store, leave the mark, and abort the uploads that whoever trained there left."""
         if self.mirror is None:
             return
         self.mirror.fetch(required=False)
         who = {"mark": self.mark, "host": socket.gethostname(), "process": os.getpid()}
         with asked(self.place):
             self.mirror.fs.pipe_file(self._trainer, json.dumps(who).encode())
+        self.mirror.abort_left()
 
     def require(self, done: int) -> None:
         """Raises RunFolderLost where the folder is gone, or another process trains in it now."""

@@ -133,7 +133,7 @@ def test_a_store_that_cannot_be_read_is_one_sentence(monkeypatch, error, words):
         def isdir(self, path):
             raise error
 
-    monkeypatch.setattr("dipp_ray.data.files.url_to_fs", lambda path: (Store(), path))
+    monkeypatch.setattr("dipp_ray.data.files.file_system", lambda path: (Store(), path))
     assert words in fault("s3://bucket/prompts.parquet")
 
 

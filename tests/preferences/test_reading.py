@@ -7,9 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-import s3fs
 import torch
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from preference_pairs import encoded, in_base64, make_rows, write_jsonl, write_parquet
 
@@ -18,6 +16,8 @@ from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.dataset import is_held_out, load_pairs, split, store_pairs
 from dipp_ray.preferences.images import decode
 from dipp_ray.preferences.reading import Labels, read_images, read_labels
+from dipp_ray.storage import remote
+from dipp_ray.storage.remote import file_system
 
 COLUMNS = ColumnSettings()
 
@@ -81,35 +81,51 @@ def test_every_kind_of_file_gives_the_same_pairs(tmp_path, rows, pixels, kind):
     assert images.dtype == np.uint8 and np.array_equal(images, pixels)
 
 
-def test_s3_reads_like_a_folder(tmp_path, rows, pixels, monkeypatch):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        fs = s3fs.S3FileSystem()
-        fs.mkdir("pairs")
-        for name in ("parquet, bytes", "jsonl, paths"):
-            (folder := tmp_path / name.replace(", ", "_")).mkdir()
-            FILES[name](folder, rows)
-            for path in folder.rglob("*"):
-                if path.is_file():
-                    fs.put_file(str(path), f"pairs/{folder.name}/{path.relative_to(folder)}")
-            labels, images = read(f"s3://pairs/{folder.name}/p")
-            assert len(labels) == len(rows) and np.array_equal(images, pixels)
-        with pytest.raises(UserError, match="s3://pairs/nowhere does not exist"):
-            read_labels("s3://pairs/nowhere", COLUMNS)
-        gone = write_parquet(tmp_path / "gone", [rows[0] | {"image_a": "gone.png", "image_b": "gone.png"}])
-        fs.put_file(gone, "pairs/gone")
-        with pytest.raises(UserError, match=r"row 0: there is no image gone\.png beside"):
-            read("s3://pairs/gone")
-    finally:
-        s3fs.S3FileSystem.clear_instance_cache()
-        server.stop()
+def now_and_then():
+    """A fault of a moment in the first request of the pairs, and of every ninth image."""
+    seen = set()
+
+    def fault(number, method, path):
+        new = path not in seen
+        seen.add(path)
+        return ("500", "503", "throttled", "reset")[number % 4] if new and len(seen) % 9 == 1 else None
+
+    return fault
+
+
+def test_s3_reads_like_a_folder(tmp_path, rows, pixels, s3, bucket):
+    fs, root = file_system(bucket)
+    for name in ("parquet, bytes", "jsonl, paths"):
+        (folder := tmp_path / name.replace(", ", "_")).mkdir()
+        FILES[name](folder, rows)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                fs.put_file(str(path), f"{root}/{folder.name}/{path.relative_to(folder)}")
+        with s3.faults(now_and_then()):
+            labels, images = read(f"{bucket}/{folder.name}/p")
+        assert len(labels) == len(rows) and np.array_equal(images, pixels)
+    with pytest.raises(UserError, match=r"s3://.*/nowhere does not exist"):
+        read_labels(f"{bucket}/nowhere", COLUMNS)
+    gone = write_parquet(tmp_path / "gone", [rows[0] | {"image_a": "gone.png", "image_b": "gone.png"}])
+    fs.put_file(gone, f"{root}/gone")
+    with pytest.raises(UserError, match=r"row 0: there is no image gone\.png beside"):
+        read(f"{bucket}/gone")
+
+
+def test_a_store_that_fails_is_one_sentence_which_names_the_row(tmp_path, rows, s3, bucket, monkeypatch):
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    fs, root = file_system(bucket)
+    pair = rows[0] | {"image_a": "a.png", "image_b": "a.png"}
+    fs.put_file(write_parquet(tmp_path / "pairs", [pair]), f"{root}/pairs")
+    with s3.faults(lambda number, method, path: "503"), pytest.raises(UserError) as caught:
+        read_labels(f"{bucket}/pairs", COLUMNS)
+    assert str(caught.value).startswith(f"preference pairs {bucket}/pairs: its store fails, or has too much to do (")
+    assert len(s3.requests) == 1
+    refused = pytest.raises(UserError, match=rf"/pairs, row 0: {bucket}/a\.png: its store fails")
+    with s3.faults(lambda number, method, path: "503" if "a.png" in path else None), refused:
+        read(f"{bucket}/pairs")
+    with pytest.raises(UserError, match=r"^preference pairs s3://nowhere/pairs: there is no such bucket: make it"):
+        read_labels("s3://nowhere/pairs", COLUMNS)
 
 
 def test_labels_in_words_and_numbers(tmp_path, rows):
@@ -233,7 +249,7 @@ def test_a_bad_file_is_one_sentence(tmp_path, content, message):
 
 @pytest.mark.parametrize("path", ["nowhere.parquet", "nosuch://bucket/pairs", "."])
 def test_a_file_that_cannot_be_opened_is_one_sentence(path):
-    with pytest.raises(UserError, match=r"does not exist|cannot be read"):
+    with pytest.raises(UserError, match=r"does not exist|cannot be read|: correct the path"):
         read_labels(path, COLUMNS)
 
 

@@ -10,6 +10,7 @@ from dipp_ray.hub.fetch import local
 from dipp_ray.storage import remote
 from dipp_ray.storage.mirror import Mirror, fetched
 from dipp_ray.storage.remote import file_system
+from faulty_s3 import leave_upload, uploads
 
 WITHOUT = ("checkpoints",)
 
@@ -122,6 +123,40 @@ def test_a_push_that_breaks_off_is_taken_up_by_the_next(bucket, machine, s3, mon
         assert in_store(here.url) == {"pipeline/model_index.json": "{}", "pipeline/weights": "new", "metrics": "12"}
         number += 1
     assert number > 3
+
+
+def test_a_push_aborts_what_a_killed_one_left_of_its_files(bucket, machine):
+    here = Mirror(f"{bucket}/run", WITHOUT)
+    here.fetch(required=False)
+    write(here, pipeline__weights="old", metrics="1")
+    here.push()
+    for key in ("run/pipeline/weights", "run/report", "run2/pipeline/weights"):
+        leave_upload(bucket, key)
+    write(here, pipeline__weights="new")
+    here.push()
+    assert in_store(here.url)["pipeline/weights"] == "new"
+    assert uploads(bucket) == ["run/report", "run2/pipeline/weights"], "others may be at these"
+
+
+def test_who_alone_writes_aborts_all_that_was_left(bucket, machine):
+    for key in ("run/pipeline/weights", "run/report", "run/checkpoints/step_000001/x", "run2/report"):
+        leave_upload(bucket, key)
+    here = Mirror(f"{bucket}/run", WITHOUT)
+    here.abort_left()
+    assert uploads(bucket) == ["run/checkpoints/step_000001/x", "run2/report"]
+    Mirror(f"{bucket}/run").abort_left()
+    Mirror(f"{bucket}/run2").abort_left()
+    assert uploads(bucket) == []
+
+
+def test_who_may_not_list_uploads_pushes_all_the_same(bucket, machine, s3):
+    here = Mirror(f"{bucket}/run")
+    here.fetch(required=False)
+    write(here, metrics="1")
+    with s3.faults(lambda number, method, path: "refused" if "uploads" in path else None):
+        here.push()
+        assert any("uploads" in request for request in s3.requests)
+    assert in_store(here.url) == {"metrics": "1"}
 
 
 def test_a_model_in_a_bucket_is_a_folder_here(bucket, machine):

@@ -1,5 +1,7 @@
 """Checkpoints and files on a real S3 API: alike with a disk, patient with a store's faults, never half written."""
 
+import re
+
 import botocore.exceptions
 import fsspec
 import pytest
@@ -91,12 +93,33 @@ def test_a_fault_of_a_moment_is_not_seen(s3, bucket, kind):
     assert store.steps() == [300] and uploads(bucket) == []
 
 
+BUSY, AWAY = r"its store fails, or has too much to do \(.*\): wait", r"its store cannot be reached \(.*\): set AWS_ENDP"
+LASTING = {"500": BUSY, "503": BUSY, "throttled": BUSY, "slow": BUSY, "reset": AWAY, "lost": AWAY, "cut": AWAY}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_that_lasts_is_one_sentence(s3, bucket, monkeypatch, kind):
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    goes_on = "; what was committed before is intact, and the same command goes on from there$"
+    for work in (lambda store: save(store, 100), lambda store: store.latest()):
+        store = CheckpointStore(f"{bucket}/runs", say=lambda _: None)
+        with s3.faults(lambda *_: kind), pytest.raises(StorageUnavailable) as caught:
+            work(store)
+        assert re.search(rf"^{bucket}/runs: {LASTING[kind]}.*{goes_on}", str(caught.value))
+    if kind == "cut":
+        return  # of answers without a body nothing is cut
+    with s3.faults(lambda *_: kind), pytest.raises(UserError) as refused:
+        require_store(f"{bucket}/runs", "checkpoint.url")
+    assert re.search(rf"^checkpoint\.url={bucket}/runs: {LASTING[kind]}[^\n]*$", str(refused.value))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["500", "reset", "lost", "cut"])
+@pytest.mark.parametrize("kind", FAULTS)
 def test_whatever_request_fails_for_good(s3, bucket, monkeypatch, kind):
     """From each request on nothing is answered, as where the network goes or the process is killed there."""
     monkeypatch.setattr(remote, "ATTEMPTS", 1)
-    monkeypatch.setattr(remote, "READ_S", 60.0)  # nothing is slow here but the machine
+    if kind != "slow":
+        monkeypatch.setattr(remote, "READ_S", 60.0)  # nothing is slow here but the machine
     number, finished = 0, False
     while not finished:
         url = f"{bucket}/{kind}/{number}"

@@ -15,6 +15,7 @@ from dipp_ray.checkpoints import CheckpointStore
 from dipp_ray.errors import RunFolderLost
 from dipp_ray.storage.remote import file_system
 from dipp_ray.training.home import Home
+from faulty_s3 import leave_upload, uploads
 from settings import tiny_config
 from tiny import pixart_pipeline, prompt_file
 
@@ -71,6 +72,13 @@ def test_the_newer_trainer_has_the_folder(bucket, tmp_path, monkeypatch):
         RunFolderLost, match=r"s3://.*/runs/tiny was removed while its run trained \(seen after step 9\)"
     ):
         second.require(9)
+
+
+def test_a_trainer_aborts_the_uploads_that_a_killed_one_left(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIPP_RAY_CACHE", str(tmp_path))
+    leave_upload(bucket, "runs/tiny/pipeline/unet/diffusion_pytorch_model.safetensors")
+    Home(tiny_config(tmp_path, tmp_path, tmp_path / "p", f"run.folder={bucket}/runs")).enter()
+    assert uploads(bucket) == []
 
 
 @pytest.mark.slow
