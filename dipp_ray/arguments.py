@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     def verb(function, text: str) -> argparse.ArgumentParser:
         name = function.__name__.removeprefix("run_").replace("_", "-")
         sub = added.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=function)
+        sub.set_defaults(run=function, usage=sub.format_usage)
         return sub
 
     demo = verb(

@@ -1,7 +1,9 @@
 """The `dipp-ray` command: its verb is run, and whatever comes of it is said in one sentence."""
 
 import atexit
+import difflib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -34,19 +36,21 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> None:
         if unknown:
-            raise UserError(as_setting(given.verb, rest))
+            raise UserError(as_setting(given.verb, rest, re.findall("--[a-z-]+", given.usage())))
         given.run(given)
 
     return guarded(run)
 
 
-def as_setting(verb: str, unknown: list[str]) -> str:
-    """What to write in place of arguments that a verb does not know: settings are no options here."""
+def as_setting(verb: str, unknown: list[str], options: list[str]) -> str:
+    """What to write in place of arguments that a verb with these options does not know: settings are no options here."""
     from dipp_ray.config import RunConfig
     from dipp_ray.settings import nearest_keys
 
     if verb == "submit":
         return f"submit does not know {unknown[0]}: write -- before the command that the job runs"
+    if meant := difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1, cutoff=0.8):
+        return f"{verb} does not know {unknown[0]}: did you mean {meant[0]}?"
     name, _, value = unknown[0].lstrip("-").partition("=")
     value = value or next((word for word in unknown[1:2] if not word.startswith("-")), "VALUE")
     near = nearest_keys(name.replace("-", "_"), RunConfig) if verb in ("train", "check", "evaluate") else []

@@ -63,6 +63,7 @@ def refused(capsys, *arguments) -> str:
         ("lr=1", "in the top level: did you mean generator_optim.lr"),
         ("mixed_precision=bf16", "in the top level: did you mean roles.generator.dtype"),
         ("--steps=5", "settings are written without dashes: run.steps=5"),
+        ("--generatr=runs/x", "does not know --generatr=runs/x: did you mean --generator?"),
         ("--learning-rate=1e-4", "settings are written without dashes: generator_optim.lr=1e-4"),
         ("--frobnicate", "see dipp-ray"),
         ("model.teacher=/nowhere", "/nowhere is no folder"),
