@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def as_setting(verb: str, unknown: list[str], options: list[str]) -> str:
-    """What to write in place of arguments that a verb with these options does not know: settings are no options here."""
+    """What to write in place of arguments that a verb with these options does not know. Settings are none."""
     from dipp_ray.config import RunConfig
     from dipp_ray.settings import nearest_keys
 
