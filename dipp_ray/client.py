@@ -81,7 +81,7 @@ class RemoteReward(nn.Module):
 
         A batch that is larger than the service takes in one call goes in several.
         """
-        require_rows(len(x), prompts)
+        require_rows(len(x), prompts, self.space)
         return _Reward.apply(x, self, list(prompts), torch.is_grad_enabled() and x.requires_grad)
 
     def describe(self) -> ServiceRecord:

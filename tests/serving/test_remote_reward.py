@@ -223,8 +223,8 @@ def test_what_is_dropped_or_closed_leaves_no_thread(server):
 @pytest.mark.parametrize(
     ("rows", "prompts", "reason"),
     [
-        (0, [], "0 rows with 0 prompts: give one prompt a row, and a row at least"),
-        (2, ["a"], "2 rows with 1 prompts"),
+        (0, [], "0 images but 0 prompts: give one prompt a row, and a row at least"),
+        (2, ["a"], "2 images but 1 prompts"),
         (3, "abc", "prompts is one text: give a list of them, one a row"),
         (2, ["a", 3], "prompts holds a value of type int: give texts, one a row"),
     ],

@@ -107,7 +107,7 @@ def test_a_rank_that_is_killed_comes_back_from_memory_and_all_is_as_it_would_hav
         train(config, said.append)
     assert len(read) == 1, "by the command, before it began"
     (goes_on,) = [line for line in said if line.startswith("goes on from step ")]
-    assert int(goes_on.split()[4]) in (3, 4), goes_on
+    assert 1 <= int(goes_on.split()[4]) <= 4, goes_on  # the last share may have been on its way
     assert [event["event"] for event in read_events(config.path)] == ["fault", "recovered"]
     records = [record for record in read_metrics(config.path) if record["step"] > 0]
     assert [{key: record[key] for key in COMPARED} for record in records] == [

@@ -75,7 +75,7 @@ class RewardClient:
         Raises RewardUnavailableError past the deadline, NonFiniteError by policy, and CallError for a refused call.
         """
         x = np.asarray(x)
-        require_rows(len(x), prompts)
+        require_rows(len(x), prompts, self._space)
         question = Question(self._space, gradient, held_out, self._vae)
 
         async def attempt(left: float) -> dict:
@@ -168,14 +168,14 @@ class RewardClient:
         )
 
 
-def require_rows(rows: int, prompts: Sequence[str]) -> None:
+def require_rows(rows: int, prompts: Sequence[str], space: Space) -> None:
     """Raise CallError unless there is a prompt for each of `rows` rows, of which there is one at least."""
     if isinstance(prompts, str):
         raise CallError("prompts is one text: give a list of them, one a row")
     if other := [type(prompt).__name__ for prompt in prompts if not isinstance(prompt, str)]:
         raise CallError(f"prompts holds a value of type {other[0]}: give texts, one a row")
     if not rows or rows != len(prompts):
-        raise CallError(f"{rows} rows with {len(prompts)} prompts: give one prompt a row, and a row at least")
+        raise CallError(f"{rows} {space} but {len(prompts)} prompts: give one prompt a row, and a row at least")
 
 
 def _require_complete(reply: dict, x: np.ndarray, gradient: bool) -> None:
