@@ -18,7 +18,7 @@ from dipp_ray.models.components import check_components
 from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.text_identity import text_identity
 from dipp_ray.reporting.pace import Ticker
-from dipp_ray.storage.aside import make_folder
+from dipp_ray.storage.aside import made_folder
 from dipp_ray.storage.files import remove_file, write_file
 from dipp_ray.storage.locks import alone
 from dipp_ray.storage.remote import abort_uploads, asked, file_system, require_store
@@ -85,7 +85,7 @@ def _only_one(folder: str) -> AbstractContextManager:
     fs, root = file_system(folder)
     if not isinstance(fs, LocalFileSystem):
         return nullcontext()
-    make_folder(Path(root))
+    made_folder(Path(root), "choose another folder for the embeddings")
     return alone(Path(root, ".lock"), f"{folder}: another process encodes into this folder: wait for it")
 
 

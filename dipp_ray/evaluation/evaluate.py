@@ -31,8 +31,7 @@ from dipp_ray.reporting.grid import save_grid
 from dipp_ray.reporting.pace import Ticker
 from dipp_ray.reporting.progress import number
 from dipp_ray.reporting.waiting import waiting
-from dipp_ray.storage.aside import whole_file
-from dipp_ray.storage.made import made_folder
+from dipp_ray.storage.aside import made_folder, whole_file
 
 Say = Callable[[str], None]
 GRID_PROMPTS = 16

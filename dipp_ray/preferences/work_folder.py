@@ -17,9 +17,8 @@ from dipp_ray.preferences.listener import Say
 from dipp_ray.preferences.reading import Labels
 from dipp_ray.preferences.state import latest_state
 from dipp_ray.reporting.pace import Ticker
-from dipp_ray.storage.aside import whole_file
+from dipp_ray.storage.aside import made_folder, whole_file
 from dipp_ray.storage.locks import alone
-from dipp_ray.storage.made import made_folder
 
 CONFIGURATION = "configuration.json"
 

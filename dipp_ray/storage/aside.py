@@ -85,6 +85,18 @@ def make_folder(path: Path) -> None:
         sync(folder.parent)
 
 
+def made_folder(folder: Path, remedy: str) -> Path:
+    """The folder of `make_folder`: made before a command's work begins. Raises UserError with `remedy` where it cannot
+    be."""
+    try:
+        make_folder(folder)
+    except OSError as error:
+        inside = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+        reason = f"{inside} is a file" if inside else error.strerror
+        raise UserError(f"{folder} cannot be written: {reason}: {remedy}") from None
+    return folder
+
+
 def sync(path: Path) -> None:
     """Have what was written to a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -9,7 +9,7 @@ from dipp_ray.errors import UserError
 from dipp_ray.hub.push import push_folder, repository
 from dipp_ray.models.pipeline import one_step_of_folder
 from dipp_ray.models.reading import recorded
-from dipp_ray.storage.made import made_folder
+from dipp_ray.storage.aside import made_folder
 from dipp_ray.training.checkpoint_name import named
 from dipp_ray.training.export import compared_here, export_adapter, export_checkpoint
 
