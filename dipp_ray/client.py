@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dipp_ray.errors import RewardUnavailableError
-from dipp_ray.serving.client.by_http import HttpTransport, read_token
+from dipp_ray.serving.client.by_http import OF_CALLER, HttpTransport, read_token
 from dipp_ray.serving.client.reward_client import RewardClient, require_rows
 from dipp_ray.serving.contract.records import ServiceRecord, Space, WireDtype
 
@@ -68,7 +68,7 @@ class RemoteReward(nn.Module):
     ):
         super().__init__()
         urls = [url] if isinstance(url, str) else list(url)
-        transport = HttpTransport(urls, token or read_token(None), dtype)
+        transport = HttpTransport(urls, token or read_token(None), dtype, OF_CALLER)
         self.space, self.held_out = space, held_out
         self.latest: Scores | None = None
         self._client = RewardClient(transport, deadline_s, on_nonfinite="raise", space=space, trainer=trainer, vae=vae)

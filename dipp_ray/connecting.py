@@ -50,6 +50,9 @@ def connect() -> None:
             ) from None
         if local:
             raise UserError(f"Ray did not start: {reason}; its logs are in {logs_folder()}") from error
+        if reason.startswith("Could not find any running Ray instance"):
+            nowhere = f"RAY_ADDRESS={address}: no Ray cluster runs on this machine: start one, or unset it"
+            raise UserError(nowhere) from None
         raise UserError(f"RAY_ADDRESS={address}: {reason}: correct it, or start that cluster") from error
 
 

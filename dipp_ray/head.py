@@ -1,6 +1,7 @@
 """The head of a Ray cluster, watched: where it is lost a person is told how to go on, before Ray ends the program."""
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 
 import rich
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PROBE_S, ANSWER_S = 1.0, 2.0
 SAY_AFTER_S, SAY_EVERY_S = 5.0, 10.0
 # Seconds, after which its library ends the process with a line of its own.
@@ -31,7 +33,8 @@ def watched_head(
     end: Callable[[int], None] = os._exit,
 ) -> Iterator[None]:
     """Within, a head (its GCS, at `host:port`; None: of the connected Ray) that no longer answers is said, and when
-    that lasts too long the process ends with status 1 and one sentence, which says `goes_on`.
+    that lasts too long the process ends with status 1 and one sentence, which says `goes_on`. Where a signal is to end
+    the process that is not waited for, SAY_AFTER_S apart.
 
     Nothing is tidied up then: all that Ray would be asked for goes through the head.
     """
@@ -40,15 +43,45 @@ def watched_head(
 
         address = ray.get_runtime_context().gcs_address
     done = threading.Event()
-    watch = threading.Thread(
-        target=_watch, args=(address, patience or patience_s(), say, goes_on, end, done), daemon=True, name="head"
-    )
-    watch.start()
+    with _signals() as asked:
+        watch = threading.Thread(
+            target=_watch,
+            args=(address, patience or patience_s(), say, goes_on, end, done, asked),
+            daemon=True,
+            name="head",
+        )
+        watch.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watch.join()
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Within, whether a signal came that is to end the process: also one that its main thread, which waits for Ray and
+    for nothing else, has not looked at yet. Python hands signals to no other thread than a program's first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    receiver, sender = socket.socketpair()
+    receiver.setblocking(False)
+    sender.setblocking(False)
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+
+    def asked() -> bool:
+        try:
+            return any(number in ENDING for number in receiver.recv(4096))
+        except BlockingIOError:
+            return False
+
     try:
-        yield
+        yield asked
     finally:
-        done.set()
-        watch.join()
+        signal.set_wakeup_fd(before)
+        receiver.close()
+        sender.close()
 
 
 def _watch(
@@ -58,15 +91,18 @@ def _watch(
     goes_on: str,
     end: Callable[[int], None],
     done: threading.Event,
+    asked: Callable[[], bool],
 ) -> None:
     seen = time.monotonic()
     next_said = SAY_AFTER_S
+    interrupted = False
     while not done.wait(PROBE_S):
+        interrupted = asked() or interrupted
         if _answers(address):
             seen, next_said = time.monotonic(), SAY_AFTER_S
             continue
         lost_s = time.monotonic() - seen
-        if lost_s >= patience:
+        if lost_s >= (min(SAY_AFTER_S, patience) if interrupted else patience):
             rich.get_console().show_cursor(True)  # a live line may have hidden it
             sys.stdout.flush()
             print(

@@ -101,12 +101,12 @@ class Trainer:
 
     def __init__(self, way: str, url: str, app: str, rows: int, latent: tuple[int, int, int], index: int, dtype: str):
         from dipp_ray.serving.client.by_handle import HandleTransport
-        from dipp_ray.serving.client.by_http import HttpTransport
+        from dipp_ray.serving.client.by_http import OF_CALLER, HttpTransport
         from dipp_ray.serving.client.reward_client import RewardClient
         from dipp_ray.serving.direct import DirectTransport
 
         transport = {
-            "HTTP": lambda: HttpTransport([url], None, dtype),
+            "HTTP": lambda: HttpTransport([url], None, dtype, OF_CALLER),
             "handle": lambda: HandleTransport(app),
             "direct": lambda: DirectTransport(app),
         }[way]()

@@ -67,10 +67,10 @@ class Quiet:
     """A trainer who sends its next call when the last one is answered."""
 
     def __init__(self, url: str, rows: int, latent: tuple[int, int, int]):
-        from dipp_ray.serving.client.by_http import HttpTransport
+        from dipp_ray.serving.client.by_http import OF_CALLER, HttpTransport
         from dipp_ray.serving.client.reward_client import RewardClient
 
-        transport = HttpTransport([url], QUIET, "fp32")
+        transport = HttpTransport([url], QUIET, "fp32", OF_CALLER)
         self.client = RewardClient(transport, 600, on_nonfinite="raise", space="latents", trainer="quiet")
         self.x = np.random.default_rng(1).standard_normal((rows, *latent), dtype=np.float32)
 

@@ -202,3 +202,17 @@ def test_a_folder_that_is_too_long_for_sockets_is_said_with_the_remedy(home, mon
         UserError, match=r"^the folder of RAY_TMPDIR or TMPDIR is too long .*: set RAY_TMPDIR to a short"
     ):
         connecting.connect()
+
+
+def test_auto_where_no_cluster_runs_is_one_sentence(home, monkeypatch):
+    import ray
+
+    def init(**options):
+        raise ConnectionError("Could not find any running Ray instance. Please specify the one to connect to")
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError) as caught:
+        connecting.connect()
+    assert str(caught.value) == "RAY_ADDRESS=auto: no Ray cluster runs on this machine: start one, or unset it"

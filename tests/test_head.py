@@ -1,5 +1,7 @@
 """A head that is lost is said, and ends the program with one sentence before Ray ends it with a line of its own."""
 
+import os
+import signal
 import socket
 import threading
 import time
@@ -44,6 +46,38 @@ def test_a_lost_head_ends_the_program_with_one_sentence(capsys):
     assert said and all(line.startswith("waiting for the head of the Ray cluster") for line in said)
 
 
+@pytest.mark.parametrize("number", head.ENDING)
+def test_a_signal_ends_the_program_without_rays_patience_where_the_head_is_away(number, capsys):
+    ended, seen = [], []
+    server, address = listening()
+    before = signal.signal(number, lambda *_: seen.append(number))
+    try:
+        with head.watched_head(seen.append, "the same command goes on", address, patience=1000, end=ended.append):
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
+            assert (seen, ended) == ([number], [])  # while the head is there it is the program's own affair
+            server.close()
+            until(lambda: ended)
+    finally:
+        signal.signal(number, before)
+    assert ended == [1] and capsys.readouterr().err.endswith("the same command goes on\n")
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_signal_that_ends_nothing_does_not_shorten_the_wait():
+    ended, said = [], []
+    server, address = listening()
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with head.watched_head(said.append, "", address, patience=1000, end=ended.append):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            server.close()
+            until(lambda: len(said) > 2)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert ended == []
+
+
 def test_a_head_that_comes_back_in_time_ends_nothing(capsys):
     said, ended = [], []
     server, address = listening()
@@ -73,7 +107,7 @@ def test_each_loss_is_counted_from_its_own_beginning(monkeypatch):
             return False
 
     monkeypatch.setattr(head, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    head._watch("head:1", 10, said.append, "", lambda status: pytest.fail("ended"), Done())
+    head._watch("head:1", 10, said.append, "", lambda status: pytest.fail("ended"), Done(), lambda: False)
     assert [line.rpartition(", ")[2] for line in said] == ["1 s so far", "1 s so far", "2 s so far", "9 s so far"]
 
 

@@ -14,29 +14,31 @@ BESIDE = ("_encoded.json", "_encoding.json", "_null.parquet")
 LARGEST_WHOLE = 2**30  # bytes of a file that is read as a whole
 
 
-def files_of(path: str, key: str, kinds: Collection[str]) -> Iterator[tuple[Any, str, str]]:
-    """(file system, path on it, path as it was given) of each file that `path` stands for.
+def files_of(path: str, key: str, kinds: Collection[str], what: str) -> Iterator[tuple[Any, str, str]]:
+    """(file system, path on it, path as it was given) of each file that `path` stands for: a file, those of a folder,
+    or those that a pattern matches.
 
-    kinds: the suffixes that a folder is looked through for. key: the setting, for a person.
+    kinds: the suffixes that a folder is looked through for. key: the setting, and what: what it is to hold, both for a
+    person. Raises UserError.
     """
     try:
         fs, root = file_system(path)
         if fs.isdir(root):
             found = sorted(name for name in fs.ls(root, detail=False) if suffix_of(name) in kinds and not _beside(name))
             if not found:
-                raise UserError(f"{path} holds no prompt files ({', '.join(kinds)}): set {key} to a folder that does")
+                raise UserError(f"{path} holds no {what} ({', '.join(kinds)}): set {key} to a folder that does")
+        elif is_there(fs, root):
+            found = [root]
         elif any(mark in root for mark in "*?["):
             found = sorted(fs.glob(root))
             if not found:
                 raise UserError(f"no file is called {path}: correct the pattern in {key}")
-        elif is_there(fs, root):
-            found = [root]
         else:
-            raise UserError(f"prompt file {path} does not exist: set {key} to one that does")
+            raise UserError(f"{what} {path} does not exist: set {key} to one that does")
     except UserError:
         raise
     except Exception as error:  # each store's library raises classes of its own
-        raise UserError(f"prompt file {in_one_sentence(error, path)}") from None
+        raise UserError(f"{what} {in_one_sentence(error, path)}") from None
     scheme = path.partition("://")[0] + "://" if "://" in path else ""
     for name in found:
         yield fs, name, path if found == [root] else f"{scheme}{name}"

@@ -41,7 +41,7 @@ def open_texts(paths: str | Sequence[str], column: str, key: str) -> Groups:
     counts: list[int] = []
     read: list[Callable[[], pyarrow.Table]] = []
     for path in [paths] if isinstance(paths, str) else paths:
-        for fs, file, shown in files_of(path, key, READERS):
+        for fs, file, shown in files_of(path, key, READERS, "prompt file"):
             before = sum(counts)
             if suffix_of(file) == PARQUET:
                 rows = _parquet(fs, file, shown, column)

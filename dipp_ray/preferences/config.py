@@ -86,10 +86,11 @@ class FitConfig(Section):
         description="Folder or hub id of the CLIPModel to start from, safetensors, with its tokenizer."
     )
     pairs: LocalPath = Field(
-        description="File of training pairs, local or s3://: parquet, JSONL or a list in JSON, with the columns below; "
+        description="Training pairs: a file, a folder of files or a pattern, local or s3://; parquet, JSONL or lists "
+        "in JSON, with the columns below; "
         "or Pick-a-Pic v2, HPDv2, HPDv3 or ImageRewardDB as they are published."
     )
-    held_out: LocalPath | None = Field(None, description="File of pairs to measure on; null: some of `pairs`.")
+    held_out: LocalPath | None = Field(None, description="Pairs to measure on; null: some of `pairs`.")
     held_out_share: float = Field(
         0.1,
         gt=0,

@@ -1,4 +1,5 @@
-"""Preference pairs as they lie in a file: parquet, JSONL or a list in JSON, local or on an object store.
+"""Preference pairs as they lie in files: parquet, JSONL or lists in JSON, local or on an object store; one file, those
+of a folder, or those that a pattern matches, in the order of their names.
 
 Each row has a prompt, two images and a label; or the file is of one of the forms in `published.py`. An image is a
 file's bytes, the {bytes, path} that the `datasets` library writes, base64 (JSON), or a path beside the pairs' file; of
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, count, islice
 from os import sched_getaffinity
 from posixpath import isabs, normpath
 from typing import Any
@@ -20,12 +21,16 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from dipp_ray.data.files import files_of
 from dipp_ray.errors import UserError
 from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.images import decode, from_base64
 from dipp_ray.preferences.published import BESIDE, ROLES, Form, Places, form_of
-from dipp_ray.storage.remote import file_system, in_one_sentence, lacks_bucket, of_storage
+from dipp_ray.storage.remote import file_system, in_one_sentence, of_storage
 
+KINDS = (".parquet", ".jsonl", ".json")  # of the files that a folder is looked through for
+WHICH = ("first", "second")
+LONGEST_PATH = 1024  # characters: what is longer was meant to be a file's bytes
 ROWS = 64  # read, fetched and decoded together
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 WORDS = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -33,7 +38,7 @@ WORDS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of N pairs before any image is looked at. label [N]: fp32 in [0, 1]; size: the file's bytes."""
+    """What is known of N pairs before any image is looked at. label [N]: fp32 in [0, 1]; size: the files' bytes."""
 
     path: str
     prompts: tuple[str, ...]
@@ -46,18 +51,20 @@ class Labels:
 
 def read_labels(path: str, columns: ColumnSettings) -> Labels:
     """Prompts and labels of all rows. Raises UserError for what is missing, empty or no probability."""
-    fs, inside = _file_system(path)
-    prompts, labels = [], []
-    with _opened(path, (columns.prompt, columns.label), columns) as (_, rows):
-        for where, prompt, label in rows:
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise UserError(f"preference pairs {path}, {where}: the prompt is empty or no text: remove the row")
-            prompts.append(prompt)
-            labels.append(_probability(label, path, where))
+    prompts, labels, size = [], [], 0
+    for file in _each(path):
+        fs, inside = _file_system(file)
+        with _opened(file, (columns.prompt, columns.label), columns) as (_, rows):
+            for where, prompt, label in rows:
+                if not isinstance(prompt, str) or not prompt.strip():
+                    raise UserError(f"preference pairs {file}, {where}: the prompt is empty or no text: remove the row")
+                prompts.append(prompt)
+                labels.append(_probability(label, file, where))
+        with _said(file):
+            size += fs.size(inside)
     if not prompts:
         raise UserError(f"preference pairs {path} is empty: give at least one pair")
-    with _said(path):
-        return Labels(path, tuple(prompts), np.array(labels, np.float32), fs.size(inside))
+    return Labels(path, tuple(prompts), np.array(labels, np.float32), size)
 
 
 def read_images(path: str, columns: ColumnSettings, size: int, wanted: Callable[[int], bool]) -> Iterator[np.ndarray]:
@@ -66,27 +73,31 @@ def read_images(path: str, columns: ColumnSettings, size: int, wanted: Callable[
     Raises UserError that names the row of an image that is not there or does not decode.
     """
     names = (columns.image_a, columns.image_b)
-    with ThreadPoolExecutor(len(sched_getaffinity(0))) as pool, _opened(path, names, columns) as (places, rows):
-        files, chunk = _Files(path, places), []
-        for number, row in enumerate(rows):
-            if wanted(number):
-                chunk.append(row)
-            if len(chunk) == ROWS:
-                yield _decoded(chunk, path, files, size, pool)
-                chunk = []
-        if chunk:
-            yield _decoded(chunk, path, files, size, pool)
+    number = count()
+    with ThreadPoolExecutor(len(sched_getaffinity(0))) as pool:
+        for file in _each(path):
+            with _opened(file, names, columns) as (places, rows):
+                files = _Images(file, places)
+                chosen = (row for row in rows if wanted(next(number)))
+                while chunk := list(islice(chosen, ROWS)):
+                    yield _decoded(chunk, file, files, size, pool)
 
 
-def _decoded(chunk: list[tuple], path: str, files: "_Files", size: int, pool: ThreadPoolExecutor) -> np.ndarray:
-    images = [(where, value) for where, *pair in chunk for value in pair]
+def _each(path: str) -> list[str]:
+    return [shown for _, _, shown in files_of(path, "the path", KINDS, "preference pairs")]
+
+
+def _decoded(chunk: list[tuple], path: str, files: "_Images", size: int, pool: ThreadPoolExecutor) -> np.ndarray:
+    images = [
+        (f"{where}, {which} image", value) for where, *pair in chunk for which, value in zip(WHICH, pair, strict=True)
+    ]
     payloads = [_payload(value, path, where) for where, value in images]
     named = {index: payload for index, payload in enumerate(payloads) if isinstance(payload, str)}
     for index, found in zip(named, files.read(list(named.values())), strict=True):
         where = images[index][0]
         if isinstance(found, MISSING):
             raise UserError(
-                f"preference pairs {path}, {where}: there is no image {named[index]} {files.places.said} "
+                f"preference pairs {path}, {where}: there is no {named[index]} {files.places.said} "
                 f"({type(found).__name__}): give paths relative to it"
             )
         if isinstance(found, Exception):
@@ -98,7 +109,7 @@ def _decoded(chunk: list[tuple], path: str, files: "_Files", size: int, pool: Th
     return np.stack(pixels).reshape(-1, 2, 3, size, size)
 
 
-class _Files:
+class _Images:
     """The files of images that the pairs in `path` name."""
 
     def __init__(self, path: str, places: Places):
@@ -132,7 +143,7 @@ def _decode(data: bytes, where: str, size: int, path: str) -> np.ndarray:
     try:
         return decode(data, size)
     except UserError as error:
-        raise UserError(f"preference pairs {path}, {where}: an image is refused: {error}") from None
+        raise UserError(f"preference pairs {path}, {where}: {error}") from None
 
 
 def _payload(value, path: str, where: str) -> bytes | str:
@@ -143,12 +154,17 @@ def _payload(value, path: str, where: str) -> bytes | str:
         if isinstance(value, str):
             value = from_base64(value) or value
     except UserError as error:
-        raise UserError(f"preference pairs {path}, {where}: an image is refused: {error}") from None
+        raise UserError(f"preference pairs {path}, {where}: {error}") from None
+    if isinstance(value, str) and len(value) > LONGEST_PATH:
+        raise UserError(
+            f"preference pairs {path}, {where}: {value[:20]}... is no PNG, JPEG or WEBP file in base64, and too "
+            "long for a path"
+        )
     if isinstance(value, str) and (isabs(value) or "://" in value or normpath(value).startswith("..")):
         raise UserError(f"preference pairs {path}, {where}: {value[:80]} is not below the file's folder: move it there")
     if not isinstance(value, (bytes, str)) or not value:
         raise UserError(
-            f"preference pairs {path}, {where}: an image is neither bytes, base64 nor a path ({type(value).__name__})"
+            f"preference pairs {path}, {where}: it is neither bytes, base64 nor a path ({type(value).__name__})"
         )
     return value
 
@@ -291,8 +307,6 @@ def _said(path: str) -> Iterator[None]:
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"preference pairs {path} cannot be read: {text}") from None
     except Exception as error:
-        if isinstance(error, FileNotFoundError) and not lacks_bucket(error):
-            raise UserError(f"preference pairs {path} does not exist: give a parquet, JSONL or JSON file") from None
         if not of_storage(error):
             raise
         raise UserError(f"preference pairs {in_one_sentence(error, path)}") from None

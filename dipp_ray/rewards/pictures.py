@@ -24,6 +24,7 @@ UPRIGHT = {  # EXIF's orientation, to what turns the pixels upright
 }
 LYING = (5, 6, 7, 8)  # width and height change places
 FAST = 1  # of zlib's levels: a file is a fifth larger, and written in a quarter of the time
+DAMAGED = "does not decode: is the file whole?"
 WHITE = (255, 255, 255, 255)
 # From the value that a PNG calls transparent to the pixels that Pillow makes of gray with less than 8 bits.
 GRAY_STEP = {"1": 255, "L;2": 85, "L;4": 17}
@@ -62,7 +63,7 @@ def decode(data: bytes, formats: Sequence[str], most_pixels: int, most_aspect: f
         try:
             rgb = _rgb(image)
         except Exception:  # on damaged files the decoders raise whatever they stumble over
-            raise PictureError("does not decode: is the file whole?") from None
+            raise PictureError(DAMAGED) from None
     return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
 
 
@@ -80,9 +81,17 @@ def _opened(data: bytes, formats: Sequence[str]):
     except Image.DecompressionBombError:
         raise PictureTooLarge("claims more pixels than any image that is taken") from None
     except Exception:
+        if _begins_like(data, formats):
+            raise PictureError(DAMAGED) from None
         raise PictureError(f"is no {', '.join(formats[:-1])} or {formats[-1]} file") from None
     with image:
         yield image
+
+
+def _begins_like(data: bytes, formats: Sequence[str]) -> bool:
+    """Whether the first bytes are those of one of the formats, by which Pillow itself tells them."""
+    tests = (Image.OPEN[name][1] for name in formats)
+    return any(test is not None and test(data[:16]) for test in tests)
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:

@@ -89,7 +89,7 @@ def _digest(given: str | None, choice: Choice, tell: Callable[[int], None]) -> s
 def _prompts_digest(given: str | Sequence[str], tell: Callable[[int], None]) -> str | None:
     """Of the files' bytes in order, whatever they are called; None where one is not on a disk of this machine."""
     paths = [given] if isinstance(given, str) else given
-    found = [file for path in paths for file in files_of(path, "data.prompts", READERS)]
+    found = [file for path in paths for file in files_of(path, "data.prompts", READERS, "prompt file")]
     if not all(isinstance(fs, LocalFileSystem) for fs, _, _ in found):
         return None
     return hash_of_json([remembered_hash(Path(file), tell) for _, file, _ in found])

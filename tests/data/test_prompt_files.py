@@ -107,7 +107,7 @@ def test_a_column_that_is_there_twice_or_not_at_all(tmp_path):
 def test_files_that_are_not_what_they_say(tmp_path):
     assert "does not exist" in fault(tmp_path / "nothing.txt")
     assert "no file is called" in fault(tmp_path / "*.txt")
-    assert "holds no prompt files" in fault(tmp_path)
+    assert "holds no prompt file (" in fault(tmp_path)
     (tmp_path / "a.parquet").write_text("one\n")
     assert "is not parquet" in fault(tmp_path / "a.parquet")
     (tmp_path / "a.docx").write_text("one\n")

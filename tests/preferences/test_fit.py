@@ -191,7 +191,7 @@ def test_a_bad_image_is_refused_before_ray_and_leaves_the_old_fit(tmp_path, worl
     wrong = write_parquet(tmp_path / "wrong.parquet", [*make_rows(3, 0), make_rows(1, 0)[0] | {"image_b": b"no"}])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "fit.json").write_text('{"configuration": "old"}')
-    with pytest.raises(UserError, match=r"wrong\.parquet, row 3: an image is refused"):
+    with pytest.raises(UserError, match=r"wrong\.parquet, row 3, second image: it is no"):
         fit_reward(fit_config(tmp_path, base, pairs, wrong, "replace=true"), None, quiet)
     assert json.loads((tmp_path / "out" / "fit.json").read_text()) == {"configuration": "old"}
     # Nothing was fitted yet: other pairs take the place of those that were decoded.

@@ -130,7 +130,7 @@ def test_image_reward_db_names_its_images_from_the_root(tmp_path, part):
     write_parquet(path, rows) if part.endswith("parquet") else dumped(path, rows)
     assert [f"{a} {b}" for _, a, b, _ in pairs(path)] == ["red green", "red grey", "green grey", "blue red"]
     (folder / "grey.png").unlink()
-    said = r"(row|entry) \d+: there is no image images/train/train_1/grey.png beside the file or in the folders above"
+    said = r"(row|entry) \d+, \w+ image: there is no images/train/train_1/grey.png beside the file or in the folders"
     with pytest.raises(UserError, match=said):
         pairs(path)
 

@@ -108,7 +108,7 @@ def test_s3_reads_like_a_folder(tmp_path, rows, pixels, s3, bucket):
         read_labels(f"{bucket}/nowhere", COLUMNS)
     gone = write_parquet(tmp_path / "gone", [rows[0] | {"image_a": "gone.png", "image_b": "gone.png"}])
     fs.put_file(gone, f"{root}/gone")
-    with pytest.raises(UserError, match=r"row 0: there is no image gone\.png beside"):
+    with pytest.raises(UserError, match=r"row 0, first image: there is no gone\.png beside"):
         read(f"{bucket}/gone")
 
 
@@ -121,7 +121,7 @@ def test_a_store_that_fails_is_one_sentence_which_names_the_row(tmp_path, rows, 
         read_labels(f"{bucket}/pairs", COLUMNS)
     assert str(caught.value).startswith(f"preference pairs {bucket}/pairs: its store fails, or has too much to do (")
     assert len(s3.requests) == 1
-    refused = pytest.raises(UserError, match=rf"/pairs, row 0: {bucket}/a\.png: its store fails")
+    refused = pytest.raises(UserError, match=rf"/pairs, row 0, first image: {bucket}/a\.png: its store fails")
     with s3.faults(lambda number, method, path: "503" if "a.png" in path else None), refused:
         read(f"{bucket}/pairs")
     with pytest.raises(UserError, match=r"^preference pairs s3://nowhere/pairs: there is no such bucket: make it"):
@@ -200,9 +200,9 @@ GOOD = {"prompt": "red", "image_a": IMAGE, "image_b": IMAGE, "label": 0.5}
         ({"label": float("nan")}, "label nan is no probability"),
         ({"prompt": " "}, "row 1: the prompt is empty"),
         ({"prompt": None}, "row 1: the prompt is empty"),
-        ({"image_a": b"no image"}, "row 1: an image is refused: it is no PNG, JPEG or WEBP file"),
-        ({"image_a": IMAGE[:45]}, "row 1: an image is refused: it does not decode"),
-        ({"image_b": None}, "row 1: an image is neither bytes, base64 nor a path"),
+        ({"image_a": b"no image"}, "row 1, first image: it is no PNG, JPEG or WEBP file"),
+        ({"image_a": IMAGE[:45]}, "row 1, first image: it does not decode"),
+        ({"image_b": None}, "row 1, second image: it is neither bytes, base64 nor a path"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, change, message):
@@ -213,12 +213,13 @@ def test_a_bad_row_is_named(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_a": "gone.png"}, r"line 1: there is no image gone\.png beside the file"),
-        ({"image_a": "/etc/hostname"}, "line 1: /etc/hostname is not below the file's folder"),
+        ({"image_a": "gone.png"}, r"line 1, first image: there is no gone\.png beside the file"),
+        ({"image_a": "/etc/hostname"}, "line 1, first image: /etc/hostname is not below the file's folder"),
         ({"image_a": "../x.png"}, r"\.\./x\.png is not below the file's folder"),
         ({"image_a": "s3://b/x.png"}, "is not below the file's folder"),
         ({"image_a": "iVBORw0KGgo!"}, "it is no base64"),
-        ({"image_a": 7}, "an image is neither bytes, base64 nor a path"),
+        ({"image_b": "QUJD" * 300}, r"line 1, second image: (QUJD){5}\.\.\. is no PNG, JPEG or WEBP file in base64"),
+        ({"image_a": 7}, "line 1, first image: it is neither bytes, base64 nor a path"),
         ({"label": "c"}, "label 'c' is no probability"),
         ({"label": "left"}, "label 'left' is no probability"),
     ],
@@ -249,8 +250,35 @@ def test_a_bad_file_is_one_sentence(tmp_path, content, message):
 
 @pytest.mark.parametrize("path", ["nowhere.parquet", "nosuch://bucket/pairs", "."])
 def test_a_file_that_cannot_be_opened_is_one_sentence(path):
-    with pytest.raises(UserError, match=r"does not exist|cannot be read|: correct the path"):
+    with pytest.raises(UserError, match=r"does not exist: set|holds no preference pairs \(.*: set|: correct the URL"):
         read_labels(path, COLUMNS)
+
+
+@pytest.mark.parametrize("given", ["", "*.parquet"])
+def test_shards_are_one_set_in_the_order_of_their_names(tmp_path, rows, pixels, given, s3, bucket):
+    cut = len(rows) // 2
+    fs, root = file_system(bucket)
+    for name, part in (("b.parquet", rows[cut:]), ("a.parquet", rows[:cut])):
+        fs.put_file(write_parquet(tmp_path / name, part), f"{root}/shards/{name}")
+    (tmp_path / "read.me").write_text("no pairs")
+    for place in (str(tmp_path), f"{bucket}/shards"):
+        path = f"{place}/{given}".rstrip("/")
+        labels, images = read(path)
+        assert labels.prompts == tuple(row["prompt"] for row in rows) and np.array_equal(images, pixels)
+        assert labels.size == sum((tmp_path / name).stat().st_size for name in ("a.parquet", "b.parquet"))
+        later = np.concatenate(list(read_images(path, COLUMNS, 8, lambda row: row >= cut - 1)))
+        assert np.array_equal(later, pixels[cut - 1 :])
+
+
+def test_a_fault_in_a_shard_names_that_file(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [GOOD])
+    write_parquet(tmp_path / "b.parquet", [GOOD, GOOD | {"image_b": b"no image"}])
+    with pytest.raises(UserError, match=r"b\.parquet, row 1, second image: it is no PNG"):
+        read(str(tmp_path))
+
+
+def test_a_name_that_reads_like_a_pattern_is_a_name(tmp_path):
+    assert len(read(write_parquet(tmp_path / "pairs[1].parquet", [GOOD]))[0]) == 1
 
 
 def test_stored_pairs_are_the_chosen_rows(tmp_path, rows, pixels):

@@ -123,7 +123,7 @@ def test_failures_raise_and_are_never_zero(server, reward):
         gone = RemoteReward(f"http://127.0.0.1:{nobody.getsockname()[1]}", deadline_s=1.0)
         with pytest.raises(RewardUnavailableError, match="within 1 s"):
             gone(images(), PROMPTS[:3])
-    with pytest.raises(UserError, match="is no URL"):
+    with pytest.raises(UserError, match=r"^url: '[^']*' is no URL"):
         RemoteReward("127.0.0.1:8000")
 
 
@@ -242,7 +242,7 @@ def test_it_is_not_copied_and_needs_an_address():
         with pytest.raises(TypeError, match="a RemoteReward holds connections and cannot be copied or pickled"):
             how(remote)
     remote.close()
-    with pytest.raises(UserError, match="is empty: write http://HOST:PORT"):
+    with pytest.raises(UserError, match=r"^url is empty: write http://HOST:PORT"):
         RemoteReward([])
 
 

@@ -17,7 +17,7 @@ from dipp_ray.errors import NonFiniteError, RewardUnavailableError, UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.rewards.terms import RewardTerm
 from dipp_ray.serving.client.by_handle import HandleTransport
-from dipp_ray.serving.client.by_http import HttpTransport
+from dipp_ray.serving.client.by_http import OF_CALLER, HttpTransport
 from dipp_ray.serving.client.reward_client import RewardClient
 from dipp_ray.serving.contract.calls import Question
 from dipp_ray.serving.core.scoring import Scorer
@@ -87,7 +87,7 @@ def alone(service, config):
 
 
 def client_of(url, deadline_s=90.0, space="latents", dtype="fp32"):
-    transport = HttpTransport([url], None, dtype)
+    transport = HttpTransport([url], None, dtype, OF_CALLER)
     return RewardClient(transport, deadline_s, on_nonfinite="raise", space=space, trainer="by-http")
 
 
@@ -223,7 +223,7 @@ def test_a_killed_caller_leaves_nothing_behind(ray_session, caller, service, con
 
 def test_a_caller_who_leaves_by_http_is_noticed(service, serve_url):
     async def leave(patience_s):
-        transport = HttpTransport([serve_url], None, "fp32")
+        transport = HttpTransport([serve_url], None, "fp32", OF_CALLER)
         try:
             async with asyncio.timeout(patience_s):
                 await transport.score(*call(0, 250), Question("latents", True, True), "leaver", 600.0)

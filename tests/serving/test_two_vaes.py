@@ -10,7 +10,7 @@ import torch
 from dipp_ray.errors import UserError
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.serving.client.by_handle import HandleTransport
-from dipp_ray.serving.client.by_http import HttpTransport
+from dipp_ray.serving.client.by_http import OF_CALLER, HttpTransport
 from dipp_ray.serving.client.reward_client import RewardClient
 from dipp_ray.serving.core.scoring import Scorer
 from dipp_ray.serving.deploy.application import vae_record
@@ -86,7 +86,7 @@ def test_two_trainers_of_different_families_get_to_the_bit_what_each_gets_alone(
 
 def test_by_http_too_and_latents_of_another_are_refused_by_name(url, config):
     async def run():
-        transport = HttpTransport([url], None, "fp32")
+        transport = HttpTransport([url], None, "fp32", OF_CALLER)
         ask = {"on_nonfinite": "raise", "space": "latents", "trainer": "http"}
         async with RewardClient(transport, 240.0, vae="wide", **ask) as wide:
             replies = [await wide.score(*call, True) for call in calls_of("wide")]
@@ -96,7 +96,7 @@ def test_by_http_too_and_latents_of_another_are_refused_by_name(url, config):
             assert (await wide.check(["clip"], [], 8, True, own["wide"])).vaes == own
             with pytest.raises(UserError, match=r"under 'wide' an AutoencoderKL of 4 .*: set reward\.vae to small"):
                 await wide.check(["clip"], [], 8, True, own["small"])
-        async with RewardClient(HttpTransport([url], None, "fp32"), 240.0, **ask) as unsaid:
+        async with RewardClient(HttpTransport([url], None, "fp32", OF_CALLER), 240.0, **ask) as unsaid:
             with pytest.raises(ValueError, match="the service has the VAEs small, wide"):
                 await unsaid.score(*calls_of("small")[0], True)
         return replies

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import aiohttp
 import numpy as np
@@ -42,19 +42,31 @@ SERVE_PAGE = b"/-/routes"  # stands in what Ray Serve answers where no applicati
 INCIDENTAL = {"name": "", "version": ""}  # may differ between services that serve the same
 
 
+class Named(NamedTuple):
+    """What a person calls that which is handed to HttpTransport, for its sentences."""
+
+    urls: str
+    token: str
+
+
+OF_RUN = Named("reward.urls", "reward.token")
+OF_CALLER = Named("url", "token")
+
+
 class HttpTransport:
     """Calls by HTTP to one service, or to several that serve the same; the next one where one does not answer.
 
     urls: such as http://10.0.0.5:8000. token: this caller's bearer token. dtype: of x and of the gradient on the wire;
-    fp16 halves the traffic, to fp16's rounding. One pool of connections for all calls.
+    fp16 halves the traffic, to fp16's rounding. named: how a person knows these. One pool of connections for all calls.
     """
 
-    def __init__(self, urls: list[str], token: str | None, dtype: WireDtype):
+    def __init__(self, urls: list[str], token: str | None, dtype: WireDtype, named: Named):
         if not urls:
-            raise UserError("reward.urls is empty: write http://HOST:PORT or https://HOST")
+            raise UserError(f"{named.urls} is empty: write http://HOST:PORT or https://HOST")
         for url in urls:
             if not re.match(r"^https?://[^/\s]+", url):
-                raise UserError(f"reward.urls: '{url}' is no URL: write http://HOST:PORT or https://HOST")
+                raise UserError(f"{named.urls}: '{url}' is no URL: write http://HOST:PORT or https://HOST")
+        self._named = named
         self._urls = [url.rstrip("/") for url in urls]
         self._next = itertools.cycle(range(len(urls)))
         self._away: dict[str, float] = {}  # until when a URL is left alone
@@ -106,14 +118,14 @@ class HttpTransport:
             try:
                 found[url] = ServiceRecord.model_validate_json(answer)
             except ValidationError as error:
-                raise another_version(url, error, "reward.urls") from None
+                raise another_version(url, error, self._named.urls) from None
         if not found and last is not None:
             raise last
         first, *others = found
         for url in others:
             if found[url].model_copy(update=INCIDENTAL) != found[first].model_copy(update=INCIDENTAL):
                 raise UserError(
-                    f"reward.urls: {first} and {url} do not serve the same: bring them to one configuration"
+                    f"{self._named.urls}: {first} and {url} do not serve the same: bring them to one configuration"
                 )
         return found[first]
 
@@ -185,11 +197,11 @@ class HttpTransport:
                 f"{url}: {response.status} {message}", float(pause) if pause.isdigit() else 0.0, most, answered=True
             )
         if response.status in (401, 403):
-            raise UserError(f"{url}: {message} (this caller's is read from {TOKEN}, or from reward.token)")
+            raise UserError(f"{url}: {message} (this caller's is read from {TOKEN}, or from {self._named.token})")
         if response.status == 404 and SERVE_PAGE in reply:  # it runs, and the application comes or goes
             raise TransportError(f"{url}: no reward service there now", answered=True)
         if response.status == 404:
-            raise UserError(f"{url}{path} is not there: correct reward.urls, it is no reward service")
+            raise UserError(f"{url}{path} is not there: correct {self._named.urls}, it is no reward service")
         raise CallError(f"{url}: {message}")
 
 

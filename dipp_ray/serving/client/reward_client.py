@@ -2,7 +2,7 @@
 
 For a trainer's reward-client actor and for any other program; it needs neither torch nor, by URL, Ray:
 
-    transport = HttpTransport(["http://127.0.0.1:8000"], token, dtype="fp32")
+    transport = HttpTransport(["http://127.0.0.1:8000"], token, "fp32", OF_CALLER)
     async with RewardClient(transport, 60, on_nonfinite="raise", space="images", trainer="me") as client:
         reply = await client.score(images, prompts, gradient=True)
 """

@@ -9,7 +9,7 @@ import pytest
 from dipp_ray.errors import CallError, NonFiniteError, RewardAwayError, RewardUnavailableError, UserError
 from dipp_ray.serving.client import by_http
 from dipp_ray.serving.client import reward_client as module
-from dipp_ray.serving.client.by_http import HttpTransport
+from dipp_ray.serving.client.by_http import OF_CALLER, OF_RUN, HttpTransport
 from dipp_ray.serving.client.reward_client import RewardClient
 from dipp_ray.serving.client.transport import TransportError
 from dipp_ray.serving.contract.records import LimitsRecord, ModelRecord, ServiceRecord
@@ -75,7 +75,7 @@ def client_of(transport, deadline_s, on_nonfinite="raise"):
 
 
 def http(*urls):
-    return HttpTransport(list(urls), None, "fp32")
+    return HttpTransport(list(urls), None, "fp32", OF_RUN)
 
 
 def score(transport, deadline_s=30.0, gradient=False, **settings):
@@ -275,6 +275,6 @@ def test_what_no_service_could_take_is_said_before_it_is_asked():
     with pytest.raises(UserError, match="trainer 'my run!'"):
         RewardClient(None, 1.0, on_nonfinite="raise", space="images", trainer="my run!")
     with pytest.raises(UserError, match="dtype 'bf16' of the wire: write fp32 or fp16"):
-        HttpTransport(["http://a"], None, "bf16")
+        HttpTransport(["http://a"], None, "bf16", OF_CALLER)
     with pytest.raises(CallError, match="prompts is one text"):
         asyncio.run(client_of(Flaky(0, None), 1.0).score(X, "abc", False))

@@ -7,7 +7,7 @@ import pytest
 from front_calls import GET, Caller, Echo, error_of, post, run
 from http_calls import TOKEN, images, settled, tokens, with_tokens
 
-from dipp_ray.serving.client.by_http import HttpTransport
+from dipp_ray.serving.client.by_http import OF_CALLER, HttpTransport
 from dipp_ray.serving.client.reward_client import RewardClient
 from dipp_ray.serving.http import front as fronts
 from dipp_ray.serving.http import headers, refusals
@@ -176,7 +176,7 @@ def test_a_client_is_answered_through_it_and_comes_again_where_it_was_refused():
     x = images(2)
 
     async def scenario(port):
-        transport = HttpTransport([f"http://127.0.0.1:{port}"], TOKEN, "fp32")
+        transport = HttpTransport([f"http://127.0.0.1:{port}"], TOKEN, "fp32", OF_CALLER)
         async with RewardClient(transport, 30, on_nonfinite="raise", space="images", trainer="ann") as client:
             replies = await asyncio.gather(*(client.score(x, ["a", "b"], gradient=True) for _ in range(6)))
         return replies

@@ -95,7 +95,7 @@ def test_texts_in_a_picture_are_bounded_and_short_ones_are_left_alone(small):
     assert ask_json(small, **picture(png(8, 8, flat, parts=[note("a note" * 1000)]))).status_code == 200
     bomb = png(8, 8, flat, parts=[note("\N{GRINNING FACE}" + "a" * (2**20 - 4))] * 4)
     assert len(bomb) < 2**14
-    refused(ask_json(small, **picture(bomb)), 400, r"images\[0\] is no PNG")
+    refused(ask_json(small, **picture(bomb)), 400, r"images\[0\] does not decode")
 
 
 def test_a_picture_is_measured_before_it_is_decoded(small, monkeypatch):
