@@ -31,7 +31,10 @@ class RunSection(Section):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Keys every draw of noise, time and prompt.")
     steps: int = Field(ge=1, description="Generator updates of the whole run.")
-    deterministic: bool = Field(True, description="Bit-equal on one kind of device; costs speed on a GPU.")
+    deterministic: bool = Field(
+        True,
+        description="Bit-equal on one kind of device; costs speed on a GPU. Without it prompts are encoded in batches.",
+    )
 
     @field_validator("folder")
     @classmethod

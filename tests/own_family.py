@@ -14,7 +14,7 @@ class AuraFlow(Family):
     networks = ("AuraFlowTransformer2DModel",)
     flow = True
 
-    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+    def encode(self, pipeline: Any, prompt: str | list[str], device: torch.device) -> PromptEmbeds:
         tokens, *_ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, device=device)
         return PromptEmbeds(tokens)  # unmasked: the pipeline puts zeros where a prompt is padded
 

@@ -6,7 +6,7 @@ import torch
 
 from dipp_ray.config import RunConfig
 from dipp_ray.models.latents import LatentDecoder
-from dipp_ray.models.text import text_encoder
+from dipp_ray.models.text import REMEMBER, text_encoder
 from dipp_ray.reporting.quiet import quiet_libraries
 from dipp_ray.roles.process import prepare
 from dipp_ray.roles.report import Report, Stopwatch
@@ -21,7 +21,8 @@ class Text:
         self.folder = config.model.teacher
         self.chunk = config.micro_batch_size
         # Where each role reads embeddings from a file nobody is asked for any, and no text encoder is loaded.
-        self.encoder = text_encoder(config, self.device) if config.data.embeddings is None else None
+        embedded = config.data.embeddings is not None
+        self.encoder = None if embedded else text_encoder(config, self.device, REMEMBER)
         self.decoder: LatentDecoder | None = None  # loaded when the first image is asked for
 
     @ray.method(concurrency_group="health")

@@ -25,7 +25,7 @@ from dipp_ray.models.families import Family
 from dipp_ray.models.pipeline import frame_of, load_denoiser
 from dipp_ray.models.reading import one_step_of_model
 from dipp_ray.models.start import base_network, starting_network
-from dipp_ray.models.text import text_encoder
+from dipp_ray.models.text import REMEMBER, text_encoder
 from dipp_ray.storage.aside import whole_file
 from dipp_ray.training.controller import Controller
 
@@ -63,7 +63,7 @@ def export_run(
         draws, z = noises(config, len(texts))
         # The exported folder's own encoders are what people have: stored embeddings may be rounded ones of theirs.
         if config.data.embeddings is not None:
-            embeds = text_encoder(config, torch.device("cpu"))(texts).arrays()
+            embeds = text_encoder(config, torch.device("cpu"), REMEMBER)(texts).arrays()
         else:
             (embeds,) = controller.encoded([prompts.spread(COMPARED)])
         (x0,) = controller.together("generator", "sample_average", [(draws, embeds)])[0]
@@ -100,7 +100,7 @@ def compared_here(config: RunConfig, store: CheckpointStore, checkpoint: Checkpo
 def generated(config: RunConfig, weights: dict[str, Tensor], texts: list[str], z: Tensor) -> np.ndarray:
     """x0 [B, C, h, w] of the generator with these weights, by the functions that the roles call, on the CPU."""
     frame = frame_of(config.model)
-    text = text_encoder(config, torch.device("cpu"))
+    text = text_encoder(config, torch.device("cpu"), REMEMBER)
     one_step = one_step_of_model(frame, config.model)
     return generate(generator_of(config, frame, weights), one_step, z, text(texts)).numpy()
 

@@ -1,6 +1,7 @@
 """Every family against its own pipeline: guided predictions at x_t, and the exported single step."""
 
 import inspect
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from dipp_ray.models.export import export_error, export_pipeline
 from dipp_ray.models.latents import LatentDecoder
 from dipp_ray.models.pipeline import load_denoiser, one_step_of, read_frame
 from dipp_ray.models.plain_pipeline import call_arguments
+from dipp_ray.models.text import TextEncoder
 from tiny_families import PROMPTS
 
 TOLERANCE, FELT = 1e-5, 1e-3
@@ -51,6 +53,23 @@ def test_the_guided_prediction_is_the_pipelines_own(worlds, name, case):
     error = difference(world, world.frame(resolution), t, scale, batch)
     print(f"{name} {case}: {error:.1e}")
     assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_that_are_encoded_together_are_those_that_are_encoded_alone(worlds, name, monkeypatch):
+    world = worlds(name)
+    asked = []
+    encode = type(world.text.frame).encode
+    monkeypatch.setattr(
+        type(world.text.frame), "encode", lambda self, *given: asked.append(copy(given[1])) or encode(self, *given)
+    )
+    prompts = [PROMPTS[1], "", PROMPTS[0], PROMPTS[1], PROMPTS[2]]
+    text = TextEncoder(world.folder, torch.device("cpu"), frame=world.text.frame, together=2)
+    together, alone = text.rows(prompts), [world.text.row(prompt) for prompt in prompts]
+    assert asked[:3] == ["", [PROMPTS[1], PROMPTS[0]], PROMPTS[2]]
+    for one, other in zip(together, alone, strict=True):
+        for part, expected in zip(one.parts, other.parts, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
 
 
 def trainer_x0(frame, weights_of, t_star, convention, prompts, text):

@@ -82,6 +82,13 @@ def test_the_oldest_prompt_is_forgotten_first(pixart):
     assert list(text._known) == ["b", "c"]
 
 
+def test_prompts_that_are_encoded_one_after_the_other_are_forgotten_too(pixart):
+    text = TextEncoder(pixart, CPU, remember=0)
+    for prompt in PROMPTS:
+        text.row(prompt)
+    assert list(text._known) == [PROMPTS[-1]] and text._bytes == text.row(PROMPTS[-1]).nbytes
+
+
 @pytest.mark.parametrize("zeros", [True, False])
 def test_the_null_prompt_of_sdxl_is_that_of_diffusers(tmp_path, zeros):
     folder = sdxl_pipeline(tmp_path / "sdxl", force_zeros_for_empty_prompt=zeros)
@@ -106,6 +113,7 @@ def test_the_role_decodes_in_micro_batches_with_one_decoder(pixart, tmp_path, mo
     settings = ("run.deterministic=false", "roles.text.dtype=bf16")
     config = tiny_config(tmp_path, pixart, prompt_file(tmp_path / "prompts.parquet"), *settings)
     text = Text.__ray_metadata__.modified_class(config)
+    assert text.encoder.together > 1, "bits do not matter"
     assert text.encoder(PROMPTS).tokens.dtype == torch.bfloat16
     sizes, loaded = [], []
     decode, load = LatentDecoder.decode, LatentDecoder.from_folder

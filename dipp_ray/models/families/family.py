@@ -200,8 +200,9 @@ class Family:
         said = read_object(path, f"{self.folder}/{name} is incomplete") if path.is_file() else {}
         return said.get(key) or (said.get("text_config") or {}).get(key)
 
-    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
-        """One prompt's embeddings (a batch of one) by the pipeline's own encoders; '' is the null prompt."""
+    def encode(self, pipeline: Any, prompt: str | list[str], device: torch.device) -> PromptEmbeds:
+        """One prompt's embeddings (a batch of one) by the pipeline's own encoders; '' is the null prompt. Of a list, in
+        which that is not, a row each."""
         raise NotImplementedError
 
     # -- the network -----------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Flux(Packed):
         """Tokens that every prompt is padded to, unmasked: 512, or 256 for schnell; fewer if its tokenizer says so."""
         return self.tokens_of("tokenizer_2", 512 if self.embeds_guidance else 256)
 
-    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+    def encode(self, pipeline: Any, prompt: str | list[str], device: torch.device) -> PromptEmbeds:
         tokens, pooled, _ = pipeline.encode_prompt(prompt, None, device, max_sequence_length=self.longest)
         return PromptEmbeds(tokens, pooled=pooled)
 

@@ -32,7 +32,7 @@ class PixArtAlpha(Family):
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"caption_channels": [("text_encoder", "d_model")]}
 
-    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+    def encode(self, pipeline: Any, prompt: str | list[str], device: torch.device) -> PromptEmbeds:
         # clean_caption rewrites prompts where bs4 and ftfy happen to be installed: off here and in the exported call.
         tokens, mask, _, _ = pipeline.encode_prompt(
             prompt, do_classifier_free_guidance=False, device=device, clean_caption=False

@@ -34,7 +34,7 @@ class QwenImage(Packed):
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"joint_attention_dim": [("text_encoder", "hidden_size")]}
 
-    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+    def encode(self, pipeline: Any, prompt: str | list[str], device: torch.device) -> PromptEmbeds:
         tokens, mask = pipeline.encode_prompt(prompt or NULL, device, max_sequence_length=LONGEST)
         whole = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
         return PromptEmbeds(tokens, whole if mask is None else mask)

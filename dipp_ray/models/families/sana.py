@@ -48,7 +48,7 @@ class Sana(Family):
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"caption_channels": [("text_encoder", "hidden_size")]}
 
-    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+    def encode(self, pipeline: Any, prompt: str | list[str], device: torch.device) -> PromptEmbeds:
         # The pipeline puts an instruction before what a person asks for, and none before the null prompt.
         instruction = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
         tokens, mask, *_ = pipeline.encode_prompt(

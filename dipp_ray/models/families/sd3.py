@@ -42,7 +42,7 @@ class StableDiffusion3(Family):
             "pooled_projection_dim": [("text_encoder", "projection_dim"), ("text_encoder_2", "projection_dim")],
         }
 
-    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+    def encode(self, pipeline: Any, prompt: str | list[str], device: torch.device) -> PromptEmbeds:
         if pipeline.text_encoder_3 is None:
             # Then it puts zeros in the place of T5's tokens, whose width it asks of the network, which is not loaded.
             vars(pipeline)["transformer"] = SimpleNamespace(config=SimpleNamespace(**self.network))

@@ -45,7 +45,7 @@ class StableDiffusion(Family):
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"cross_attention_dim": [("text_encoder", "hidden_size")]}
 
-    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+    def encode(self, pipeline: Any, prompt: str | list[str], device: torch.device) -> PromptEmbeds:
         tokens, _ = pipeline.encode_prompt(prompt, device, 1, False)
         return PromptEmbeds(tokens)
 

@@ -25,7 +25,7 @@ class StableDiffusionXL(StableDiffusion):
             width -= 6 * self.network["addition_time_embed_dim"]
         return width
 
-    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
+    def encode(self, pipeline: Any, prompt: str | list[str], device: torch.device) -> PromptEmbeds:
         tokens, _, pooled, _ = pipeline.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)
         if prompt == "" and pipeline.config.force_zeros_for_empty_prompt:  # as diffusers does for the negative branch
             tokens, pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)

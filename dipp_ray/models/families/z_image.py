@@ -30,9 +30,10 @@ class ZImage(Family):
     def text_widths(self) -> dict[str, list[tuple[str, str]]]:
         return {"cap_feat_dim": [("text_encoder", "hidden_size")]}
 
-    def encode(self, pipeline: Any, prompt: str, device: torch.device) -> PromptEmbeds:
-        (tokens,), _ = pipeline.encode_prompt(prompt, device, do_classifier_free_guidance=False)
-        return PromptEmbeds(tokens[None], torch.ones(1, len(tokens), dtype=torch.int64, device=tokens.device))
+    def encode(self, pipeline: Any, prompt: str | list[str], device: torch.device) -> PromptEmbeds:
+        found, _ = pipeline.encode_prompt(prompt, device, do_classifier_free_guidance=False)
+        rows = [PromptEmbeds(row[None], torch.ones(1, len(row), dtype=torch.int64, device=row.device)) for row in found]
+        return PromptEmbeds.concatenate(*rows)
 
     def output(self, network: Any, x_t: Tensor, t: Tensor, embeds: PromptEmbeds) -> Tensor:
         """The network reads lists, 1 - sigma, and gives x_0 - eps: the negative velocity."""
