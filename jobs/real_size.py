@@ -13,7 +13,8 @@ networks of a few thousand weights: its libraries, and what they took up when th
 give blocks above a MiB back at once (MALLOC_MMAP_THRESHOLD_): by itself it keeps much of what a pass has freed, which
 is not what a network takes. Set it otherwise to see that too.
 Needs 20 GiB of memory and as much disk, and an hour for SDXL.
-What it found is in docs/memory.md. Exit status: 0, or 1 where a run failed.
+What it found is in docs/memory.md. Exit status: 0, or 1 where a run failed, or a process took more or less than WITHIN of
+what `check` says.
 """
 
 import argparse
@@ -234,14 +235,17 @@ def main() -> int:
     else:
         peaks, total = measured(real, settings)
     print(f"\n| {given.name} | check says | measured | of it |\n|---|---|---|---|")
+    good = True
     for role, size in expected.items():
         found = peaks[role] - before[role]
-        verdict = "" if abs(found / size - 1) <= WITHIN else f", not within {WITHIN:.0%}"
+        within = abs(found / size - 1) <= WITHIN
+        good &= within
+        verdict = "" if within else f", not within {WITHIN:.0%}"
         print(f"| {role} | {size / 2**30:.2f} GiB | {found / 2**30:.2f} GiB | {found / size:.0%}{verdict} |")
     print(f"| before weights | | {', '.join(f'{role} {before[role] / 2**30:.2f}' for role in expected)} GiB | |")
     print(f"| driver | | {peaks['driver'] / 2**30:.2f} GiB | |")
     print(f"| all processes at a time | | {total / 2**30:.2f} GiB | |")
-    return 0
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ FP32 = 4  # bytes
 # fp32 numbers of each trained parameter in a checkpoint: master weight, two moments; the generator's average.
 KEPT = {"generator": 4, "score": 3}
 VAES_OWN = "the VAE's activations"
+WRITTEN = "a checkpoint until it is written"
 GENERATIONS = 2  # of state in memory: the newest complete one, and the one on its way
 
 
@@ -106,7 +107,8 @@ def _groups(config: RunConfig, frame: Family, sizes: Sizes) -> Iterator[Held]:
         trained = "all trained" if one.trained == one.parameters else f"{count(one.trained)} of them trained"
         said = f"{count(one.parameters)} parameters, {trained}; each of {ranks} at ZeRO {role.zero_stage}"
         activations = training(config, frame, one.group, ranks)  # type: ignore[arg-type]
-        yield replace(_held(one.group, said, one.rank, activations), node=one.node)
+        node = {**one.node, WRITTEN: one.state / ranks}
+        yield replace(_held(one.group, said, one.rank, activations), node=node)
 
 
 def _rewards(config: RunConfig, frame: Family) -> Iterator[Held]:
@@ -116,8 +118,8 @@ def _rewards(config: RunConfig, frame: Family) -> Iterator[Held]:
     trains = config.objective.reward_scale > 0
 
     def vae(backward: bool) -> tuple[int, float | None]:
-        dtype, checkpoint = config.roles.reward.dtype, config.reward.checkpoint_decoder
-        return decoding(frame, config.micro_batch_size, backward, checkpoint, dtype)
+        role, checkpoint = config.roles.reward, config.reward.checkpoint_decoder
+        return decoding(frame, config.micro_batch_size, backward, not role.gpus, checkpoint, role.dtype)
 
     for term in config.reward.terms:
         weights = {"weights": float(weights_of_term(term))}
@@ -136,7 +138,8 @@ def _rewards(config: RunConfig, frame: Family) -> Iterator[Held]:
 
 def _text(config: RunConfig, frame: Family) -> Held:
     """The encoders, where no embeddings lie in a file, and the VAE, which shows samples."""
-    vae, activations = decoding(frame, min(config.micro_batch_size, config.log.samples), False)
+    rows = min(config.micro_batch_size, config.log.samples)
+    vae, activations = decoding(frame, rows, False, not config.roles.text.gpus)
     parts = {"VAE": float(FP32 * vae)}
     if config.data.embeddings is None:
         parts = {"weights": float(text_parameters(frame) * DTYPES[config.roles.text.dtype].itemsize), **parts}
@@ -165,10 +168,7 @@ def footprint_lines(config: RunConfig, frame: Family, sizes: Sizes, processes: l
             "reward.decode_once=true one process does it for all"
         )
     lines.append(latents_line(config, frame))
-    lines.append(
-        f"a checkpoint takes {gigabytes(state)}, and up to {keep + 2} lie there at a time; until it is written, the "
-        "nodes of the ranks hold as much in memory"
-    )
+    lines.append(f"a checkpoint takes {gigabytes(state)}, and up to {keep + 2} lie there at a time")
     if config.checkpoint.memory_every:
         lines.append(
             f"state in memory takes {gigabytes(GENERATIONS * state)} on nodes without ranks, or twice that on those "

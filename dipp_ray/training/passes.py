@@ -28,7 +28,7 @@ def training(config: RunConfig, frame: Family, group: GroupName, ranks: int) -> 
         if role.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         kept = kept_in(network, DTYPES[role.frozen_dtype])
-        return denoiser_passes(network, frame, compute, kept, rows, embeds, backward)
+        return denoiser_passes(network, frame, compute, kept, rows, embeds, backward, not role.gpus)
 
     def found() -> float:
         rows = config.micro_batch_size
@@ -45,25 +45,35 @@ def training(config: RunConfig, frame: Family, group: GroupName, ranks: int) -> 
 
 def guiding(config: RunConfig, frame: Family) -> float | None:
     """The same of one teacher of the pool."""
-    dtype, embeds = DTYPES[config.roles.teacher.dtype], _row(config, frame)
+    role, embeds = config.roles.teacher, _row(config, frame)
+    dtype = DTYPES[role.dtype]
     if embeds is None:
         return None
     return _told(
         lambda: (
             denoiser_passes(
-                empty_model(frame), frame, dtype, lambda _: dtype, _guided_rows(config), embeds, False, weights=dtype
+                empty_model(frame),
+                frame,
+                dtype,
+                lambda _: dtype,
+                _guided_rows(config),
+                embeds,
+                False,
+                not role.gpus,
+                dtype,
             ).peak
         )
     )
 
 
 def decoding(
-    frame: Family, rows: int, backward: bool, checkpoint: bool = False, dtype: str = "fp32"
+    frame: Family, rows: int, backward: bool, on_cpu: bool, checkpoint: bool = False, dtype: str = "fp32"
 ) -> tuple[int, float | None]:
     """(parameters of the folder's VAE, bytes at most of decoding so many latents with arithmetic in `dtype`)."""
     decoder = LatentDecoder.empty(frame.vae, checkpoint)
     parameters = sum(p.numel() for p in decoder.parameters())
-    return parameters, _told(lambda: decoder_passes(decoder, frame.latent_shape, rows, backward, DTYPES[dtype]).peak)
+    compute = DTYPES[dtype]
+    return parameters, _told(lambda: decoder_passes(decoder, frame.latent_shape, rows, backward, on_cpu, compute).peak)
 
 
 def _guided_rows(config: RunConfig) -> int:

@@ -14,7 +14,7 @@ FP32 = torch.float32
 
 
 def test_what_is_alive_is_counted_and_what_is_gone_is_not():
-    with Alive() as alive:
+    with Alive(on_cpu=False) as alive:
         first = torch.zeros(1000)
         second = first + 1
         assert alive.now == 8000
@@ -35,7 +35,7 @@ def real(folder, frame, embeds, rows, backward, checkpointed=False):
         parameter.grad = torch.zeros_like(parameter)
     t = torch.full((rows,), 500)
     x_t = torch.randn(rows, *frame.latent_shape)
-    with Alive() as alive, torch.set_grad_enabled(backward):
+    with Alive(on_cpu=False) as alive, torch.set_grad_enabled(backward):
         out = network(x_t, t, embeds)
         if backward:
             out.backward(torch.empty_like(out))
@@ -53,11 +53,11 @@ def test_passes_without_weights_take_what_real_ones_take(name, folders):
         network = empty_model(frame)
         if checkpointed:
             network.enable_gradient_checkpointing()
-        passes = denoiser_passes(network, frame, FP32, lambda _: FP32, 2, embeds, True)
+        passes = denoiser_passes(network, frame, FP32, lambda _: FP32, 2, embeds, True, False)
         assert passes.peak == pytest.approx(real(folder, frame, both, 2, True, checkpointed), rel=0.1)
         seen[checkpointed] = passes
     assert seen[True].graph < 0.5 * seen[False].graph
-    passes = denoiser_passes(empty_model(frame), frame, FP32, lambda _: FP32, 2, embeds, False)
+    passes = denoiser_passes(empty_model(frame), frame, FP32, lambda _: FP32, 2, embeds, False, False)
     assert passes.peak == pytest.approx(real(folder, frame, both, 2, False), rel=0.1) and passes.peak < seen[False].peak
 
 
@@ -66,11 +66,26 @@ def test_of_a_decoder_too(folders):
     frame = read_frame(folder)
     decoder = LatentDecoder.from_folder(folder)
     latents = torch.randn(2, *frame.latent_shape, requires_grad=True)
-    with Alive() as alive:
+    with Alive(on_cpu=False) as alive:
         out = decoder.decode(latents)
         graph = alive.now
         out.backward(torch.empty_like(out))
-    found = decoder_passes(LatentDecoder.empty(frame.vae), frame.latent_shape, 2, True)
+    found = decoder_passes(LatentDecoder.empty(frame.vae), frame.latent_shape, 2, True, False)
     assert (found.graph, found.peak) == pytest.approx((graph, alive.most), rel=0.1)
-    saved = decoder_passes(LatentDecoder.empty(frame.vae, checkpoint=True), frame.latent_shape, 2, True)
+    saved = decoder_passes(LatentDecoder.empty(frame.vae, checkpoint=True), frame.latent_shape, 2, True, False)
     assert saved.peak < found.peak
+
+
+def test_a_convolution_on_a_cpu_takes_a_copy_of_its_input():
+    network, x = torch.nn.Conv2d(2, 1, 3, padding=1), torch.zeros(1, 2, 10, 10, requires_grad=True)
+    found = {}
+    for on_cpu in (False, True):
+        with Alive(on_cpu) as alive:
+            out = network(x)
+            forward = alive.most
+            out.backward(torch.empty_like(out))
+        found[on_cpu] = (forward, alive.most)
+    (forward, both), (forward_there, both_there) = found[False], found[True]
+    assert forward == 400 and forward_there == forward + 800
+    # Gradients of output, input, weight and bias are there at the end of the backward pass.
+    assert both == 400 + 400 + 800 + 4 * (18 + 1) and both_there == both + 800
