@@ -13,8 +13,8 @@ networks of a few thousand weights: its libraries, and what they took up when th
 give blocks above a MiB back at once (MALLOC_MMAP_THRESHOLD_): by itself it keeps much of what a pass has freed, which
 is not what a network takes. Set it otherwise to see that too.
 Needs 20 GiB of memory and as much disk, and an hour for SDXL.
-What it found is in docs/memory.md. Exit status: 0, or 1 where a run failed, or a process took more or less than WITHIN of
-what `check` says.
+What it found is in docs/memory.md. Exit status: 0, or 1 where a run failed or a process is not WITHIN what `check`
+says.
 """
 
 import argparse

@@ -81,8 +81,8 @@ def denoiser_passes(
 ) -> Passes:  # fmt: skip
     """Of a network on the meta device, which is spent for it, on so many rows of latents.
 
-    kept, weights, compute: as of `Hollow.fill` and `Denoiser`. on_cpu: as of `Alive`. embeds: a row, of which shapes are
-    read. Raises whatever operations raise that need values and not shapes alone.
+    kept, weights, compute: as of `Hollow.fill` and `Denoiser`. on_cpu: as of `Alive`. embeds: a row, for its shapes.
+    Raises whatever operations raise that need values and not shapes alone.
     """
     with _shapes_alone(network, kept):
         denoiser = Denoiser(network, frame, compute, weights).train(backward)

@@ -1,12 +1,14 @@
 """A run that calls a shared reward service, by handle or by HTTP, is the same run to the bit."""
 
+import re
+
 import numpy as np
 import pytest
 import resumed_run
 import torch
 from ray import serve
 from test_parity import COMPARED, assert_same, plain_run, ray_run
-from test_run import TERMS, kill_rank_during, kills_change_nothing
+from test_run import TERMS, kill_rank_during, kills_change_nothing, on_first_task_of
 
 from dipp_ray.alignment.questions import generate
 from dipp_ray.checkpoints.store import CheckpointStore
@@ -26,6 +28,7 @@ from settings import tiny_config
 from tiny import PROMPTS, pixart_pipeline, prompt_file
 
 STEPS = 6
+AWAY_S = 600
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +37,18 @@ def world(tmp_path_factory):
     return folder, pixart_pipeline(folder / "pipeline"), prompt_file(folder / "prompts.parquet")
 
 
-@pytest.fixture(scope="module")
-def shared(serve_url, world):
+def deploy(world):
     models = [{**term, "role": {"cpus": 0.1}} for term in TERMS]
     config = ServiceConfig.model_validate(
         {"name": "shared", "models": models, "vae": str(world[1]), "deterministic": True, "batch_rows": 16}
     )
     deploy_rewards(config, "/")
     await_rewards("shared", 120, print)
+
+
+@pytest.fixture(scope="module")
+def shared(serve_url, world):
+    deploy(world)
     yield serve_url
     stop_rewards("shared")
 
@@ -95,6 +102,38 @@ def test_by_handle_it_is_the_plain_loop(by_handle, world):
     assert_same(by_handle, plain_run(config_of(world, terms=TERMS[:1]), STEPS), 1e-5)
 
 
+@pytest.mark.slow
+def test_a_service_that_is_away_for_ten_minutes_costs_its_trainer_time_and_no_step(shared, by_handle, world):
+    """It is ended in the middle of a step, and started again when the trainer has waited for so long."""
+    config = config_of(
+        world, "run.name=away", f"run.steps={STEPS}", "log.samples_every=100", urls=[shared], deadline_s=2.0
+    )
+    said, gone = [], []
+
+    def heard(line):
+        said.append(line)
+        told = re.search(r"given no answer for (\d+) s", line)
+        if told and int(told[1]) >= AWAY_S and len(gone) == 1:
+            gone.append(deploy(world))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dipp_ray.training.away.SAY_EVERY_S", 1.0)
+        patched.setattr(ProgressLine, "say", lambda _, text: heard(text))
+        on_first_task_of(3, lambda controller: gone.append(stop_rewards("shared")), patched)
+        train(config, heard)
+    assert len(gone) == 2
+    assert any("the run pauses until it does, up to 1800 s (reward.away_s)" in line for line in said)
+    (again,) = [int(line.split()[6]) for line in said if line.endswith("s; no step is lost")]
+    assert again >= AWAY_S
+    assert not read_events(config.path), "nothing was recovered from"
+    assert measured_of(config) == [{key: measured[key] for key in COMPARED} for measured in by_handle[0]]
+
+
+def measured_of(config):
+    records = [record for record in read_metrics(config.path) if record["step"] > 0]
+    return [{key: record[key] for key in COMPARED} for record in records]
+
+
 def test_a_rank_that_is_killed_comes_back_from_memory_and_all_is_as_it_would_have_been(by_handle, world):
     """One fault of those of jobs/chaos.py; nothing is committed before, and no storage is read."""
     settings = ("run.name=killed", "checkpoint={every: 100, memory_every: 1}", "log.samples_every=100")
@@ -109,10 +148,7 @@ def test_a_rank_that_is_killed_comes_back_from_memory_and_all_is_as_it_would_hav
     (goes_on,) = [line for line in said if line.startswith("goes on from step ")]
     assert 1 <= int(goes_on.split()[4]) <= 4, goes_on  # the last share may have been on its way
     assert [event["event"] for event in read_events(config.path)] == ["fault", "recovered"]
-    records = [record for record in read_metrics(config.path) if record["step"] > 0]
-    assert [{key: record[key] for key in COMPARED} for record in records] == [
-        {key: measured[key] for key in COMPARED} for measured in by_handle[0]
-    ]
+    assert measured_of(config) == [{key: measured[key] for key in COMPARED} for measured in by_handle[0]]
 
 
 def test_a_checkpoint_of_old_resumes_to_the_figures_of_old(shared, tmp_path):
