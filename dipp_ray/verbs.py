@@ -107,10 +107,10 @@ def check_room(given, config, prompts, in_cluster: bool) -> None:
     planned = best_plan(choices, cluster_nodes() if in_cluster else [this_machine()])
     rich.print(planned.table())
     planned.require()
-    if warning := text_beside_trainer(config, planned):
+    frame, sizes = frame_of(config.model), Sizes.of(planned.requests)
+    if warning := text_beside_trainer(config, frame, planned):
         print(warning)
     print(start_line(config))
-    frame, sizes = frame_of(config.model), Sizes.of(planned.requests)
     processes = held(config, frame, sizes)
     for line in [
         *footprint_lines(config, frame, sizes, processes),

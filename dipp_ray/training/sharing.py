@@ -3,9 +3,14 @@
 from collections import Counter
 
 from dipp_ray.config import RunConfig
+from dipp_ray.errors import UserError
+from dipp_ray.models.components import text_parameters
+from dipp_ray.models.families import Family
 from dipp_ray.role_settings import Between
-from dipp_ray.training.footprint import Held, gigabytes
+from dipp_ray.training.footprint import Held, count, gigabytes
 from dipp_ray.training.plan import GROUPS, Plan, Request
+
+LARGE = 10**9  # parameters of text encoders that have no place beside a trainer
 
 
 def sharing_lines(config: RunConfig, planned: Plan, processes: list[Held]) -> list[str]:
@@ -18,9 +23,9 @@ def sharing_lines(config: RunConfig, planned: Plan, processes: list[Held]) -> li
     for node, workers in planned.shared_gpus():
         found[node.name, tuple(sorted(processes.index(_process(config, one, processes)) for one in workers))] += 1
     lines = []
-    for (node, numbers), count in found.items():
+    for (node, numbers), gpus in found.items():
         on = [processes[number] for number in numbers]
-        which = f"a GPU of {node}" if count == 1 else f"each of {count} GPUs of {node}"
+        which = f"a GPU of {node}" if gpus == 1 else f"each of {gpus} GPUs of {node}"
         who = [f"{times} x {role}" if times > 1 else role for role, times in Counter(one.role for one in on).items()]
         beside = "".join(f" and {what}" for what in dict.fromkeys(part for one in on for part in one.unknown))
         said = f"{', '.join(who[:-1])} and {who[-1]}" if len(who) > 1 else who[0]
@@ -37,16 +42,24 @@ def _process(config: RunConfig, worker: Request, processes: list[Held]) -> Held:
     return [one for one in processes if one.role.startswith("reward")][worker.index // each]
 
 
-def text_beside_trainer(config: RunConfig, planned: Plan) -> str | None:
-    """A sentence about text encoders on a GPU that a rank holds a part of; None where there are none."""
+def text_beside_trainer(config: RunConfig, frame: Family, planned: Plan) -> str | None:
+    """A sentence about text encoders on a GPU that a rank holds a part of; None where there are none.
+
+    Raises UserError where they are of LARGE parameters or more, such as T5-XXL, Gemma and Qwen.
+    """
     if config.data.embeddings is not None:
         return None
     for node, workers in planned.shared_gpus():
         ranks = [f"{worker.role} {worker.index}" for worker in workers if worker.role in GROUPS]
         if ranks and any(worker.role == "text" for worker in workers):
-            return (
-                f"warning: the plan puts the text encoders on a GPU of {node.name} that {' and '.join(ranks)} "
-                f"{'has' if len(ranks) == 1 else 'have'} a part of, and take memory from there: set roles.text.gpus=0, "
-                "send them elsewhere with roles.text.labels, or encode once, before training (`dipp-ray encode`)"
+            size = text_parameters(frame)
+            said = (
+                f"the plan puts the text encoders, {count(size)} parameters, on a GPU of {node.name} that "
+                f"{' and '.join(ranks)} {'has' if len(ranks) == 1 else 'have'} a part of, and take memory from there: "
+                "set roles.text.gpus=0, send them elsewhere with roles.text.labels, or encode once, before training "
+                "(`dipp-ray encode`)"
             )
+            if size >= LARGE:
+                raise UserError(said)
+            return f"warning: {said}"
     return None

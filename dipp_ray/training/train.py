@@ -11,6 +11,7 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import TOLD, RoleFailure, RunFolderLost, UserError
 from dipp_ray.head import watched_head
+from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.reading import settled
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
@@ -72,7 +73,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, home: Home
     choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
     planned = best_plan(choices, cluster_nodes())
     print_table(planned.table())
-    if warning := text_beside_trainer(config, planned):
+    if warning := text_beside_trainer(config, frame_of(config.model), planned):
         say(warning)
     try:
         if not can_grow():

@@ -7,10 +7,11 @@ import yaml
 
 from dipp_ray import cli
 from dipp_ray.errors import UserError
-from dipp_ray.models.pipeline import frame_of, load_denoiser
-from dipp_ray.training import machine
+from dipp_ray.models.components import text_parameters
+from dipp_ray.models.pipeline import frame_of, load_denoiser, read_frame
+from dipp_ray.training import machine, sharing
 from dipp_ray.training import train as training
-from dipp_ray.training.footprint import footprint_lines, footprints, gigabytes, held
+from dipp_ray.training.footprint import count, footprint_lines, footprints, gigabytes, held
 from dipp_ray.training.plan import Node, plan, requests
 from dipp_ray.training.sharing import sharing_lines, text_beside_trainer
 from dipp_ray.training.sizes import Sizes
@@ -77,7 +78,11 @@ def shared(world, nodes, *overrides):
     planned = plan(requests(config, ONE), nodes)
     processes = held(config, frame_of(config.model), ONE)
     sizes = {one.role: one.bytes for one in processes}
-    return sizes, sharing_lines(config, planned, processes), text_beside_trainer(config, planned)
+    return (
+        sizes,
+        sharing_lines(config, planned, processes),
+        text_beside_trainer(config, frame_of(config.model), planned),
+    )
 
 
 def test_what_shares_a_gpu_is_added_up(world):
@@ -111,10 +116,25 @@ def test_equal_gpus_of_a_node_are_one_line(world):
 
 def test_text_encoders_on_a_trainers_gpu_are_warned_of(world):
     *_, said = shared(world, ONE_GPU, HALVES)
-    assert said.startswith("warning: the plan puts the text encoders on a GPU of n that generator 0 and score 0 have")
+    size = count(text_parameters(read_frame(world[1])))
+    assert said.startswith(
+        f"warning: the plan puts the text encoders, {size} parameters, on a GPU of n that generator 0 and"
+    )
     assert "roles.text.gpus=0" in said and "dipp-ray encode" in said
     for others in ("roles.text.gpus=0", "roles.text.gpus=1"):
         assert shared(world, [Node("n", "n", {"CPU": 8, "GPU": 2})], HALVES, others)[2] is None
+
+
+def test_large_text_encoders_never_sit_on_a_trainers_gpu(world, monkeypatch):
+    size = text_parameters(read_frame(world[1]))
+    monkeypatch.setattr(sharing, "LARGE", size + 1)
+    assert shared(world, ONE_GPU, HALVES)[2].startswith("warning: ")
+    monkeypatch.setattr(sharing, "LARGE", size)
+    with pytest.raises(
+        UserError, match=r"^the plan puts the text encoders, .*: set roles\.text\.gpus=0, send them else"
+    ):
+        shared(world, ONE_GPU, HALVES)
+    assert shared(world, ONE_GPU, HALVES, "roles.text.gpus=0")[2] is None
 
 
 def test_check_and_train_say_it(world, tmp_path, monkeypatch, capsys):
@@ -127,7 +147,7 @@ def test_check_and_train_say_it(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(machine, "this_machine", lambda: ONE_GPU[0])
     assert cli.main(["check", str(tmp_path / "run.yaml")]) == 0
     out = capsys.readouterr().out
-    assert "warning: the plan puts the text encoders on a GPU of n" in out
+    assert "warning: the plan puts the text encoders, " in out
     assert "a GPU of n, shared by generator, score, text and teacher: " in out
     for name, value in {
         "watched_head": lambda *_: nullcontext(), "cluster_nodes": lambda: ONE_GPU, "can_grow": lambda: False,
@@ -136,7 +156,7 @@ def test_check_and_train_say_it(world, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(training, name, value)
     with pytest.raises(UserError, match="no cluster here"):
         training.train(config, said.append)
-    assert any("the plan puts the text encoders on a GPU of n" in one for one in said)
+    assert any("the plan puts the text encoders, " in one for one in said)
 
 
 def test_of_an_adapter_the_trained_part_alone_has_gradients_and_state(world):
