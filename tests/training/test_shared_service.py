@@ -43,12 +43,12 @@ def deploy(world):
         {"name": "shared", "models": models, "vae": str(world[1]), "deterministic": True, "batch_rows": 16}
     )
     deploy_rewards(config, "/")
-    await_rewards("shared", 120, print)
 
 
 @pytest.fixture(scope="module")
 def shared(serve_url, world):
     deploy(world)
+    await_rewards("shared", 120, print)
     yield serve_url
     stop_rewards("shared")
 
