@@ -33,8 +33,8 @@ def watched_head(
     end: Callable[[int], None] = os._exit,
 ) -> Iterator[None]:
     """Within, a head (its GCS, at `host:port`; None: of the connected Ray) that no longer answers is said, and when
-    that lasts too long the process ends with status 1 and one sentence, which says `goes_on`. Where a signal is to end
-    the process that is not waited for, SAY_AFTER_S apart.
+    that lasts too long the process ends with status 1 and one sentence, which says `goes_on`. Where a signal comes
+    meanwhile that is to end the process, SAY_AFTER_S are long enough.
 
     Nothing is tidied up then: all that Ray would be asked for goes through the head.
     """
@@ -79,7 +79,10 @@ def _signals() -> Iterator[Callable[[], bool]]:
     try:
         yield asked
     finally:
-        signal.set_wakeup_fd(before)
+        try:
+            signal.set_wakeup_fd(before)
+        except (OSError, ValueError):  # whose it was has closed it
+            signal.set_wakeup_fd(-1)
         receiver.close()
         sender.close()
 
@@ -98,8 +101,8 @@ def _watch(
     interrupted = False
     while not done.wait(PROBE_S):
         interrupted = asked() or interrupted
-        if _answers(address):
-            seen, next_said = time.monotonic(), SAY_AFTER_S
+        if _answers(address):  # what a signal asked for is then the program's own affair, and may take its time
+            seen, next_said, interrupted = time.monotonic(), SAY_AFTER_S, False
             continue
         lost_s = time.monotonic() - seen
         if lost_s >= (min(SAY_AFTER_S, patience) if interrupted else patience):

@@ -46,22 +46,73 @@ def test_a_lost_head_ends_the_program_with_one_sentence(capsys):
     assert said and all(line.startswith("waiting for the head of the Ray cluster") for line in said)
 
 
-@pytest.mark.parametrize("number", head.ENDING)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_program_without_rays_patience_where_the_head_is_away(number, capsys):
-    ended, seen = [], []
+    ended, seen, said = [], [], []
     server, address = listening()
     before = signal.signal(number, lambda *_: seen.append(number))
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False), theirs.setblocking(False)
+    signal.set_wakeup_fd(ours.fileno())
     try:
-        with head.watched_head(seen.append, "the same command goes on", address, patience=1000, end=ended.append):
-            os.kill(os.getpid(), number)
-            time.sleep(0.3)
-            assert (seen, ended) == ([number], [])  # while the head is there it is the program's own affair
+        with head.watched_head(said.append, "the same command goes on", address, patience=1000, end=ended.append):
             server.close()
+            until(lambda: len(said) > 2)
+            assert ended == []
+            os.kill(os.getpid(), number)
             until(lambda: ended)
+        assert signal.set_wakeup_fd(-1) == ours.fileno()
     finally:
+        signal.set_wakeup_fd(-1)
         signal.signal(number, before)
-    assert ended == [1] and capsys.readouterr().err.endswith("the same command goes on\n")
+        ours.close(), theirs.close()
+    assert (ended, seen) == ([1], [number]) and capsys.readouterr().err.endswith("the same command goes on\n")
+
+
+def test_a_signal_while_the_head_is_there_is_the_programs_own_affair():
+    """It may be saving a checkpoint: a head that is away for a moment is waited for as ever."""
+    ended, said = [], []
+    server, address = listening()
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with head.watched_head(said.append, "", address, patience=1000, end=ended.append):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+            server.close()
+            until(lambda: len(said) > 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == []
+
+
+def test_a_short_patience_is_not_lengthened_by_a_signal(monkeypatch):
+    looks, now, ended = [(1, False), (2, False)], [0.0], []
+    done = SimpleNamespace(wait=lambda _: not looks or now.__setitem__(0, looks.pop(0)[0]))
+    monkeypatch.setattr(head, "SAY_AFTER_S", 100)
+    monkeypatch.setattr(head, "_answers", lambda address: False)
+    monkeypatch.setattr(head, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    head._watch("head:1", 2, print, "", ended.append, done, lambda: True)
+    assert ended == [1]
+
+
+def test_it_may_be_watched_from_any_thread_and_a_watch_of_before_may_be_gone():
+    server, address = listening()
+    found = []
+
+    def watch():
+        with head.watched_head(print, "", address, patience=1000, end=found.append):
+            found.append("there")
+
+    thread = threading.Thread(target=watch)
+    thread.start(), thread.join()
+    assert found == ["there"]
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    signal.set_wakeup_fd(ours.fileno())
+    with head.watched_head(print, "", address, patience=1000, end=found.append):
+        ours.close(), theirs.close()
     assert signal.set_wakeup_fd(-1) == -1
+    server.close()
 
 
 def test_a_signal_that_ends_nothing_does_not_shorten_the_wait():

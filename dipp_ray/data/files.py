@@ -1,6 +1,6 @@
 """The files that a setting names, local or in a store alike: found, and read whole or by range."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import pyarrow
@@ -24,13 +24,15 @@ def files_of(path: str, key: str, kinds: Collection[str], what: str) -> Iterator
     try:
         fs, root = file_system(path)
         if fs.isdir(root):
-            found = sorted(name for name in fs.ls(root, detail=False) if suffix_of(name) in kinds and not _beside(name))
+            found = [
+                name for name in _files(fs.ls(root, detail=True)) if suffix_of(name) in kinds and not _beside(name)
+            ]
             if not found:
                 raise UserError(f"{path} holds no {what} ({', '.join(kinds)}): set {key} to a folder that does")
         elif is_there(fs, root):
             found = [root]
         elif any(mark in root for mark in "*?["):
-            found = sorted(fs.glob(root))
+            found = _files(fs.glob(root, detail=True).values())
             if not found:
                 raise UserError(f"no file is called {path}: correct the pattern in {key}")
         else:
@@ -42,6 +44,12 @@ def files_of(path: str, key: str, kinds: Collection[str], what: str) -> Iterator
     scheme = path.partition("://")[0] + "://" if "://" in path else ""
     for name in found:
         yield fs, name, path if found == [root] else f"{scheme}{name}"
+
+
+def _files(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The names of files, sorted, without folders and what is hidden, such as macOS's `._a.parquet`."""
+    names = (entry["name"] for entry in found if entry["type"] == "file")
+    return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
 
 
 def _beside(name: str) -> bool:

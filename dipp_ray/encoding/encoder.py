@@ -52,8 +52,9 @@ class Encoder:
                     writer.write_table(table, row_group_size=encoding.group)
 
     def _tables(self, encoding: Encoding, texts: Sequence[str]) -> Iterator[pyarrow.Table]:
-        for start in range(0, len(texts), encoding.group):
-            some = texts[start : start + encoding.group]
+        piece = max(1, self.text.together // encoding.group) * encoding.group  # whole groups
+        for start in range(0, len(texts), piece):
+            some = texts[start : start + piece]
             rows = [_row(encoding, *row) for row in zip(some, self.text.rows(some), strict=True)]
             yield pyarrow.Table.from_pylist(rows, _schema(encoding))
 

@@ -7,6 +7,7 @@ import torch
 
 from dipp_ray.config import RunConfig
 from dipp_ray.diffusion.prompt_embeds import PromptEmbeds
+from dipp_ray.errors import UserError
 from dipp_ray.hub.fetch import local
 from dipp_ray.hub.selection import weights_but_of
 from dipp_ray.models.components import load_components
@@ -55,6 +56,12 @@ class TextEncoder:
         for some in self._passes([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]):
             given = list(some) if len(some) > 1 else some[0]  # a copy: Z-Image's pipeline writes into the list
             encoded = self.frame.encode(self.pipeline, given, self.device).to("cpu")
+            if len(encoded) != len(some):
+                family = type(self.frame).__name__
+                raise UserError(
+                    f"{family}.encode gave {len(encoded)} rows for {len(some)} prompts: let it take a list, or set "
+                    "run.deterministic=true"
+                )
             for index, prompt in enumerate(some):
                 self._known[prompt] = encoded.map(lambda part, row=index: part[row : row + 1]).trimmed().clone()
                 self._bytes += self._known[prompt].nbytes

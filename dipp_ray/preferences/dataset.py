@@ -78,7 +78,7 @@ def store_pairs(
             # Written from end to end, not through a map: a full disk is then an error instead of a signal.
             with open(aside / "images.npy", "wb") as file:
                 np.lib.format.write_array_header_2_0(file, header)
-                for images in read_images(labels.path, columns, size, wanted.__contains__):
+                for images in read_images(labels, columns, size, wanted.__contains__):
                     file.write(images.tobytes())
                     done += len(images)
                     tick(done)

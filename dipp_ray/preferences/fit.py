@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dipp_ray.errors import NonFiniteError
+from dipp_ray.errors import NonFiniteError, UserError
 from dipp_ray.head import watched_head
 from dipp_ray.hub.revisions import pinned
 from dipp_ray.preferences.config import FitConfig
@@ -42,6 +42,11 @@ def prepared(config: FitConfig, say: Say = print) -> Iterator["RewardFit"]:
     labels = read_labels(config.pairs, config.columns)
     if config.held_out:
         parts = [labels, read_labels(config.held_out, config.columns)]
+        if both := sorted(set(labels.files) & set(parts[1].files)):
+            raise UserError(
+                f"{both[0]} is in pairs and in held_out: what was fitted to cannot be measured on: name other "
+                "files in one of them"
+            )
         shares = [(part, list(range(len(part)))) for part in parts]
     else:
         parts = [labels]

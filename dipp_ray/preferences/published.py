@@ -52,13 +52,15 @@ ABOVE = Places("beside the file or in the folders above it", _parents)
 @dataclass(frozen=True)
 class Form:
     """marks: the columns by which it is known. needs: those that each of ROLES is made of. pairs: rows with these
-    columns -> rows with ROLES, as far as their columns were read; always the same ones in the same order."""
+    columns -> rows with ROLES, as far as their columns were read; always the same ones in the same order.
+    together: the column that is equal in rows which make pairs together."""
 
     name: str
     marks: frozenset[str]
     needs: dict[str, tuple[str, ...]]
     pairs: Callable[[Iterable[Row]], Iterator[Row]]
     places: Places = BESIDE
+    together: str | None = None
 
     def columns(self, roles: Iterable[str], present: Iterable[str]) -> list[str]:
         """The columns to read for these roles, of those that are there."""
@@ -140,6 +142,7 @@ FORMS = (
         {PROMPT: ("prompt",), A: ("image_path",), B: ("image_path",), LABEL: ("rank",), "": ("prompt_id",)},
         _image_reward,
         ABOVE,
+        "prompt_id",
     ),
     *(
         Form(

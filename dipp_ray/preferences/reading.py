@@ -38,9 +38,12 @@ WORDS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of N pairs before any image is looked at. label [N]: fp32 in [0, 1]; size: the files' bytes."""
+    """What is known of N pairs before any image is looked at. label [N]: fp32 in [0, 1]; size: the files' bytes.
+
+    files: those that `path` stood for when they were read."""
 
     path: str
+    files: tuple[str, ...]
     prompts: tuple[str, ...]
     label: np.ndarray
     size: int
@@ -51,40 +54,64 @@ class Labels:
 
 def read_labels(path: str, columns: ColumnSettings) -> Labels:
     """Prompts and labels of all rows. Raises UserError for what is missing, empty or no probability."""
-    prompts, labels, size = [], [], 0
-    for file in _each(path):
+    prompts: list[str] = []
+    labels: list[float] = []
+    size = 0
+    files, torn = _each(path), _Torn()
+    for file in files:
+        before = len(prompts)
         fs, inside = _file_system(file)
-        with _opened(file, (columns.prompt, columns.label), columns) as (_, rows):
+        with _opened(file, (columns.prompt, columns.label), columns, torn) as (_, rows):
             for where, prompt, label in rows:
                 if not isinstance(prompt, str) or not prompt.strip():
                     raise UserError(f"preference pairs {file}, {where}: the prompt is empty or no text: remove the row")
                 prompts.append(prompt)
                 labels.append(_probability(label, file, where))
+        if len(prompts) == before:
+            raise UserError(f"preference pairs {file} is empty: give at least one pair")
         with _said(file):
             size += fs.size(inside)
-    if not prompts:
-        raise UserError(f"preference pairs {path} is empty: give at least one pair")
-    return Labels(path, tuple(prompts), np.array(labels, np.float32), size)
+    return Labels(path, files, tuple(prompts), np.array(labels, np.float32), size)
 
 
-def read_images(path: str, columns: ColumnSettings, size: int, wanted: Callable[[int], bool]) -> Iterator[np.ndarray]:
+def read_images(
+    labels: Labels, columns: ColumnSettings, size: int, wanted: Callable[[int], bool]
+) -> Iterator[np.ndarray]:
     """The images of the rows whose number is `wanted`, in order: uint8 [n, 2, 3, size, size], n at most ROWS.
 
     Raises UserError that names the row of an image that is not there or does not decode.
     """
     names = (columns.image_a, columns.image_b)
-    number = count()
+    number, torn = count(), _Torn()
     with ThreadPoolExecutor(len(sched_getaffinity(0))) as pool:
-        for file in _each(path):
-            with _opened(file, names, columns) as (places, rows):
+        for file in labels.files:
+            with _opened(file, names, columns, torn) as (places, rows):
                 files = _Images(file, places)
                 chosen = (row for row in rows if wanted(next(number)))
                 while chunk := list(islice(chosen, ROWS)):
                     yield _decoded(chunk, file, files, size, pool)
 
 
-def _each(path: str) -> list[str]:
-    return [shown for _, _, shown in files_of(path, "the path", KINDS, "preference pairs")]
+def _each(path: str) -> tuple[str, ...]:
+    """The files that `path` stands for. Beside parquet, JSON in a folder is not of pairs: libraries put notes there."""
+    found = [shown for _, _, shown in files_of(path, "the path", KINDS, "preference pairs")]
+    parquet = [name for name in found if name.endswith(KINDS[0])]
+    return tuple(parquet if parquet and found != [path] else found)
+
+
+class _Torn:
+    """Watches that what makes pairs together (a prompt's images, of forms with a row an image) lies in one file."""
+
+    def __init__(self) -> None:
+        self.where: dict[Any, str] = {}
+
+    def whole(self, form: Form, rows: Iterable[tuple[str, dict]], path: str) -> Iterator[tuple[str, dict]]:
+        for where, row in rows:
+            if form.together and (other := self.where.setdefault(row[form.together], path)) != path:
+                raise UserError(
+                    f"{where}: {form.together} {row[form.together]} is in {other} too: put its rows into one file"
+                )
+            yield where, row
 
 
 def _decoded(chunk: list[tuple], path: str, files: "_Images", size: int, pool: ThreadPoolExecutor) -> np.ndarray:
@@ -179,24 +206,28 @@ def _probability(label, path: str, where: str) -> float:
 
 
 @contextmanager
-def _opened(path: str, names: tuple[str, ...], columns: ColumnSettings) -> Iterator[tuple[Places, Iterator[tuple]]]:
+def _opened(
+    path: str, names: tuple[str, ...], columns: ColumnSettings, torn: _Torn
+) -> Iterator[tuple[Places, Iterator[tuple]]]:
     """(where the images lie that it names, (where, the values of `names`) of each pair)."""
     fs, inside = _file_system(path)
     with _said(path), fs.open(inside, "rb") as file:
         is_parquet = file.read(4) == b"PAR1"
         file.seek(0)
-        form, rows = (_parquet_rows if is_parquet else _json_rows)(file, path, names, columns)
+        form, rows = (_parquet_rows if is_parquet else _json_rows)(file, path, names, columns, torn)
         yield form.places if form else BESIDE, rows
 
 
-def _json_rows(file, path: str, names: tuple[str, ...], columns: ColumnSettings) -> tuple[Form | None, Iterator[tuple]]:
+def _json_rows(
+    file, path: str, names: tuple[str, ...], columns: ColumnSettings, torn: _Torn
+) -> tuple[Form | None, Iterator[tuple]]:
     objects = _objects(file, path)
     first = next(objects, None)
     every = chain([first] if first else [], objects)
     form = _published(first[1], columns) if first else None
     if form is not None:
         marked = ((where, _marked(row, form, path, where)) for where, row in every)
-        return form, _pairs(form, marked, names, columns, path)
+        return form, _pairs(form, marked, names, columns, path, torn)
 
     def plain() -> Iterator[tuple]:
         for where, row in every:
@@ -218,12 +249,17 @@ def _marked(row: dict, form: Form, path: str, where: str) -> dict:
 
 
 def _pairs(
-    form: Form, rows: Iterable[tuple[str, dict]], names: tuple[str, ...], columns: ColumnSettings, path: str
+    form: Form,
+    rows: Iterable[tuple[str, dict]],
+    names: tuple[str, ...],
+    columns: ColumnSettings,
+    path: str,
+    torn: _Torn,
 ) -> Iterator[tuple]:
     """(where, the values of `names`) of each pair."""
     roles = [ROLES[columns.names.index(name)] for name in names]
     try:
-        for where, pair in form.pairs(rows):
+        for where, pair in form.pairs(torn.whole(form, rows, path)):
             yield where, *(pair[role] for role in roles)
     except UserError as error:
         said = str(error)
@@ -231,7 +267,7 @@ def _pairs(
 
 
 def _parquet_rows(
-    file, path: str, names: tuple[str, ...], columns: ColumnSettings
+    file, path: str, names: tuple[str, ...], columns: ColumnSettings, torn: _Torn
 ) -> tuple[Form | None, Iterator[tuple]]:
     parquet = pyarrow.parquet.ParquetFile(file)
     present = parquet.schema_arrow.names
@@ -240,7 +276,7 @@ def _parquet_rows(
         _require(present, path, columns)
         return None, ((where, *(row[name] for name in names)) for where, row in _numbered(parquet, list(names)))
     roles = [ROLES[columns.names.index(name)] for name in names]
-    return form, _pairs(form, _numbered(parquet, form.columns(roles, present)), names, columns, path)
+    return form, _pairs(form, _numbered(parquet, form.columns(roles, present)), names, columns, path, torn)
 
 
 def _numbered(parquet: pyarrow.parquet.ParquetFile, names: list[str]) -> Iterator[tuple[str, dict]]:

@@ -43,18 +43,23 @@ def _process(config: RunConfig, worker: Request, processes: list[Held]) -> Held:
 
 
 def text_beside_trainer(config: RunConfig, frame: Family, planned: Plan) -> str | None:
-    """A sentence about text encoders on a GPU that a rank holds a part of; None where there are none.
+    """A sentence about text encoders that have a part of a GPU on a node where a rank has one too: Ray picks the GPU,
+    and they may meet. None where there are none.
 
     Raises UserError where they are of LARGE parameters or more, such as T5-XXL, Gemma and Qwen.
     """
     if config.data.embeddings is not None:
         return None
-    for node, workers in planned.shared_gpus():
+    parts: dict[str, list[Request]] = {}
+    for one in planned.requests:
+        if one.gpus % 1 and (one.role, one.index) in planned.where:
+            parts.setdefault(planned.where[one.role, one.index].name, []).append(one)
+    for node, workers in parts.items():
         ranks = [f"{worker.role} {worker.index}" for worker in workers if worker.role in GROUPS]
         if ranks and any(worker.role == "text" for worker in workers):
             size = text_parameters(frame)
             said = (
-                f"the plan puts the text encoders, {count(size)} parameters, on a GPU of {node.name} that "
+                f"the text encoders, {count(size)} parameters, may come to lie on a GPU of {node} that "
                 f"{' and '.join(ranks)} {'has' if len(ranks) == 1 else 'have'} a part of, and take memory from there: "
                 "set roles.text.gpus=0, send them elsewhere with roles.text.labels, or encode once, before training "
                 "(`dipp-ray encode`)"

@@ -73,9 +73,9 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, home: Home
     choices = [requests(config, sizes) for sizes in allowed_sizes(config)]
     planned = best_plan(choices, cluster_nodes())
     print_table(planned.table())
-    if warning := text_beside_trainer(config, frame_of(config.model), planned):
-        say(warning)
     try:
+        if warning := text_beside_trainer(config, frame_of(config.model), planned):
+            say(warning)
         if not can_grow():
             planned.require()
         contents = contents_of(trajectory(config))  # before anything is reserved, for it may take a while once

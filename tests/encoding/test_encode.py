@@ -122,6 +122,21 @@ def test_it_goes_on_with_what_is_missing(world, whole, tmp_path):
     encoded(config, out, encoders=None)  # all is done: nobody is asked
 
 
+def test_encode_remembers_nothing_and_hands_prompts_over_together(world, tmp_path):
+    config, asked = tiny_config(*world, "run.deterministic=false"), []
+
+    @contextmanager
+    def watched(config):
+        encoder = Encoder(config, CPU)
+        rows = encoder.text.rows
+        encoder.text.rows = lambda texts: asked.append(len(texts)) or rows(texts)
+        yield [encoder]
+        assert len(encoder.text._known) == 1
+
+    encoded(config, tmp_path / "out", rows=3, encoders=watched)
+    assert asked[-2:] == [3, 2]
+
+
 def test_half_a_shard_is_never_taken_for_one(world, tmp_path):
     out, config = tmp_path / "out", tiny_config(*world)
 

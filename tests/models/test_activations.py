@@ -76,9 +76,11 @@ def test_of_a_decoder_too(folders):
     assert saved.peak < found.peak
 
 
-def test_a_convolution_on_a_cpu_takes_a_copy_of_its_input():
-    network, x = torch.nn.Conv2d(2, 1, 3, padding=1), torch.zeros(1, 2, 10, 10, requires_grad=True)
-    found = {}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_convolution_on_a_cpu_takes_a_copy_of_its_input(dtype):
+    network = torch.nn.Conv2d(2, 1, 3, padding=1, dtype=dtype)
+    x = torch.zeros(1, 2, 10, 10, requires_grad=True, dtype=dtype)
+    found, each = {}, dtype.itemsize
     for on_cpu in (False, True):
         with Alive(on_cpu) as alive:
             out = network(x)
@@ -86,6 +88,6 @@ def test_a_convolution_on_a_cpu_takes_a_copy_of_its_input():
             out.backward(torch.empty_like(out))
         found[on_cpu] = (forward, alive.most)
     (forward, both), (forward_there, both_there) = found[False], found[True]
-    assert forward == 400 and forward_there == forward + 800
-    # Gradients of output, input, weight and bias are there at the end of the backward pass.
-    assert both == 400 + 400 + 800 + 4 * (18 + 1) and both_there == both + 800
+    assert forward == 100 * each and forward_there == forward + 200 * each
+    # Output, and the gradients of output, input, weight and bias are there at the end of the backward pass.
+    assert both == (100 + 100 + 200 + 18 + 1) * each and both_there == both + 200 * each

@@ -89,6 +89,20 @@ def test_prompts_that_are_encoded_one_after_the_other_are_forgotten_too(pixart):
     assert list(text._known) == [PROMPTS[-1]] and text._bytes == text.row(PROMPTS[-1]).nbytes
 
 
+def test_a_row_that_is_remembered_holds_its_own_memory_alone(pixart):
+    for row in TextEncoder(pixart, CPU, together=4).rows(PROMPTS):
+        assert all(part.untyped_storage().nbytes() == part.nbytes for part in row.parts if part is not None)
+
+
+def test_a_family_that_takes_no_lists_is_one_sentence(pixart, monkeypatch):
+    text = TextEncoder(pixart, CPU, together=4)
+    encode = type(text.frame).encode
+    one = lambda self, pipeline, prompt, device: encode(self, pipeline, str(prompt), device)  # noqa: E731
+    monkeypatch.setattr(type(text.frame), "encode", one)
+    with pytest.raises(UserError, match=r"PixArt.*encode gave 1 rows for 3 prompts: let it take a list"):
+        text.rows(PROMPTS[:3])
+
+
 @pytest.mark.parametrize("zeros", [True, False])
 def test_the_null_prompt_of_sdxl_is_that_of_diffusers(tmp_path, zeros):
     folder = sdxl_pipeline(tmp_path / "sdxl", force_zeros_for_empty_prompt=zeros)

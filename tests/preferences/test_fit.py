@@ -93,7 +93,7 @@ def test_a_fit_learns_and_is_a_reward_that_the_service_loads(whole, world):
 
     # What the service loads scores the pairs as the fit did; transformers loads it too.
     labels = read_labels(world[2], ColumnSettings())
-    images = torch.from_numpy(next(read_images(world[2], ColumnSettings(), 8, lambda row: row < 64))) / 255
+    images = torch.from_numpy(next(read_images(labels, ColumnSettings(), 8, lambda row: row < 64))) / 255
     reward = load_reward(RewardTerm(name="mine", model="pickscore", folder=config.out))
     with torch.no_grad():
         margin = reward.reward(images[:, 0], labels.prompts[:64]) - reward.reward(images[:, 1], labels.prompts[:64])
@@ -184,6 +184,12 @@ def test_bad_input_is_one_sentence_before_ray(tmp_path, world, capsys, monkeypat
     assert cli.main(["fit-reward", str(path), *overrides]) == 2
     said = capsys.readouterr().err
     assert words in said and said.startswith("dipp-ray: ") and said.count("\n") == 1
+
+
+def test_pairs_that_are_fitted_to_are_not_measured_on(tmp_path, world):
+    base, pairs, _ = world
+    with pytest.raises(UserError, match=r"is in pairs and in held_out: .*: name other files"):
+        fit_reward(fit_config(tmp_path, base, pairs, str(Path(pairs).parent / "*.parquet")), None, quiet)
 
 
 def test_a_bad_image_is_refused_before_ray_and_leaves_the_old_fit(tmp_path, world):

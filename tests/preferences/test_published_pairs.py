@@ -35,7 +35,7 @@ def pairs(path):
     """[(prompt, name of a, name of b, label)] of a file."""
     columns = ColumnSettings()
     labels = read_labels(str(path), columns)
-    images = np.concatenate(list(read_images(str(path), columns, 8, lambda row: True)))
+    images = np.concatenate(list(read_images(labels, columns, 8, lambda row: True)))
     assert len(images) == len(labels)
     return [
         (prompt, named(a), named(b), float(label))
@@ -121,6 +121,19 @@ def test_image_reward_db(tmp_path, kind):
     ]  # fmt: skip
 
 
+def test_a_prompt_of_image_reward_db_lies_in_one_file(tmp_path):
+    saved(tmp_path / "images", *COLOURS)
+    rows = image_reward_rows()
+    by_prompt = [[row for row in rows if row["prompt_id"] == number] for number in ("p1", "p2")]
+    for name, part in zip("ab", by_prompt, strict=True):
+        dumped(tmp_path / f"{name}.json", part)
+    assert len(pairs(tmp_path)) == 4
+    dumped(tmp_path / "a.json", rows[:3])
+    dumped(tmp_path / "b.json", rows[3:])
+    with pytest.raises(UserError, match=r"b\.json, entry \d: prompt_id p1 is in .*a\.json too: put its"):
+        pairs(tmp_path)
+
+
 @pytest.mark.parametrize("part", ["images/train/train_1/train_1.json", "metadata-train.parquet"])
 def test_image_reward_db_names_its_images_from_the_root(tmp_path, part):
     """As it is published: the .json of a part beside its images, the parquet at the root."""
@@ -166,7 +179,7 @@ def test_the_rows_that_are_wanted_are_those_of_the_labels(tmp_path):
     path, columns = write_parquet(tmp_path / "p.parquet", rows), ColumnSettings()
     labels = read_labels(path, columns)
     (number,) = [i for i, prompt in enumerate(labels.prompts) if prompt == "green or grey"]
-    (images,) = read_images(path, columns, 8, lambda row: row == number)
+    (images,) = read_images(labels, columns, 8, lambda row: row == number)
     assert [named(image) for image in images[0]] == ["green", "grey"] and len(labels) == 66
 
 

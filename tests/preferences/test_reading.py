@@ -1,6 +1,7 @@
 """Pairs from every kind of file that is read, and one sentence for each kind that is not."""
 
 import io
+import json
 import struct
 import warnings
 import zlib
@@ -25,7 +26,7 @@ COLUMNS = ColumnSettings()
 def read(path, columns=COLUMNS, size=8):
     """(labels, images [N, 2, 3, size, size]) of a whole file."""
     labels = read_labels(path, columns)
-    return labels, np.concatenate(list(read_images(path, columns, size, lambda row: True)))
+    return labels, np.concatenate(list(read_images(labels, columns, size, lambda row: True)))
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +267,7 @@ def test_shards_are_one_set_in_the_order_of_their_names(tmp_path, rows, pixels, 
         labels, images = read(path)
         assert labels.prompts == tuple(row["prompt"] for row in rows) and np.array_equal(images, pixels)
         assert labels.size == sum((tmp_path / name).stat().st_size for name in ("a.parquet", "b.parquet"))
-        later = np.concatenate(list(read_images(path, COLUMNS, 8, lambda row: row >= cut - 1)))
+        later = np.concatenate(list(read_images(labels, COLUMNS, 8, lambda row: row >= cut - 1)))
         assert np.array_equal(later, pixels[cut - 1 :])
 
 
@@ -275,6 +276,33 @@ def test_a_fault_in_a_shard_names_that_file(tmp_path):
     write_parquet(tmp_path / "b.parquet", [GOOD, GOOD | {"image_b": b"no image"}])
     with pytest.raises(UserError, match=r"b\.parquet, row 1, second image: it is no PNG"):
         read(str(tmp_path))
+
+
+def test_files_of_a_folder_that_are_of_pairs(tmp_path):
+    """Each kind is read; hidden files and folders are not, nor a library's notes in JSON beside parquet."""
+    write_jsonl(tmp_path / "b.jsonl", [in_base64(GOOD) | {"prompt": "second"}])
+    (tmp_path / "a.json").write_text(json.dumps([in_base64(GOOD) | {"prompt": "first"}]))
+    (tmp_path / "._a.json").write_bytes(b"of a Mac")
+    (tmp_path / "sub.parquet").mkdir()
+    for path in (tmp_path, f"{tmp_path}/*"):
+        assert read_labels(str(path), COLUMNS).prompts == ("first", "second")
+    write_parquet(tmp_path / "c.parquet", [GOOD | {"prompt": "third"}])
+    assert read_labels(str(tmp_path), COLUMNS).prompts == ("third",)
+
+
+def test_an_empty_shard_is_named(tmp_path):
+    write_parquet(tmp_path / "b.parquet", [GOOD])
+    (tmp_path / "c.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"c\.parquet is empty"):
+        read_labels(str(tmp_path), COLUMNS)
+
+
+def test_a_file_that_appears_meanwhile_is_not_taken_for_the_one_that_was_read(tmp_path):
+    write_parquet(tmp_path / "b.parquet", [GOOD | {"image_a": encoded(np.full((8, 8, 3), 9, np.uint8))}])
+    labels = read_labels(str(tmp_path), COLUMNS)
+    write_parquet(tmp_path / "a.parquet", [GOOD])
+    (images,) = read_images(labels, COLUMNS, 8, lambda row: True)
+    assert (images[0, 0] == 9).all()
 
 
 def test_a_name_that_reads_like_a_pattern_is_a_name(tmp_path):
@@ -304,7 +332,7 @@ def test_what_a_stopped_decoding_left_is_not_taken_for_pairs(tmp_path, rows):
 
 def test_the_split_is_by_prompt_and_stays_as_the_file_grows():
     prompts = tuple(f"prompt {number % 500}" for number in range(2000))
-    labels = Labels("pairs", prompts, np.zeros(2000, np.float32), 1)
+    labels = Labels("pairs", ("pairs",), prompts, np.zeros(2000, np.float32), 1)
     train, held_out = split(labels, 0.2)
     assert sorted(train + held_out) == list(range(2000))
     assert not {prompts[row] for row in train} & {prompts[row] for row in held_out}

@@ -164,7 +164,8 @@ class RewardClient:
             pause = min(2 * pause, LONGEST_PAUSE_S)
         raise RewardAwayError(
             f"reward service: no answer for {what} within {self._deadline_s:g} s and {attempts} attempts "
-            f"({last}): see `serve status` and the service's log, or wait longer (a trainer's reward.deadline_s)"
+            f"({last}): see `serve status` and the service's log, or wait longer (deadline_s, in a "
+            "run's configuration reward.deadline_s)"
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from dipp_ray.errors import CallError, NonFiniteError, RewardAwayError, RewardUnavailableError, UserError
 from dipp_ray.serving.client import by_http
 from dipp_ray.serving.client import reward_client as module
-from dipp_ray.serving.client.by_http import OF_CALLER, OF_RUN, HttpTransport
+from dipp_ray.serving.client.by_http import OF_CALLER, OF_RUN, HttpTransport, Named
 from dipp_ray.serving.client.reward_client import RewardClient
 from dipp_ray.serving.client.transport import TransportError
 from dipp_ray.serving.contract.records import LimitsRecord, ModelRecord, ServiceRecord
@@ -278,3 +278,29 @@ def test_what_no_service_could_take_is_said_before_it_is_asked():
         HttpTransport(["http://a"], None, "bf16", OF_CALLER)
     with pytest.raises(CallError, match="prompts is one text"):
         asyncio.run(client_of(Flaky(0, None), 1.0).score(X, "abc", False))
+
+
+NAMED = Named("U", "T")
+
+
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        (lambda: HttpTransport([], None, "fp32", NAMED), "^U is empty"),
+        (lambda: HttpTransport(["a:1"], None, "fp32", NAMED), "^U: 'a:1' is no URL"),
+        (lambda: asked_as(NAMED, whole("404 Not Found", "nothing")), "correct U, it is no reward service"),
+        (lambda: asked_as(NAMED, whole("401 Unauthorized", "who?")), "or from T"),
+        (lambda: asked_as(NAMED, whole("200 OK", "{}")), "correct U, or bring both to one version"),
+    ],
+)
+def test_a_person_is_told_of_their_own_names(ask, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ask()
+
+
+def test_a_runs_and_a_callers_names():
+    assert (Named("reward.urls", "reward.token"), Named("url", "token")) == (OF_RUN, OF_CALLER)
+
+
+def asked_as(named, reply):
+    return asked([reply], lambda transport: HttpTransport(transport._urls, None, "fp32", named).describe())
