@@ -91,7 +91,7 @@ def _exit_status(work: Callable[[], None]) -> int:
         print(f"dipp-ray: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        what = str(interrupt) or "the same command goes on from the last checkpoint"
+        what = str(interrupt) or "the same command goes on from what was kept"
         print(f"dipp-ray: interrupted; {what}", file=sys.stderr)
         return 130
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dipp_ray.errors import UserError
 from dipp_ray.import_path import refuse_shadows
+from dipp_ray.reporting.waiting import waiting
 
 CONNECT_S = 10.0
 AUTH_MODES = ("token", "disabled")
@@ -40,7 +41,8 @@ def connect() -> None:
         if not local:
             require_listener(address)
             bring_token(address)
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None)
+        with waiting("Ray"):
+            ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None)
     except (RayError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         if "AF_UNIX path" in reason:

@@ -125,7 +125,7 @@ def _decoded(chunk: list[tuple], path: str, files: "_Images", size: int, pool: T
         if isinstance(found, MISSING):
             raise UserError(
                 f"preference pairs {path}, {where}: there is no {named[index]} {files.places.said} "
-                f"({type(found).__name__}): give paths relative to it"
+                f"({type(found).__name__}), nor is that an image in base64: give paths relative to it"
             )
         if isinstance(found, Exception):
             image = f"{path.rpartition('/')[0]}/{named[index]}"
@@ -340,9 +340,14 @@ def _said(path: str) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, ImportError, pyarrow.ArrowException) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"preference pairs {path} cannot be read: {text}") from None
+        raise UserError(f"preference pairs {path} cannot be read: {_text(error)}: write it anew") from None
     except Exception as error:
         if not of_storage(error):
             raise
+        if type(error) is OSError and error.errno is None:  # pyarrow's, of what stands in the file
+            raise UserError(f"preference pairs {path} cannot be read: {_text(error)}: write it anew") from None
         raise UserError(f"preference pairs {in_one_sentence(error, path)}") from None
+
+
+def _text(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

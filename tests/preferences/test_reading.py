@@ -5,6 +5,7 @@ import json
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,7 +215,10 @@ def test_a_bad_row_is_named(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_a": "gone.png"}, r"line 1, first image: there is no gone\.png beside the file"),
+        (
+            {"image_a": "gone.png"},
+            r"first image: there is no gone\.png beside the file .*, nor is that an image in base64",
+        ),
         ({"image_a": "/etc/hostname"}, "line 1, first image: /etc/hostname is not below the file's folder"),
         ({"image_a": "../x.png"}, r"\.\./x\.png is not below the file's folder"),
         ({"image_a": "s3://b/x.png"}, "is not below the file's folder"),
@@ -239,7 +243,7 @@ def test_a_bad_line_is_named(tmp_path, change, message):
         (b"[1]", "entry 1: no object"),
         (b"prompt,image_a\n", "line 1: neither JSON nor parquet"),
         (b"\xff\xfe", "line 1: neither JSON nor parquet"),
-        (b"PAR1 and nothing more", "cannot be read"),
+        (b"PAR1 and nothing more", "cannot be read: .*: write it anew"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, content, message):
@@ -269,6 +273,15 @@ def test_shards_are_one_set_in_the_order_of_their_names(tmp_path, rows, pixels, 
         assert labels.size == sum((tmp_path / name).stat().st_size for name in ("a.parquet", "b.parquet"))
         later = np.concatenate(list(read_images(labels, COLUMNS, 8, lambda row: row >= cut - 1)))
         assert np.array_equal(later, pixels[cut - 1 :])
+
+
+def test_a_damaged_shard_is_named_with_the_remedy(tmp_path):
+    path = Path(write_parquet(tmp_path / "a.parquet", [GOOD | {"prompt": f"red {i}"} for i in range(99)]))
+    whole = bytearray(path.read_bytes())
+    whole[4:60] = bytes(255 - byte for byte in whole[4:60])
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read: .*[^.]: write it anew$"):
+        read(str(tmp_path))
 
 
 def test_a_fault_in_a_shard_names_that_file(tmp_path):

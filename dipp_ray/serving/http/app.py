@@ -190,7 +190,7 @@ def identified(request: Request, service: RewardIngress) -> str | None:
     trainer = trainer_of(bearer(request.headers.get("authorization", "")), service.tokens)
     if trainer is None:
         raise HttpError(
-            401, "unauthorised", "send one of the service's tokens: Authorization: Bearer TOKEN",
+            401, "unauthorised", "no token, or none of this service's: send one of them as Authorization: Bearer TOKEN",
             {"WWW-Authenticate": "Bearer"},
         )  # fmt: skip
     return trainer
