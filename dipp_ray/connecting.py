@@ -33,6 +33,7 @@ def connect() -> None:
     if local:
         # Serve's controller would look at every replica ten times a second, for 3% of a core
         os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in cli.main, for programs that come another way
         # Ray's own is 15: beside two busy programs a role would get a thirtieth of a core.
         os.environ.setdefault("RAY_worker_niceness", "0")
         if os.environ.get("RAY_AUTH_MODE", "token") == "token":

@@ -108,7 +108,7 @@ def check_room(given, config, prompts, in_cluster: bool) -> None:
     rich.print(planned.table())
     planned.require()
     frame, sizes = frame_of(config.model), Sizes.of(planned.requests)
-    if warning := text_beside_trainer(config, frame, planned):
+    if warning := text_beside_trainer(config, planned):
         print(warning)
     print(start_line(config))
     processes = held(config, frame, sizes)

@@ -317,3 +317,8 @@ def test_what_is_asked_of_sample_reaches_it(monkeypatch, tmp_path):
     given, how = asked[0]
     assert given == (str(tmp_path), ["a zero", "a one", "a two", "a three"], tmp_path / "out")
     assert how == {"seed": 5, "count": 3, "batch": 2, "device": "cpu", "family": "own:Family"}
+
+
+def test_a_setting_with_dashes_and_its_value_behind_a_space(capsys, config_file):
+    assert cli.main(["train", str(config_file), "--steps", "5"]) == 2
+    assert "settings are written without dashes: run.steps=5" in capsys.readouterr().err

@@ -83,22 +83,39 @@ def _parquet(fs: Any, file: str, shown: str, column: str) -> ParquetRows:
     _require_column(rows.schema.names, column, shown)
     number = 0
     for table in Groups(rows.counts, rows.read).each():
-        found = _first_fault(table.column(0))
+        found = _first_fault(table.column(0), shown, number)
         if found is not None:
             _text_of(table.column(0)[found].as_py(), shown, f"row {number + found + 1}")
         number += len(table)
     return rows
 
 
-def _first_fault(column: pyarrow.ChunkedArray) -> int | None:
-    """The first row that is no text, or an empty one."""
+def _first_fault(column: pyarrow.ChunkedArray, shown: str, before: int) -> int | None:
+    """The first row that is no text, or an empty one. Raises UserError for one whose bytes are no UTF-8, which parquet
+    does not look at; before: rows in front of the column's first."""
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not (types.is_string(column.type) or types.is_large_string(column.type)):
         return 0 if len(column) else None
+    try:
+        column.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        wrong = next(
+            row for row, value in enumerate(column.cast(pyarrow.large_binary())) if not _is_utf8(value.as_py())
+        )
+        where = f"row {before + wrong + 1}"
+        raise UserError(f"prompt file {shown}, {where}: its bytes are no UTF-8: write it as that") from None
     blank = pyarrow.compute.equal(pyarrow.compute.utf8_trim_whitespace(column), "")
     found = pyarrow.compute.index(pyarrow.compute.fill_null(blank, True), True).as_py()
     return None if found < 0 else found
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _table(content: bytes, column: str, shown: str, delimiter: str, quoting: Literal[0, 3]) -> Rows:

@@ -27,7 +27,7 @@ image = pipeline("{prompt}", {arguments}).images[0]
 
 **Call it with just these arguments.** {warning}
 
-A one-step text-to-image generator, trained by Diff-Instruct++ (unofficial implementation of Luo, 2024,
+A one-step text-to-image generator, trained by {method} (unofficial implementation of Luo, 2024,
 arXiv:2410.18881) with dipp-ray.
 
 | | |
@@ -100,6 +100,7 @@ def write_card(
             reward=(terms or config.reward.app or ", ".join(config.reward.urls)) if rewarded else "none (distillation)",
             scale=f"{objective.reward_scale:g}",
             caveat=ALIGNED if rewarded else DISTILLED,
+            method="Diff-Instruct++" if rewarded else "Diff-Instruct",
             warning=_warning(frame, folder),
             guidance=f"{objective.guidance_scale:g}" + _shown_beside(config),
             weight=objective.weight,

@@ -7,6 +7,7 @@ a published form, in one of the folders that it says.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -271,6 +272,8 @@ def _parquet_rows(
 ) -> tuple[Form | None, Iterator[tuple]]:
     parquet = pyarrow.parquet.ParquetFile(file)
     present = parquet.schema_arrow.names
+    if twice := sorted(name for name, times in Counter(present).items() if times > 1):
+        raise UserError(f"preference pairs {path}: column {twice[0]} is there twice: rename one")
     form = _published(present, columns)
     if form is None:
         _require(present, path, columns)
@@ -294,7 +297,9 @@ def _objects(file, path: str) -> Iterator[tuple[str, dict]]:
     file.seek(0)
     if begins == b"[":
         try:
-            rows = json.load(file)
+            rows = json.load(file, object_pairs_hook=_once)
+        except UserError as error:
+            raise UserError(f"preference pairs {path}: {error}") from None
         except ValueError as error:
             raise UserError(f"preference pairs {path}: it is not JSON ({error})") from None
         found = ((f"entry {number}", row) for number, row in enumerate(rows, start=1))
@@ -306,12 +311,21 @@ def _objects(file, path: str) -> Iterator[tuple[str, dict]]:
         yield where, row
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise UserError("an object names something twice: keep one")
+    return found
+
+
 def _lines(file, path: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
-            yield f"line {number}", json.loads(line)
+            yield f"line {number}", json.loads(line, object_pairs_hook=_once)
+        except UserError as error:
+            raise UserError(f"preference pairs {path}, line {number}: {error}") from None
         except ValueError:
             raise UserError(
                 f"preference pairs {path}, line {number}: neither JSON nor parquet: write one object a line"

@@ -5,7 +5,7 @@ from collections import Counter
 from dipp_ray.config import RunConfig
 from dipp_ray.errors import UserError
 from dipp_ray.models.components import text_parameters
-from dipp_ray.models.families import Family
+from dipp_ray.models.pipeline import frame_of
 from dipp_ray.role_settings import Between
 from dipp_ray.training.footprint import Held, count, gigabytes
 from dipp_ray.training.plan import GROUPS, Plan, Request
@@ -42,7 +42,7 @@ def _process(config: RunConfig, worker: Request, processes: list[Held]) -> Held:
     return [one for one in processes if one.role.startswith("reward")][worker.index // each]
 
 
-def text_beside_trainer(config: RunConfig, frame: Family, planned: Plan) -> str | None:
+def text_beside_trainer(config: RunConfig, planned: Plan) -> str | None:
     """A sentence about text encoders that have a part of a GPU on a node where a rank has one too: Ray picks the GPU,
     and they may meet. None where there are none.
 
@@ -57,7 +57,7 @@ def text_beside_trainer(config: RunConfig, frame: Family, planned: Plan) -> str 
     for node, workers in parts.items():
         ranks = [f"{worker.role} {worker.index}" for worker in workers if worker.role in GROUPS]
         if ranks and any(worker.role == "text" for worker in workers):
-            size = text_parameters(frame)
+            size = text_parameters(frame_of(config.model))
             said = (
                 f"the text encoders, {count(size)} parameters, may come to lie on a GPU of {node} that "
                 f"{' and '.join(ranks)} {'has' if len(ranks) == 1 else 'have'} a part of, and take memory from there: "

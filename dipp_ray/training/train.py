@@ -11,10 +11,10 @@ from dipp_ray.config import RunConfig
 from dipp_ray.data.prompts import Prompts
 from dipp_ray.errors import TOLD, RoleFailure, RunFolderLost, UserError
 from dipp_ray.head import watched_head
-from dipp_ray.models.pipeline import frame_of
 from dipp_ray.models.reading import settled
 from dipp_ray.reporting.metrics import MetricsLog
 from dipp_ray.reporting.progress import ProgressLine
+from dipp_ray.serving.deploy.signals import ending
 from dipp_ray.storage.aside import whole_file
 from dipp_ray.storage.locks import Held
 from dipp_ray.training.checks import check, doubt_about_start
@@ -74,7 +74,7 @@ def _train(config: RunConfig, prompts: Prompts, say: Say, lock: Held, home: Home
     planned = best_plan(choices, cluster_nodes())
     print_table(planned.table())
     try:
-        if warning := text_beside_trainer(config, frame_of(config.model), planned):
+        if warning := text_beside_trainer(config, planned):
             say(warning)
         if not can_grow():
             planned.require()
@@ -148,7 +148,8 @@ def _saved(store: CheckpointStore) -> int | None:
 
 @contextmanager
 def interrupts(run: Run):
-    """Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint; a second one ends it at once."""
+    """Ctrl-C, SIGTERM and a terminal that is closed end the run after the step in hand, with a checkpoint; a second one
+    ends it at once. What was ignored when the program was started, as `nohup` does, stays so."""
 
     def stop(number, frame):
         if run.interrupted:
@@ -156,7 +157,7 @@ def interrupts(run: Run):
         run.interrupted = True
         run.say("stopping after this step, with a checkpoint; once more to stop at once")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in ending()}
     try:
         yield
     finally:

@@ -104,6 +104,16 @@ def test_a_column_that_is_there_twice_or_not_at_all(tmp_path):
     assert "line 1 has no 'caption' (it has: prompt, tag)" in fault(write(tmp_path, ".jsonl"), "caption")
 
 
+def test_text_in_parquet_whose_bytes_are_no_utf8(tmp_path):
+    for bad in (b"caf\xe9", b"caf\xe9 au lait"):
+        words = pyarrow.array([b"good", None, bad], pyarrow.binary())
+        text = pyarrow.Array.from_buffers(pyarrow.string(), 3, words.buffers())
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": text.slice(0, 1)}), tmp_path / "a.parquet")
+        assert list(read_prompts(str(tmp_path / "a.parquet"), "prompt")) == ["good"]
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": text.take([0, 2])}), tmp_path / "a.parquet")
+        assert "a.parquet, row 2: its bytes are no UTF-8: write it as that" in fault(tmp_path / "a.parquet")
+
+
 def test_files_that_are_not_what_they_say(tmp_path):
     assert "does not exist" in fault(tmp_path / "nothing.txt")
     assert "no file is called" in fault(tmp_path / "*.txt")

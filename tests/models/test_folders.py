@@ -50,6 +50,15 @@ def test_the_card_needs_no_weights(folder, tmp_path):
     assert "| guidance scale of the teacher | 1.5 |" in text
 
 
+def test_the_card_of_a_distillation_speaks_of_no_reward(folder, tmp_path):
+    for scale, said in (("2", True), ("0", False)):
+        config = tiny_config(tmp_path, folder, tmp_path / "prompts.parquet", f"objective.reward_scale={scale}")
+        write_card(folder, read_frame(folder), config, 20)
+        text = (folder / "README.md").read_text()
+        assert ("pushed\ntowards one reward" in text, "trained by Diff-Instruct++ " in text) == (said, said)
+        assert ("none (distillation)" in text, "trained by Diff-Instruct " in text) == (not said, not said)
+
+
 def test_the_card_names_the_guidance_of_a_teacher_that_is_shown_by_another(folder, tmp_path):
     config = tiny_config(tmp_path, folder, tmp_path / "prompts.parquet", "evaluation.teacher_guidance=3")
     write_card(folder, read_frame(folder), config, 20)

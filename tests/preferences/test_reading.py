@@ -8,6 +8,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -241,6 +243,8 @@ def test_a_bad_line_is_named(tmp_path, change, message):
         (b"\n\n", "is empty"),
         (b'{"prompt": "red"}', r"line 1: no column image_a, image_b, label \(it has: prompt\)"),
         (b"[1]", "entry 1: no object"),
+        (b'[{"prompt": "red", "prompt": "blue"}]', ": an object names something twice: keep one"),
+        (b'{"prompt": "red", "prompt": "blue"}', "line 1: an object names something twice: keep one"),
         (b"prompt,image_a\n", "line 1: neither JSON nor parquet"),
         (b"\xff\xfe", "line 1: neither JSON nor parquet"),
         (b"PAR1 and nothing more", "cannot be read: .*: write it anew"),
@@ -301,6 +305,31 @@ def test_files_of_a_folder_that_are_of_pairs(tmp_path):
         assert read_labels(str(path), COLUMNS).prompts == ("first", "second")
     write_parquet(tmp_path / "c.parquet", [GOOD | {"prompt": "third"}])
     assert read_labels(str(tmp_path), COLUMNS).prompts == ("third",)
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["prompt", "prompt"])
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"column prompt is there twice: rename one"):
+        read_labels(str(tmp_path / "p.parquet"), COLUMNS)
+
+
+@pytest.mark.parametrize("kind", ["deep gray", "turned", "transparent"])
+def test_pairs_show_what_the_service_shows(kind):
+    """16 bits, EXIF's orientation, transparency over white: by the one reader of pictures."""
+    out, ramp = io.BytesIO(), np.arange(64, dtype=np.uint32).reshape(8, 8)
+    if kind == "deep gray":
+        Image.fromarray((ramp * 1040).astype(np.uint16)).save(out, "PNG")
+        expected = np.broadcast_to((ramp * 1040 + 128) // 257, (3, 8, 8))
+    elif kind == "turned":
+        exif = Image.Exif()
+        exif[274] = 3
+        Image.fromarray(np.stack([ramp.astype(np.uint8) * 4] * 3, -1)).save(out, "PNG", exif=exif)
+        expected = np.broadcast_to(ramp[::-1, ::-1] * 4, (3, 8, 8))
+    else:
+        Image.fromarray(np.zeros((8, 8, 4), np.uint8), "RGBA").save(out, "PNG")
+        expected = np.full((3, 8, 8), 255)
+    assert np.array_equal(decode(out.getvalue(), 8), expected)
 
 
 def test_an_empty_shard_is_named(tmp_path):

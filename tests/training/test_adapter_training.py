@@ -132,13 +132,14 @@ def test_a_run_saves_what_trains_and_exports_both(run, monkeypatch):
         tensors = state_of(folder, 2, group)
         assert tensors and all(".lora_" in name for name in tensors), "the frozen weights are in no checkpoint"
     assert sum("differ from the trainer's x0" in line for line in said) == 2, "the pipeline's and the adapter's"
-    # Evaluated where its roles ran, by its own reward service: the figures are those of one process.
+    # Evaluated where its roles ran, by its own reward service: the figures are those of one process, as far as pictures
+    # are the same: in other batches a value on the border of two of their 255 steps may fall to the other side.
     placed = json.loads((folder / "evaluation.json").read_text())
     config = load_config(folder / "config.yaml")
     local = evaluate({name: models_of(config, folder / "pipeline", None)[name] for name in placed["models"]}, config)
     for name, values in local["models"].items():
         for key in values.keys() - {"images_per_second"}:
-            assert placed["models"][name][key] == pytest.approx(values[key], rel=1e-4, abs=1e-5), (name, key)
+            assert placed["models"][name][key] == pytest.approx(values[key], rel=1e-4, abs=1e-3), (name, key)
     assert placed["metrics"].keys() == local["metrics"].keys() and (folder / "evaluation_grid.png").exists()
     assert "PeftModel" in (folder / "adapter" / "README.md").read_text()
 

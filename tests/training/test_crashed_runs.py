@@ -122,7 +122,7 @@ def without_roles(monkeypatch):
         return []
 
     placement = SimpleNamespace(release=lambda: None)
-    planned = SimpleNamespace(table=lambda: "", require=lambda: None, shared_gpus=list)
+    planned = SimpleNamespace(table=lambda: "", require=lambda: None, requests=())
     roles = SimpleNamespace(service=JUDGE, stop=lambda: None)
     for name, value in {
         "settled": lambda config: config,
@@ -242,7 +242,7 @@ def test_a_run_that_waited_for_room_in_vain_says_how_it_goes_on(tmp_path, withou
     monkeypatch.setattr(training, "reserve", no_room)
     with pytest.raises(UserError, match=rf"add nodes; the same command goes on from step {EVERY}\nits table$"):
         train(config)
-    planned = SimpleNamespace(table=lambda: "", require=no_room, shared_gpus=list)
+    planned = SimpleNamespace(table=lambda: "", require=no_room, requests=())
     monkeypatch.setattr(training, "best_plan", lambda *_: planned)
     with pytest.raises(UserError, match=rf"the same command goes on from step {EVERY}\nits table$"):
         train(config)

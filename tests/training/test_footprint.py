@@ -82,7 +82,7 @@ def shared(world, nodes, *overrides):
     return (
         sizes,
         sharing_lines(config, planned, processes),
-        text_beside_trainer(config, frame_of(config.model), planned),
+        text_beside_trainer(config, planned),
     )
 
 

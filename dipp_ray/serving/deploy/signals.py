@@ -5,11 +5,11 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from dipp_ray.head import ENDING
 
 
 def ending() -> list[int]:
-    """The signals that end the service: not those that were ignored when it was started, as `nohup` does."""
+    """The signals that end the program: not those that were ignored when it was started, as `nohup` does."""
     return [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
 
 
