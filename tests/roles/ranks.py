@@ -70,7 +70,7 @@ class Held(Alive):
     """The bytes of tensors that are alive, as `Alive` counts them, and of what was fetched from keepers."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(on_cpu=False)
         self.fetched = 0
 
     def get(self, references):
