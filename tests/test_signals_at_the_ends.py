@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from dipp_ray import cli
 from dipp_ray.errors import UserError
+from dipp_ray.training.train import interrupts
 
 DONE = """
 import atexit, sys, time
@@ -44,3 +46,24 @@ def test_usr1_before_the_service_is_there_does_not_end_it(monkeypatch, capsys, t
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert capsys.readouterr().err == "dipp-ray: read\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_ends_after_its_step_and_a_second_signal_ends_it_at_once(number):
+    said = []
+    run = SimpleNamespace(interrupted=False, say=said.append)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with interrupts(run):
+            os.kill(os.getpid(), number)
+            assert run.interrupted and said == [
+                "stopping after this step, with a checkpoint; once more to stop at once"
+            ]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)
+        with interrupts(run):
+            assert signal.getsignal(number) == signal.SIG_IGN, "as nohup asks for"
+    finally:
+        signal.signal(number, before)

@@ -26,6 +26,7 @@ from dipp_ray.data.files import files_of, suffix_of, whole_content
 from dipp_ray.data.published_prompts import published_column, published_list
 from dipp_ray.data.row_groups import Groups, ParquetRows
 from dipp_ray.errors import UserError
+from dipp_ray.strict_json import once
 
 Rows = Iterator[tuple[str, object]]  # (where, as a person finds it: 'row 3'; what stands there)
 COLUMN = "prompt"  # of the groups, whatever the files call it
@@ -209,14 +210,10 @@ def _text(content: bytes, shown: str) -> str:
 
 
 def _parsed(text: str, where: str) -> object:
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise UserError(f"prompt file {where}: an object names something twice: keep one")
-        return found
-
     try:
         return json.loads(text, object_pairs_hook=once)
+    except UserError as error:
+        raise UserError(f"prompt file {where}: {error}") from None
     except ValueError as error:
         raise UserError(f"prompt file {where}: it is not JSON ({error})") from None
 

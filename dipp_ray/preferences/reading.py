@@ -28,6 +28,7 @@ from dipp_ray.preferences.config import ColumnSettings
 from dipp_ray.preferences.images import decode, from_base64
 from dipp_ray.preferences.published import BESIDE, ROLES, Form, Places, form_of
 from dipp_ray.storage.remote import file_system, in_one_sentence, of_storage
+from dipp_ray.strict_json import once
 
 KINDS = (".parquet", ".jsonl", ".json")  # of the files that a folder is looked through for
 WHICH = ("first", "second")
@@ -297,7 +298,7 @@ def _objects(file, path: str) -> Iterator[tuple[str, dict]]:
     file.seek(0)
     if begins == b"[":
         try:
-            rows = json.load(file, object_pairs_hook=_once)
+            rows = json.load(file, object_pairs_hook=once)
         except UserError as error:
             raise UserError(f"preference pairs {path}: {error}") from None
         except ValueError as error:
@@ -311,19 +312,12 @@ def _objects(file, path: str) -> Iterator[tuple[str, dict]]:
         yield where, row
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise UserError("an object names something twice: keep one")
-    return found
-
-
 def _lines(file, path: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
-            yield f"line {number}", json.loads(line, object_pairs_hook=_once)
+            yield f"line {number}", json.loads(line, object_pairs_hook=once)
         except UserError as error:
             raise UserError(f"preference pairs {path}, line {number}: {error}") from None
         except ValueError:
