@@ -72,46 +72,6 @@ def test_each_byte_is_read_once(groups, trained):
         assert sorted(read) == [0, 0, *sorted(file.size for file in files)]
 
 
-@pytest.fixture(scope="module")
-def deep(groups, folder, tmp_path_factory):
-    """(state, its URL and step, shares of it with their keeper), of a network whose largest tensor is a small part of a
-    rank's; the ranks are of it."""
-    base = tmp_path_factory.mktemp("deep")
-    pipeline = pixart_pipeline(base / "pipeline", layers=14)
-    for world in (2, 4):
-        together(groups[world], "look_at", pipeline)
-    together(groups[2], "begin", 2)
-    run(groups[2], (0,))
-    save(groups[2], (base / "checkpoints").as_uri(), 1)
-    keeper = Keeper.remote()
-    keys = [ray.get(one) for one in [rank.kept_with.remote(keeper, 1) for rank in groups[2]]]
-    yield whole_state(groups[2]), ((base / "checkpoints").as_uri(), 1), [(key, keeper) for key in keys]
-    ray.kill(keeper)
-    for world in (2, 4):
-        together(groups[world], "look_at", folder)
-
-
-@pytest.mark.parametrize("stage", [3, 0])
-def test_no_rank_of_four_holds_more_than_it_keeps_and_a_little(groups, deep, stage):
-    """All that is alive is counted: weights, moments, average, and what is read of the checkpoint."""
-    state, committed, _ = deep
-    for most, kept, _ in together(groups[4], "peak", stage, "restore", *committed):
-        assert most <= 1.2 * kept
-    assert_same(whole_state(groups[4]), state)
-
-
-@pytest.mark.parametrize("stage", [3, 0])
-def test_of_the_state_in_memory_a_rank_holds_one_share_besides(groups, deep, stage):
-    state, _, shares = deep
-    found = together(groups[4], "peak", stage, "take_up", *shares)
-    whole = sum(value.nbytes for value in state[0].values())
-    fetched = sorted(size for *_, size in found)
-    assert fetched[:2] == [0, 0] and sum(fetched) == whole, "each share by one rank"
-    for most, kept, _ in found:
-        assert most <= 1.2 * kept + fetched[-1] < kept + whole
-    assert_same(whole_state(groups[4]), state)
-
-
 def test_three_ranks_do_not_divide_the_parameters_and_have_them_all_the_same(groups, trained, folder):
     url, state, _ = trained
     assert any(value.numel() % 3 for value in state[0].values())
@@ -172,3 +132,43 @@ def test_another_network_is_one_sentence(groups, trained, tmp_path):
     store.commit(1, {}, store.write_share(1, "generator", 0, 1, fewer, counters))
     for said, _ in restore(groups[2], 2, url, 1):
         assert said == "the checkpoint lacks exp_avg/proj_out.bias (1 such): it is of another network"
+
+
+@pytest.fixture(scope="module")
+def deep(groups, folder, tmp_path_factory):
+    """(state, its URL and step, shares of it with their keeper), of a network whose largest tensor is a small part of a
+    rank's; the ranks are of it until the module ends, so its tests come last."""
+    base = tmp_path_factory.mktemp("deep")
+    pipeline = pixart_pipeline(base / "pipeline", layers=14)
+    for world in (2, 4):
+        together(groups[world], "look_at", pipeline)
+    together(groups[2], "begin", 2)
+    run(groups[2], (0,))
+    save(groups[2], (base / "checkpoints").as_uri(), 1)
+    keeper = Keeper.remote()
+    keys = [ray.get(one) for one in [rank.kept_with.remote(keeper, 1) for rank in groups[2]]]
+    yield whole_state(groups[2]), ((base / "checkpoints").as_uri(), 1), [(key, keeper) for key in keys]
+    ray.kill(keeper)
+    for world in (2, 4):
+        together(groups[world], "look_at", folder)
+
+
+@pytest.mark.parametrize("stage", [3, 0])
+def test_no_rank_of_four_holds_more_than_it_keeps_and_a_little(groups, deep, stage):
+    """All that is alive is counted: weights, moments, average, and what is read of the checkpoint."""
+    state, committed, _ = deep
+    for most, kept, _ in together(groups[4], "peak", stage, "restore", *committed):
+        assert most <= 1.2 * kept
+    assert_same(whole_state(groups[4]), state)
+
+
+@pytest.mark.parametrize("stage", [3, 0])
+def test_of_the_state_in_memory_a_rank_holds_one_share_besides(groups, deep, stage):
+    state, _, shares = deep
+    found = together(groups[4], "peak", stage, "take_up", *shares)
+    whole = sum(value.nbytes for value in state[0].values())
+    fetched = sorted(size for *_, size in found)
+    assert fetched[:2] == [0, 0] and sum(fetched) == whole, "each share by one rank"
+    for most, kept, _ in found:
+        assert most <= 1.2 * kept + fetched[-1] < kept + whole
+    assert_same(whole_state(groups[4]), state)
